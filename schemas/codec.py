@@ -1,0 +1,132 @@
+"""From a source record's bytes to one known event, or to the reason why not."""
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from schemas import topics
+from schemas.commands import AnyCommand
+from schemas.envelope import Headers, RejectedError, fault_path, open_envelope
+from schemas.funding import RechargeResult
+from schemas.notices import DeadLetterReason
+from schemas.usage import CallUsage, ConferenceUsage, TenantId
+
+Event = CallUsage | ConferenceUsage | AnyCommand | RechargeResult
+
+# What stands for the identity in the data of each kind of event.
+_ID_MEMBERS: Final = {
+    topics.CALL_USAGE: "event_id",
+    topics.CONFERENCE_USAGE: "event_id",
+    topics.COMMAND: "command_id",
+    topics.RESULT: "result_id",
+}
+_TYPES: Final = {
+    topics.CALL_USAGE: CallUsage,
+    topics.CONFERENCE_USAGE: ConferenceUsage,
+    topics.COMMAND: AnyCommand,
+    topics.RESULT: RechargeResult,
+}
+_UNKNOWN: Final = "Object contains unknown field"
+
+
+class Decoded(Struct, frozen=True, gc=False):
+    """An event and its identity. `unknown_fields`: the data had members we do not know."""
+
+    event: Event
+    source: str
+    id: str
+    tenant_id: str
+    unknown_fields: bool = False
+
+
+def _forbidding(kind: type) -> type:
+    """The same type, refusing unknown members: one decode in the usual case tells both what
+    the event is and that nothing in it was ignored."""
+    return msgspec.defstruct(
+        kind.__name__,
+        [],
+        bases=(kind,),
+        kw_only=True,
+        frozen=True,
+        gc=False,
+        forbid_unknown_fields=True,
+        tag_field=kind.__struct_config__.tag_field,  # type: ignore[attr-defined]
+        tag=kind.__struct_config__.tag,  # type: ignore[attr-defined]
+    )
+
+
+def decoder(topic: str) -> Callable[[bytes | None, bytes | None, Headers], Decoded]:
+    """The decoder of one source topic, by its name in the manifest.
+
+    It takes a record's key, value and headers. Raises RejectedError with `malformed_json`,
+    `schema_violation` or `key_mismatch`.
+    """
+    member = _ID_MEMBERS[topic]
+    declared = _TYPES[topic]
+    kinds = getattr(declared, "__args__", (declared,))
+    strict_union = _forbidding(kinds[0])
+    for kind in kinds[1:]:
+        strict_union = strict_union | _forbidding(kind)  # type: ignore[assignment]
+    strict = msgspec.json.Decoder(strict_union).decode
+    tolerant = msgspec.json.Decoder(declared).decode
+    schema_violation = DeadLetterReason.SCHEMA_VIOLATION
+
+    def decode(key: bytes | None, value: bytes | None, headers: Headers) -> Decoded:
+        if not value:
+            raise RejectedError(DeadLetterReason.MALFORMED_JSON, "$")
+        envelope = open_envelope(value, headers)
+        unknown = False
+        try:
+            try:
+                event = strict(envelope.data)
+            except msgspec.ValidationError as error:
+                if not str(error).startswith(_UNKNOWN):
+                    raise
+                unknown = True
+                event = tolerant(envelope.data)
+        except msgspec.ValidationError as error:
+            raise RejectedError(schema_violation, fault_path(error)) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise RejectedError(DeadLetterReason.MALFORMED_JSON, "$") from None
+
+        event_id = getattr(event, member)
+        if envelope.id is not None:
+            if event_id is not None and event_id != envelope.id:
+                raise RejectedError(schema_violation, f"$.{member}")
+            event_id = envelope.id
+        if not event_id or len(event_id) > 255:
+            raise RejectedError(schema_violation, f"$.{member}")
+
+        source = event.source
+        if envelope.source is not None:
+            if source is not None and source != envelope.source:
+                raise RejectedError(schema_violation, "$.source")
+            source = envelope.source
+        if source is None:
+            source = topic
+        elif not source or len(source) > 255:
+            raise RejectedError(schema_violation, "$.source")
+
+        tenant_id = event.tenant_id
+        if envelope.subject is not None:
+            if tenant_id is not None and tenant_id != envelope.subject:
+                raise RejectedError(schema_violation, "$.tenant_id")
+            tenant_id = envelope.subject
+        if key is None:
+            raise RejectedError(DeadLetterReason.KEY_MISMATCH)
+        try:
+            subject = key.decode()
+        except UnicodeDecodeError:
+            raise RejectedError(DeadLetterReason.KEY_MISMATCH) from None
+        if tenant_id is not None and tenant_id != subject:
+            raise RejectedError(DeadLetterReason.KEY_MISMATCH)
+        if event.tenant_id is None:
+            try:
+                msgspec.convert(subject, TenantId)
+            except msgspec.ValidationError:
+                raise RejectedError(DeadLetterReason.KEY_MISMATCH) from None
+        return Decoded(event, source, event_id, subject, unknown)
+
+    return decode

@@ -1,0 +1,125 @@
+"""Commands: what an administrator or operator asks of a tenant's account.
+
+Written to `credits.command.v1` by the API and the command line only. Every command is answered
+by exactly one notice: `command_applied`, `command_refused` or, for a repeat, `command_repeated`.
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from schemas.funding import Count
+from schemas.money import Amount, Currency, Money
+from schemas.usage import Id, TenantId, Text, Timestamp
+
+
+class Method(StrEnum):
+    """How much an auto-recharge asks for."""
+
+    FIXED = "fixed"
+    FIXED_MULTIPLE = "fixed_multiple"
+    TARGET = "target"
+    GAP_PLUS_AMOUNT = "gap_plus_amount"
+
+
+class Compare(StrEnum):
+    """When the trigger fires: strictly below (lt), or at it too (le)."""
+
+    LT = "lt"
+    LE = "le"
+
+
+class GrantKind(StrEnum):
+    """Whose money a grant is."""
+
+    PAID = "paid"
+    PROMOTIONAL = "promotional"
+
+
+class RechargePolicy(Struct, kw_only=True, frozen=True, gc=False):
+    """Auto-recharge: "when the balance falls below `trigger`, add `amount`".
+
+    Amounts are in the account's currency. `target` is the level to reach for method `target`.
+    Caps and limits that are absent are off, except `max_per_day`.
+    """
+
+    enabled: bool = False
+    trigger: Amount = "0"
+    compare: Compare = Compare.LT
+    method: Method = Method.FIXED
+    amount: Amount | None = None
+    target: Amount | None = None
+    min_amount: Amount | None = None
+    max_amount: Amount | None = None
+    daily_cap: Amount | None = None
+    weekly_cap: Amount | None = None
+    monthly_cap: Amount | None = None
+    max_per_day: Annotated[int, Meta(ge=1, le=1_000)] = 3
+    cooldown_s: Annotated[int, Meta(ge=0, le=86_400)] = 900
+
+
+class Command(Struct, kw_only=True, frozen=True, gc=False, tag_field="command"):
+    """What every command carries. `command_id` is made by the caller (UUIDv7) and is the
+    identity of the command: sent twice, it is answered once."""
+
+    command_id: Id | None = None
+    source: Id | None = None
+    tenant_id: TenantId | None = None
+    issued_at: Timestamp
+    issued_by: Text | None = None
+
+
+class OpenTenant(Command, kw_only=True, frozen=True, gc=False, tag="open_tenant"):
+    """Open an account, or re-open a closed one. The currency is fixed for ever."""
+
+    currency: Currency
+    billing_from: Timestamp | None = None
+    opening_balance: Amount | None = None
+    time_zone: Text = "UTC"
+
+
+class CloseTenant(Command, kw_only=True, frozen=True, gc=False, tag="close_tenant"):
+    """Close an account: nothing new is charged or requested, what is left expires as ever."""
+
+    reason: Text | None = None
+
+
+class Settings(Command, kw_only=True, frozen=True, gc=False, tag="settings"):
+    """Change auto-recharge, payment methods or alert levels; what is absent stays.
+
+    `expected_version` is the settings version the caller has seen; another one in force refuses
+    the command (`version_conflict`) and changes nothing. `payment_methods` are references the
+    payment service understands, in the order to try; never card data.
+    """
+
+    expected_version: Count
+    policy: RechargePolicy | None = None
+    payment_methods: Annotated[list[Text], Meta(max_length=5)] | None = None
+    overdraft_floor: Amount | None = None
+
+
+class Fund(Command, kw_only=True, frozen=True, gc=False, tag="fund"):
+    """Add funds by hand: asks the payment service under the command's own id."""
+
+    amount: Money
+    payment_method: Text | None = None
+
+
+class BookPayment(Command, kw_only=True, frozen=True, gc=False, tag="book_payment"):
+    """Book money that was received elsewhere, once per `payment_id`."""
+
+    payment_id: Id
+    amount: Money
+    reason: Text | None = None
+
+
+class Adjustment(Command, kw_only=True, frozen=True, gc=False, tag="adjustment"):
+    """Correct the balance up or down, with a reason."""
+
+    amount: Money
+    reason: Annotated[str, Meta(min_length=1, max_length=255)]
+    expires_at: Timestamp | None = None
+
+
+AnyCommand = OpenTenant | CloseTenant | Settings | Fund | BookPayment | Adjustment

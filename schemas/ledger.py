@@ -1,0 +1,120 @@
+"""Ledger entries and public balances: what other systems read about money."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from schemas.funding import Count
+from schemas.money import Amount, Currency
+from schemas.usage import Id, TenantId, Text, Timestamp
+
+Ordinal = Annotated[int, Meta(ge=1)]
+Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
+
+
+class EntryKind(StrEnum):
+    """Why money moved."""
+
+    CHARGE = "charge"
+    POOL = "pool"
+    PURCHASE = "purchase"
+    RECHARGE = "recharge"
+    GRANT = "grant"
+    ADJUSTMENT = "adjustment"
+    EXPIRY = "expiry"
+    EXPIRY_REOPENED = "expiry_reopened"
+    REVERSAL = "reversal"
+    REFUND = "refund"
+    DISPUTE_OPENED = "dispute_opened"
+    DISPUTE_WON = "dispute_won"
+    DISPUTE_LOST = "dispute_lost"
+    VOID = "void"
+    ORPHAN = "orphan"
+
+
+class CausedBy(Struct, kw_only=True, frozen=True, gc=False):
+    """The record that moved the money. A tick has topic `tick`, its id is the due instant."""
+
+    topic: str
+    partition: int
+    offset: int
+    source: str
+    id: str
+
+
+class RateUsed(Struct, kw_only=True, frozen=True, gc=False):
+    """The row of the deck that priced a usage event, and how.
+
+    `cost` is the exact price of the whole leg before rounding to the ledger's nine decimals as
+    fraction text ("n/d" or "n") when it is no nine-decimal number, else absent.
+    """
+
+    deck: str
+    version: str
+    prefix: str
+    per_minute: str
+    connect_fee: str
+    initial_increment_s: int
+    increment_s: int
+    billed_s: int
+    duration_s: int
+
+
+class GrantUsed(Struct, kw_only=True, frozen=True, gc=False):
+    """A grant that an entry touched: what it gave (negative) or got, and what is left in it."""
+
+    id: str
+    amount: Amount
+    left: Amount
+
+
+class LedgerEntry(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
+    """One booked movement: `credits.ledger.entry.v1`, key = tenant.
+
+    `seq` counts 1, 2, 3 … per tenant without a gap. `amount` is what the balance changed by;
+    `balance_after` is the sum of all amounts so far. `hash` is the last member: SHA-256 over the
+    previous entry's hash (32 bytes; zeros before the first) and this value's bytes up to
+    `,"hash"`.
+    """
+
+    tenant_id: TenantId
+    seq: Ordinal
+    kind: EntryKind
+    amount: Amount
+    currency: Currency
+    balance_after: Amount
+    overdraft_after: Amount = "0"
+    at: Timestamp
+    booked_at: Timestamp
+    caused_by: CausedBy
+    usage_kind: str | None = None
+    call_id: str | None = None
+    callee: str | None = None
+    late: bool = False
+    duration_disagrees: bool = False
+    rate: RateUsed | None = None
+    grants: list[GrantUsed] = []
+    recharge_id: str | None = None
+    payment_id: str | None = None
+    expires_at: Timestamp | None = None
+    reason: str | None = None
+    hash: Hash | None = None
+
+
+class Balance(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
+    """The latest public state of a tenant: `credits.balance.v1`, compacted, key = tenant."""
+
+    tenant_id: TenantId
+    currency: Currency
+    balance: Amount
+    available: Amount
+    overdraft: Amount = "0"
+    seq: Count
+    hash: Hash
+    recharge_state: Text
+    recharge_id: Id | None = None
+    settings_version: Count
+    policy_version: Count = 0
+    closed: bool = False
+    as_of: Timestamp

@@ -1,0 +1,93 @@
+"""Notices: what people should hear, and the answers to commands."""
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+from schemas.funding import Count
+from schemas.money import Amount
+from schemas.usage import Id, TenantId, Text, Timestamp
+
+
+class NoticeKind(StrEnum):
+    """What happened. Readers must expect new kinds."""
+
+    COMMAND_APPLIED = "command_applied"
+    COMMAND_REFUSED = "command_refused"
+    COMMAND_REPEATED = "command_repeated"
+    RECHARGE_REQUESTED = "recharge_requested"
+    RECHARGE_SUCCEEDED = "recharge_succeeded"
+    RECHARGE_DECLINED = "recharge_declined"
+    RECHARGE_NEEDS_ACTION = "recharge_needs_action"
+    RECHARGE_ENDED = "recharge_ended"
+    RECHARGE_OVERDUE = "recharge_overdue"
+    RECHARGE_PAUSED = "recharge_paused"
+    RECHARGE_WITHHELD = "recharge_withheld"
+    GRANT_EXPIRED = "grant_expired"
+    GRANT_EXPIRING = "grant_expiring"
+    BALANCE_BELOW_TRIGGER = "balance_below_trigger"
+    BALANCE_EXHAUSTED = "balance_exhausted"
+    BALANCE_NEGATIVE = "balance_negative"
+    ORPHAN_PAYMENT = "orphan_payment"
+
+
+class Withheld(StrEnum):
+    """Why no recharge was requested, in the order in which the guards are asked."""
+
+    DISABLED = "disabled"
+    ABOVE_TRIGGER = "above_trigger"
+    IN_FLIGHT = "in_flight"
+    STALE = "stale"
+    PAUSED = "paused"
+    COOLING = "cooling"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    DAILY_COUNT = "daily_count"
+    DAILY_AMOUNT = "daily_amount"
+    WEEKLY_AMOUNT = "weekly_amount"
+    MONTHLY_AMOUNT = "monthly_amount"
+    VELOCITY = "velocity"
+    ABOVE_MAX = "above_max"
+
+
+class Notice(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
+    """One thing to hear: `credits.notification.v1`, key = tenant.
+
+    For an answered command `command_id` names it, `rule` is the named rule that refused it and
+    `fix` says in one sentence what to do. `version` is the settings version then in force.
+    """
+
+    notice: NoticeKind
+    tenant_id: TenantId
+    at: Timestamp
+    caused_by: Text
+    command_id: Id | None = None
+    rule: Text | None = None
+    fix: str | None = None
+    version: Count | None = None
+    withheld: Withheld | None = None
+    balance: Amount | None = None
+    amount: Amount | None = None
+    recharge_id: Id | None = None
+    payment_id: Id | None = None
+    decline_code: Text | None = None
+    retry_at: Timestamp | None = None
+    grant_id: Id | None = None
+
+
+class DeadLetterReason(StrEnum):
+    """Why a record was not booked; closed list, also the metric's label."""
+
+    MALFORMED_JSON = "malformed_json"
+    SCHEMA_VIOLATION = "schema_violation"
+    UNKNOWN_TENANT = "unknown_tenant"
+    NOT_BILLABLE = "not_billable"
+    CURRENCY_MISMATCH = "currency_mismatch"
+    KEY_MISMATCH = "key_mismatch"
+    WRONG_PARTITION = "wrong_partition"
+    CONFLICT = "conflict"
+    TOO_LATE = "too_late"
+    FROM_THE_FUTURE = "from_the_future"
+    UNRATED = "unrated"
+    OVERFLOW = "overflow"
+    REFUSED = "refused"
+    DEFECT = "defect"
