@@ -1,0 +1,1 @@
+"""Faust agents: where the source topics are consumed."""

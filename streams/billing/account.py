@@ -1,0 +1,256 @@
+"""The account: one tenant's row, and the row of one payment.
+
+Rows are msgpack arrays behind eight bytes that say when the row wants to be looked at again. A row
+carries its version; an older one is lifted when it is read, a newer one is refused.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from schemas.commands import Compare, GrantKind, Method
+from schemas.funding import Status
+from schemas.ledger import EntryKind
+from schemas.notices import Withheld
+
+VERSION: Final = 1
+NEVER: Final = b"\xff" * 8
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+NO_HASH: Final = bytes(32)
+
+
+class NewerRowError(Exception):
+    """The row was written by a newer version of this program, which must read it."""
+
+
+class Grant(Struct, frozen=True, gc=False, array_like=True):
+    """Money put in, with its own priority and expiry; active on [effective_at, expires_at)."""
+
+    id: str
+    kind: GrantKind
+    priority: int
+    amount_nanos: int
+    left_nanos: int
+    effective_at: datetime
+    expires_at: datetime | None
+    created_at: datetime
+
+
+class Policy(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
+    """Auto-recharge as it is in force; amounts in nanos. `version` counts its changes."""
+
+    version: int = 0
+    enabled: bool = False
+    trigger_nanos: int = 0
+    compare: Compare = Compare.LT
+    method: Method = Method.FIXED
+    amount_nanos: int = 0
+    target_nanos: int = 0
+    min_nanos: int | None = None
+    max_nanos: int | None = None
+    daily_cap_nanos: int | None = None
+    weekly_cap_nanos: int | None = None
+    monthly_cap_nanos: int | None = None
+    max_per_day: int = 3
+    cooldown_s: int = 900
+
+
+class Asked(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
+    """A recharge request without a final answer. `epoch` is None for funding by hand."""
+
+    recharge_id: str
+    amount_nanos: int
+    epoch: int | None = None
+    attempt: int | None = None
+    method: str | None = None
+    policy_version: int = 0
+    requested_at: datetime
+    expires_at: datetime
+    needs_action: bool = False
+    overdue: bool = False
+
+
+class Attempt(Struct, frozen=True, gc=False, array_like=True):
+    """An auto-recharge that was asked for; kept so that a late answer is known."""
+
+    recharge_id: str
+    epoch: int
+    attempt: int
+    amount_nanos: int
+
+
+class Sum(Struct, frozen=True, gc=False, array_like=True):
+    """Money recharged in one whole hour or day since 1970: how often and how much."""
+
+    at: int
+    count: int
+    nanos: int
+
+
+class Declines(Struct, frozen=True, gc=False, array_like=True):
+    """Declined attempts of one payment method on one day since 1970."""
+
+    day: int
+    method: str
+    count: int
+
+
+class Recharging(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
+    """Where auto-recharge stands. `stage` is idle, requested, cooling, paused or needs_approval;
+    `until` ends a cooling stage; `retry` says that the epoch goes on after it."""
+
+    stage: str = "idle"
+    epoch: int = 0
+    attempt: int = 0
+    asked: Asked | None = None
+    until: datetime | None = None
+    retry: bool = False
+    method_index: int = 0
+    rounds: int = 0
+    declines_in_row: int = 0
+    withheld: Withheld | None = None
+    attempts: tuple[Attempt, ...] = ()
+    hours: tuple[Sum, ...] = ()
+    days: tuple[Sum, ...] = ()
+    declines: tuple[Declines, ...] = ()
+
+
+class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
+    """One tenant. The first seven members keep their places for ever: other programs read them."""
+
+    version: int = VERSION
+    tenant_id: str
+    currency: str
+    seq: int = 0
+    head: bytes = NO_HASH
+    overdraft_nanos: int = 0
+    grants: tuple[Grant, ...] = ()
+    opened_at: datetime
+    billing_from: datetime
+    closed_at: datetime | None = None
+    time_zone: str = "UTC"
+    settings_version: int = 0
+    overdraft_floor_nanos: int = 0
+    policy: Policy = Policy()
+    payment_methods: tuple[str, ...] = ()
+    recharging: Recharging = Recharging()
+    funds: tuple[Asked, ...] = ()
+
+    @property
+    def balance_nanos(self) -> int:
+        """What is left in the grants, minus what was overdrawn."""
+        total = -self.overdraft_nanos
+        for grant in self.grants:
+            total += grant.left_nanos
+        return total
+
+    @property
+    def state(self) -> str:
+        """The label of `credits_tenants`: the recharge stage, or closed."""
+        return "closed" if self.closed_at is not None else self.recharging.stage
+
+    def next_due(self) -> datetime | None:
+        """When time alone will change this account; None when it will not."""
+        due: datetime | None = None
+        for grant in self.grants:
+            expires_at = grant.expires_at
+            if expires_at is not None and (due is None or expires_at < due):
+                due = expires_at
+        recharging = self.recharging
+        if recharging.until is not None and (due is None or recharging.until < due):
+            due = recharging.until
+        if self.closed_at is None:
+            if recharging.asked is not None and not recharging.asked.needs_action:
+                due = _earlier(due, _overdue_at(recharging.asked))
+            for fund in self.funds:
+                if not fund.needs_action:
+                    due = _earlier(due, _overdue_at(fund))
+        return due
+
+
+# After this long without an answer a person decides; the request is not published again.
+UNANSWERED_FOR: Final = timedelta(hours=24)
+
+
+def _overdue_at(asked: Asked) -> datetime | None:
+    if asked.expires_at - asked.requested_at > UNANSWERED_FOR:
+        return None
+    return asked.expires_at
+
+
+def _earlier(one: datetime | None, other: datetime | None) -> datetime | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)
+
+
+class Payment(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
+    """What is booked of one payment, by status, cumulative; each effect once, in any order.
+
+    `origin` is the kind under which its money came in; `disputed_nanos` what disputes hold back.
+    """
+
+    version: int = VERSION
+    payment_id: str
+    recharge_id: str | None = None
+    currency: str
+    origin: EntryKind
+    booked_nanos: dict[Status, int]
+    disputed_nanos: int = 0
+    kept_until: datetime
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_account = msgspec.msgpack.Decoder(Account).decode
+_decode_payment = msgspec.msgpack.Decoder(Payment).decode
+
+
+def _due_bytes(due: datetime | None) -> bytes:
+    if due is None:
+        return NEVER
+    return ((due - _EPOCH) // _MICROSECOND).to_bytes(8, "big")
+
+
+def encode_row(account: Account) -> bytes:
+    """A tenant's row as the changelog keeps it."""
+    return _due_bytes(account.next_due()) + _encode(account)
+
+
+def encode_payment(payment: Payment) -> bytes:
+    """A payment's row; it is due when it may be forgotten."""
+    return _due_bytes(payment.kept_until) + _encode(payment)
+
+
+def _check_version(value: bytes) -> None:
+    version = msgspec.msgpack.decode(memoryview(value)[8:])[0]
+    if version > VERSION:
+        raise NewerRowError(
+            f"a row of version {version}, this program writes version {VERSION}: upgrade it first"
+        )
+
+
+def decode_row(value: bytes) -> Account:
+    """Read a tenant's row. Raises NewerRowError, msgspec.DecodeError."""
+    try:
+        account = _decode_account(memoryview(value)[8:])
+    except msgspec.ValidationError:
+        _check_version(value)
+        raise
+    if account.version > VERSION:
+        _check_version(value)
+    return account
+
+
+def decode_payment(value: bytes) -> Payment:
+    """Read a payment's row. Raises NewerRowError, msgspec.DecodeError."""
+    try:
+        payment = _decode_payment(memoryview(value)[8:])
+    except msgspec.ValidationError:
+        _check_version(value)
+        raise
+    if payment.version > VERSION:
+        _check_version(value)
+    return payment

@@ -1,0 +1,231 @@
+"""The books while one event is applied: what it moves, and all there is to announce.
+
+A draft is made for one event and ends as an `Outcome`; it never leaves `ledger.apply`.
+"""
+
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from schemas.commands import GrantKind
+from schemas.funding import RechargeRequest
+from schemas.ledger import CausedBy, EntryKind, GrantUsed, LedgerEntry
+from schemas.money import text_from
+from schemas.notices import DeadLetterReason, Notice, NoticeKind, Withheld
+from streams.billing import grants
+from streams.billing.account import Account, Grant, Payment
+from streams.billing.events import Cause
+from streams.billing.grants import Burnt
+from streams.billing.money import MAX_BALANCE_NANOS
+
+# Bought money expires twelve months after purchase, as Microsoft's Communications Credits do.
+PAID_MONTHS: Final = 12
+DEFAULT_PRIORITY: Final = 100
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Refused(Struct, frozen=True, gc=False):
+    """The record is not booked: it goes to the dead letters, with the reason and the JSON path."""
+
+    reason: DeadLetterReason
+    path: str = ""
+
+
+class RefusedError(Exception):
+    """Raised inside the core to leave a draft; `refused` says why. Nothing of it is kept."""
+
+    def __init__(self, reason: DeadLetterReason, path: str = "") -> None:
+        super().__init__(reason.value, path)
+        self.refused = Refused(reason, path)
+
+
+class Outcome(Struct, frozen=True, gc=False):
+    """The new account and everything that was decided. `account` is the same object as before
+    when nothing changed; `moved` is kind and nanos of every entry."""
+
+    account: Account | None
+    label: str
+    entries: tuple[bytes, ...] = ()
+    moved: tuple[tuple[EntryKind, int], ...] = ()
+    requests: tuple[RechargeRequest, ...] = ()
+    notices: tuple[Notice, ...] = ()
+    payment: Payment | None = None
+    refused: Refused | None = None
+    withheld: Withheld | None = None
+
+
+def months_later(at: datetime, months: int) -> datetime:
+    """The same day and time some months on; the month's last day when it is shorter."""
+    years, month = divmod(at.month - 1 + months, 12)
+    year = at.year + years
+    for day in range(at.day, 27, -1):
+        try:
+            return at.replace(year=year, month=month + 1, day=day)
+        except ValueError:
+            continue
+    return at.replace(year=year, month=month + 1)
+
+
+class Draft:
+    """One event's effect on one account, being worked out."""
+
+    __slots__ = (
+        "account",
+        "before",
+        "cause",
+        "entries",
+        "moved",
+        "notices",
+        "now",
+        "payment",
+        "requests",
+        "withheld",
+    )
+
+    def __init__(self, account: Account, cause: Cause, now: datetime) -> None:
+        self.before = account
+        self.account = account
+        self.cause = cause
+        self.now = now
+        self.entries: list[bytes] = []
+        self.moved: list[tuple[EntryKind, int]] = []
+        self.requests: list[RechargeRequest] = []
+        self.notices: list[Notice] = []
+        self.payment: Payment | None = None
+        self.withheld: Withheld | None = None
+
+    @property
+    def caused_by(self) -> str:
+        """The event in one word, for notices and requests."""
+        return f"{self.cause.source}/{self.cause.id}"
+
+    def book(
+        self, kind: EntryKind, amount_nanos: int, burnt: Burnt, at: datetime, **details: Any
+    ) -> None:
+        """Write one ledger entry: `amount_nanos` is what the balance changes by.
+
+        Raises RefusedError(`overflow`) when the balance would leave the range a row can hold.
+        """
+        account = self.account
+        seq = account.seq + 1
+        balance_nanos = account.balance_nanos + amount_nanos
+        if not -MAX_BALANCE_NANOS <= balance_nanos <= MAX_BALANCE_NANOS:
+            raise RefusedError(DeadLetterReason.OVERFLOW)
+        cause = self.cause
+        entry = LedgerEntry(
+            tenant_id=account.tenant_id,
+            seq=seq,
+            kind=kind,
+            amount=text_from(amount_nanos),
+            currency=account.currency,
+            balance_after=text_from(balance_nanos),
+            overdraft_after=text_from(burnt.overdraft_nanos),
+            at=at,
+            booked_at=self.now,
+            caused_by=CausedBy(
+                topic=cause.topic,
+                partition=cause.partition,
+                offset=cause.offset,
+                source=cause.source,
+                id=cause.id,
+            ),
+            grants=[
+                GrantUsed(id=grant.id, amount=text_from(nanos), left=text_from(grant.left_nanos))
+                for grant, nanos in burnt.touched
+            ],
+            **details,
+        )
+        # The hash is the last member and covers the bytes before it, so that anybody can check
+        # a chain on raw bytes without re-encoding anything.
+        body = _encode(entry)[:-1]
+        head = sha256(account.head + body).digest()
+        self.entries.append(b'%b,"hash":"%b"}' % (body, head.hex().encode()))
+        self.moved.append((kind, amount_nanos))
+        self.account = replace(
+            account,
+            seq=seq,
+            head=head,
+            overdraft_nanos=burnt.overdraft_nanos,
+            grants=burnt.grants,
+        )
+
+    def credit(
+        self,
+        kind: EntryKind,
+        amount_nanos: int,
+        *,
+        grant_kind: GrantKind = GrantKind.PAID,
+        expires_at: datetime | None = None,
+        **details: Any,
+    ) -> None:
+        """Put money in: a new lot, after it has paid what was overdrawn."""
+        if expires_at is None:
+            expires_at = months_later(self.now, PAID_MONTHS)
+        grant = Grant(
+            id=f"g{self.account.seq + 1}",
+            kind=grant_kind,
+            priority=DEFAULT_PRIORITY,
+            amount_nanos=amount_nanos,
+            left_nanos=amount_nanos,
+            effective_at=self.now,
+            expires_at=expires_at,
+            created_at=self.now,
+        )
+        burnt = grants.put_in(self.account, grant)
+        self.book(kind, amount_nanos, burnt, self.now, expires_at=expires_at, **details)
+
+    def debit(
+        self, kind: EntryKind, amount_nanos: int, at: datetime | None = None, **details: Any
+    ) -> None:
+        """Take money out, below zero if need be: what happened, happened."""
+        at = at or self.now
+        burnt = grants.burn(self.account, amount_nanos, at, self.now)
+        self.book(kind, -amount_nanos, burnt, at, **details)
+
+    def notify(self, notice: NoticeKind, **details: Any) -> None:
+        """Announce something to people."""
+        self.notices.append(
+            Notice(
+                notice=notice,
+                tenant_id=self.account.tenant_id,
+                at=self.now,
+                caused_by=self.caused_by,
+                **details,
+            )
+        )
+
+    def check_books(self) -> None:
+        """The law after every event; a breach is a defect of ours, never the event's fault."""
+        before, after = self.before, self.account
+        balance_nanos = after.balance_nanos
+        moved = 0
+        for _, nanos in self.moved:
+            moved += nanos
+        assert balance_nanos == before.balance_nanos + moved, "entries do not sum to the balance"
+        assert after.seq == before.seq + len(self.entries), "an entry without its number"
+        if after.overdraft_nanos:
+            assert after.overdraft_nanos > 0
+            assert not any(grants.active(grant, self.now) for grant in after.grants), (
+                "overdrawn beside a lot that could pay"
+            )
+
+    def outcome(self, label: str) -> Outcome:
+        """What the event did."""
+        return Outcome(
+            self.account,
+            label,
+            tuple(self.entries),
+            tuple(self.moved),
+            tuple(self.requests),
+            tuple(self.notices),
+            self.payment,
+            None,
+            self.withheld,
+        )
+
+

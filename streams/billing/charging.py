@@ -1,0 +1,88 @@
+"""Charging: from a usage event to what it costs the tenant."""
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from schemas.ledger import EntryKind, RateUsed
+from schemas.notices import DeadLetterReason
+from schemas.usage import Phase
+from streams.billing import coverage, rating
+from streams.billing.account import Account
+from streams.billing.booking import Draft, RefusedError
+from streams.billing.events import UsageEvent
+from streams.billing.tariff import Tariff
+
+# Usage reports arrive 24 to 48 hours late; past that a charge is marked as late.
+GRACE: Final = timedelta(hours=48)
+# Ids are remembered this long; older usage could be a repeat that nobody remembers.
+LATEST: Final = timedelta(days=35)
+FUTURE: Final = timedelta(minutes=5)
+
+
+def lateness(ended_at: datetime, now: datetime) -> DeadLetterReason | None:
+    """Whether usage comes too late, or from the future, to be booked."""
+    if ended_at < now - LATEST:
+        return DeadLetterReason.TOO_LATE
+    if ended_at > now + FUTURE:
+        return DeadLetterReason.FROM_THE_FUTURE
+    return None
+
+
+def charge(draft: Draft, event: UsageEvent, tariff: Tariff) -> str:
+    """Book what a leg costs; returns the outcome's label. Raises RefusedError."""
+    usage = event.usage
+    account = draft.account
+    if usage.phase is not Phase.END:
+        if usage.phase is Phase.CORRECTION:
+            raise RefusedError(DeadLetterReason.REFUSED, "$.phase")
+        return "open"
+    duration_s = event.duration_s
+    if duration_s is None or duration_s < 0:
+        raise RefusedError(DeadLetterReason.SCHEMA_VIOLATION, "$.duration_s")
+    if not billable(account, event.started_at):
+        raise RefusedError(DeadLetterReason.NOT_BILLABLE, "$.started_at")
+    if usage.currency is not None and usage.currency != account.currency:
+        raise RefusedError(DeadLetterReason.CURRENCY_MISMATCH, "$.currency")
+    kind = coverage.kind_of(usage)
+    if kind is None:
+        raise RefusedError(DeadLetterReason.SCHEMA_VIOLATION, "$.kind")
+    if kind in coverage.FREE_KINDS:
+        return "free"
+    callee = usage.callee
+    if callee is None or not coverage.is_e164(callee):
+        raise RefusedError(DeadLetterReason.UNRATED, "$.callee")
+    rate = tariff.find(callee[1:])
+    if rate is None:
+        raise RefusedError(DeadLetterReason.UNRATED, "$.callee")
+    priced = rating.price(rate, duration_s)
+    if not priced.amount_nanos:
+        return "free"
+    draft.debit(
+        EntryKind.CHARGE,
+        priced.amount_nanos,
+        event.ended_at,
+        usage_kind=kind.value,
+        call_id=usage.call_id,
+        callee=coverage.masked(rate.prefix, callee[1:]),
+        late=event.ended_at < draft.now - GRACE,
+        duration_disagrees=event.disagrees,
+        rate=RateUsed(
+            deck=tariff.deck,
+            version=tariff.version,
+            prefix=rate.prefix,
+            per_minute=rate.per_minute_text,
+            connect_fee=rate.connect_fee_text,
+            initial_increment_s=rate.initial_increment_s,
+            increment_s=rate.increment_s,
+            billed_s=priced.billed_s,
+            duration_s=duration_s,
+        ),
+    )
+    return "charged"
+
+
+def billable(account: Account, started_at: datetime) -> bool:
+    """Whether usage that started then is this account's: opened, and not closed."""
+    if started_at < account.billing_from:
+        return False
+    return account.closed_at is None or started_at < account.closed_at

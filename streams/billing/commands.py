@@ -1,0 +1,332 @@
+"""Commands: what administrators and operators ask; applied whole or refused with rule and fix."""
+
+from datetime import datetime, timedelta
+from typing import Final, assert_never
+
+from msgspec.structs import replace
+
+from schemas.commands import (
+    Adjustment,
+    AnyCommand,
+    BookPayment,
+    CloseTenant,
+
+    Fund,
+    Method,
+    OpenTenant,
+    RechargePolicy,
+    Settings,
+)
+from schemas.funding import Reason, Status
+from schemas.ledger import EntryKind
+from schemas.money import MAX_EVENT_NANOS, NANOS, Money, nanos_from, text_from
+from schemas.notices import NoticeKind
+from streams.billing import recharge
+from streams.billing.account import Account, Asked, Payment, Policy
+from streams.billing.booking import Draft
+from streams.billing.events import CommandEvent, utc
+from streams.billing.money import CURRENCIES, exponent_of, rounded_up
+from streams.billing.recharge import Stage
+from streams.billing.results import PAYMENT_KEPT
+
+MINIMUM_TRIGGER: Final = 5
+# In whole units; where a unit is worth a hundredth of a dollar, a hundred times as many.
+MINIMUM_RECHARGE: Final = 50
+_MINIMUM_RECHARGE: Final = {"JPY": 5_000, "KRW": 50_000, "HUF": 15_000, "TWD": 1_500}
+MOST_OPEN_FUNDS: Final = 8
+
+
+class CommandRefusedError(Exception):
+    """The command is refused: `rule` names why, `fix` says in a sentence what to do."""
+
+    def __init__(self, rule: str, fix: str) -> None:
+        super().__init__(rule)
+        self.rule = rule
+        self.fix = fix
+
+
+def minimum_recharge_nanos(currency: str) -> int:
+    """The least a recharge or purchase may be."""
+    return _MINIMUM_RECHARGE.get(currency, MINIMUM_RECHARGE) * NANOS
+
+
+def obey(draft: Draft, event: CommandEvent, result_timeout_s: int) -> None:
+    """Apply a command to an open draft. Raises CommandRefusedError; then the draft is void."""
+    command: AnyCommand = event.command
+    match command:
+        case OpenTenant():
+            _reopen(draft, command)
+        case CloseTenant():
+            _close(draft)
+        case Settings():
+            _settings(draft, command)
+        case Fund():
+            _fund(draft, command, result_timeout_s)
+        case BookPayment():
+            _book_payment(draft, command, event.payment)
+        case Adjustment():
+            _adjust(draft, command)
+        case _:
+            assert_never(command)
+    draft.notify(
+        NoticeKind.COMMAND_APPLIED,
+        command_id=draft.cause.id,
+        version=draft.account.settings_version,
+        balance=text_from(draft.account.balance_nanos),
+    )
+
+
+def opened(command: OpenTenant, tenant_id: str, now: datetime) -> Account:
+    """The account an opening makes, before any money. Raises CommandRefusedError."""
+    if command.currency not in CURRENCIES:
+        raise CommandRefusedError(
+            "unknown_currency", f"{command.currency} is no ISO 4217 code in use; try USD or EUR."
+        )
+    billing_from = now if command.billing_from is None else utc(command.billing_from)
+    return Account(
+        tenant_id=tenant_id,
+        currency=command.currency,
+        opened_at=now,
+        billing_from=billing_from,
+        time_zone=command.time_zone,
+    )
+
+
+def open_with_money(draft: Draft, command: OpenTenant) -> None:
+    """Book the opening balance, if there is one, and answer."""
+    if command.opening_balance is not None:
+        amount_nanos = nanos_from(command.opening_balance)
+        if not 0 <= amount_nanos <= MAX_EVENT_NANOS:
+            raise CommandRefusedError(
+                "opening_balance", "An opening balance is zero or more, up to 999999999."
+            )
+        if amount_nanos:
+            draft.credit(EntryKind.GRANT, amount_nanos, reason="opening balance")
+    draft.notify(
+        NoticeKind.COMMAND_APPLIED,
+        command_id=draft.cause.id,
+        version=0,
+        balance=text_from(draft.account.balance_nanos),
+    )
+
+
+def refuse(draft: Draft, refused: CommandRefusedError) -> None:
+    """The one notice a refused command gets."""
+    draft.notify(
+        NoticeKind.COMMAND_REFUSED,
+        command_id=draft.cause.id,
+        rule=refused.rule,
+        fix=refused.fix,
+        version=draft.account.settings_version,
+    )
+
+
+def _reopen(draft: Draft, command: OpenTenant) -> None:
+    account = draft.account
+    if account.closed_at is None:
+        raise CommandRefusedError("already_open", f"{account.tenant_id} is open already.")
+    if command.currency != account.currency:
+        raise CommandRefusedError(
+            "currency_fixed",
+            f"The currency is {account.currency} for ever; open another tenant for "
+            f"{command.currency}.",
+        )
+    if command.opening_balance is not None and nanos_from(command.opening_balance):
+        raise CommandRefusedError(
+            "opening_balance", "A re-opened account keeps its balance; add funds instead."
+        )
+    billing_from = draft.now if command.billing_from is None else utc(command.billing_from)
+    draft.account = replace(account, closed_at=None, billing_from=billing_from)
+
+
+def _close(draft: Draft) -> None:
+    if draft.account.closed_at is not None:
+        raise CommandRefusedError("already_closed", "The account is closed already.")
+    draft.account = replace(draft.account, closed_at=draft.now)
+
+
+def _settings(draft: Draft, command: Settings) -> None:
+    account = draft.account
+    if command.expected_version != account.settings_version:
+        raise CommandRefusedError(
+            "version_conflict",
+            f"The settings are at version {account.settings_version}, changed since you read "
+            f"version {command.expected_version}; read them again and repeat your change.",
+        )
+    changes: dict[str, object] = {"settings_version": account.settings_version + 1}
+    recharging = account.recharging
+    if command.policy is not None:
+        changes["policy"] = _policy(command.policy, account)
+        recharging = replace(recharging, withheld=None)
+    if command.payment_methods is not None:
+        changes["payment_methods"] = tuple(command.payment_methods)
+        if set(command.payment_methods) - set(account.payment_methods):
+            # A new method clears a pause: what made the old one fail no longer matters.
+            recharging = replace(
+                recharging,
+                declines_in_row=0,
+                method_index=0,
+                withheld=None,
+                stage=Stage.IDLE if recharging.stage == Stage.PAUSED else recharging.stage,
+            )
+    if command.overdraft_floor is not None:
+        floor_nanos = nanos_from(command.overdraft_floor)
+        if floor_nanos < 0:
+            raise CommandRefusedError("overdraft_floor", "The overdraft floor is zero or more.")
+        changes["overdraft_floor_nanos"] = floor_nanos
+    draft.account = replace(account, recharging=recharging, **changes)
+
+
+def _policy(wire: RechargePolicy, account: Account) -> Policy:
+    """The policy in nanos. Raises CommandRefusedError when it makes no sense."""
+    currency = account.currency
+    trigger_nanos = nanos_from(wire.trigger)
+    policy = Policy(
+        version=account.policy.version + 1,
+        enabled=wire.enabled,
+        trigger_nanos=trigger_nanos,
+        compare=wire.compare,
+        method=wire.method,
+        amount_nanos=_nanos(wire.amount) or 0,
+        target_nanos=_nanos(wire.target) or 0,
+        min_nanos=_nanos(wire.min_amount),
+        max_nanos=_nanos(wire.max_amount),
+        daily_cap_nanos=_nanos(wire.daily_cap),
+        weekly_cap_nanos=_nanos(wire.weekly_cap),
+        monthly_cap_nanos=_nanos(wire.monthly_cap),
+        max_per_day=wire.max_per_day,
+        cooldown_s=wire.cooldown_s,
+    )
+    for name, nanos in (
+        ("trigger", trigger_nanos),
+        ("amount", policy.amount_nanos),
+        ("target", policy.target_nanos),
+        ("min_amount", policy.min_nanos),
+        ("max_amount", policy.max_nanos),
+        ("daily_cap", policy.daily_cap_nanos),
+        ("weekly_cap", policy.weekly_cap_nanos),
+        ("monthly_cap", policy.monthly_cap_nanos),
+    ):
+        if nanos is not None and nanos < 0:
+            raise CommandRefusedError(name, f"{name} must not be negative.")
+    if not policy.enabled:
+        return policy
+    if trigger_nanos < MINIMUM_TRIGGER * NANOS:
+        raise CommandRefusedError(
+            "trigger_minimum",
+            f"Trigger must be at least {shown(MINIMUM_TRIGGER * NANOS, currency)}.",
+        )
+    if policy.method is Method.TARGET:
+        if policy.target_nanos < trigger_nanos:
+            raise CommandRefusedError(
+                "target_below_trigger",
+                f"The target must not be below the trigger ({shown(trigger_nanos, currency)}).",
+            )
+        return policy
+    minimum_nanos = minimum_recharge_nanos(currency)
+    if policy.amount_nanos < minimum_nanos:
+        raise CommandRefusedError(
+            "amount_minimum",
+            f"Recharge amount must be at least {shown(minimum_nanos, currency)}.",
+        )
+    if (
+        policy.min_nanos is not None
+        and policy.max_nanos is not None
+        and policy.min_nanos > policy.max_nanos
+    ):
+        raise CommandRefusedError("min_above_max", "min_amount must not be above max_amount.")
+    return policy
+
+
+def _nanos(text: str | None) -> int | None:
+    return None if text is None else nanos_from(text)
+
+
+def shown(nanos: int, currency: str) -> str:
+    """An amount as a sentence shows it: at least the currency's decimals, no thousands."""
+    text = text_from(nanos)
+    units, _, decimals = text.partition(".")
+    wanted = exponent_of(currency)
+    if len(decimals) < wanted:
+        decimals = decimals.ljust(wanted, "0")
+    return f"{units}.{decimals} {currency}" if decimals else f"{units} {currency}"
+
+
+def _money(money: Money, account: Account) -> int:
+    if money.currency != account.currency:
+        raise CommandRefusedError(
+            "currency_mismatch",
+            f"The account is kept in {account.currency}; give the amount in {account.currency}.",
+        )
+    nanos = nanos_from(money.amount)
+    if abs(nanos) > MAX_EVENT_NANOS:
+        raise CommandRefusedError("amount_maximum", "One command moves at most 999999999.")
+    return nanos
+
+
+def _fund(draft: Draft, command: Fund, result_timeout_s: int) -> None:
+    account = draft.account
+    if account.closed_at is not None:
+        raise CommandRefusedError("closed", "The account is closed; open it again first.")
+    amount_nanos = _money(command.amount, account)
+    minimum_nanos = minimum_recharge_nanos(account.currency)
+    if amount_nanos < minimum_nanos:
+        raise CommandRefusedError(
+            "amount_minimum", f"Add at least {shown(minimum_nanos, account.currency)}."
+        )
+    if len(account.funds) >= MOST_OPEN_FUNDS:
+        raise CommandRefusedError(
+            "too_many_open",
+            f"{MOST_OPEN_FUNDS} fundings wait for an answer; wait for one of them.",
+        )
+    methods = account.payment_methods
+    asked = Asked(
+        recharge_id=draft.cause.id,
+        amount_nanos=rounded_up(amount_nanos, account.currency),
+        method=command.payment_method or (methods[0] if methods else None),
+        policy_version=account.policy.version,
+        requested_at=draft.now,
+        expires_at=draft.now + timedelta(seconds=result_timeout_s),
+    )
+    draft.account = replace(account, funds=(*account.funds, asked))
+    recharge.publish(draft, asked, Reason.FUND)
+
+
+def _book_payment(draft: Draft, command: BookPayment, payment: Payment | None) -> None:
+    account = draft.account
+    amount_nanos = _money(command.amount, account)
+    if amount_nanos <= 0:
+        raise CommandRefusedError("amount_positive", "Give an amount above zero.")
+    if payment is not None:
+        raise CommandRefusedError(
+            "already_booked", f"The payment {command.payment_id} is booked already."
+        )
+    draft.credit(
+        EntryKind.PURCHASE, amount_nanos, payment_id=command.payment_id, reason=command.reason
+    )
+    recharge.count_money(draft, amount_nanos)
+    recharge.paid_by_hand(draft)
+    draft.payment = Payment(
+        payment_id=command.payment_id,
+        currency=account.currency,
+        origin=EntryKind.PURCHASE,
+        booked_nanos={Status.SUCCEEDED: amount_nanos},
+        kept_until=draft.now + PAYMENT_KEPT,
+    )
+
+
+def _adjust(draft: Draft, command: Adjustment) -> None:
+    amount_nanos = _money(command.amount, draft.account)
+    if not amount_nanos:
+        raise CommandRefusedError("amount_zero", "An adjustment of zero changes nothing.")
+    if amount_nanos < 0:
+        draft.debit(EntryKind.ADJUSTMENT, -amount_nanos, reason=command.reason)
+        return
+    expires_at = None if command.expires_at is None else utc(command.expires_at)
+    if expires_at is not None and expires_at <= draft.now:
+        raise CommandRefusedError("expires_at", "expires_at must be in the future.")
+    draft.credit(
+        EntryKind.ADJUSTMENT, amount_nanos, expires_at=expires_at, reason=command.reason
+    )
+
+

@@ -1,0 +1,71 @@
+"""Coverage: which kinds of usage draw on credits, and which are free.
+
+The kinds and call types are those of Microsoft's published PSTN reports.
+"""
+
+from typing import Final
+
+from schemas.usage import CallUsage, ConferenceUsage, Kind
+
+# Emergency calls, VoIP and ordinary dial-in never cost; a finished toll-free call is charged
+# whatever the balance (only admission looks at it).
+FREE_KINDS: Final = frozenset({Kind.EMERGENCY, Kind.FREE, Kind.VOIP_LEG, Kind.CONF_DIAL_IN})
+
+_TOLL_FREE: Final = "toll_free"
+_PAY_PER_MINUTE: Final = "MCOMEETACPEA"
+_CREDITS: Final = "MCOPSTNPP"
+_INTERNATIONAL_PLANS: Final = frozenset({"MCOPSTN2"})
+
+_OUTGOING: Final = frozenset(
+    {"user_out", "user_out_conf", "user_out_transfer", "user_out_forwarding", "ucap_out"}
+)
+_INCOMING: Final = frozenset({"user_in", "ucap_in"})
+
+
+def kind_of(usage: CallUsage | ConferenceUsage) -> Kind | None:
+    """What was used: as the event says, else from call type, number type and capability.
+
+    None when neither says it. Direct routing (`dr_…`) is the carrier's money and always free.
+    """
+    call_type = usage.call_type
+    if call_type is not None and call_type.startswith("dr_"):
+        return Kind.EMERGENCY if call_type == "dr_emergency_out" else Kind.FREE
+    if usage.kind is not None:
+        return usage.kind
+    toll_free = usage.number_type is not None and usage.number_type.casefold() in (
+        _TOLL_FREE,
+        "tollfree",
+        "toll-free",
+    )
+    if call_type in _INCOMING:
+        return Kind.TOLL_FREE_IN if toll_free else Kind.FREE
+    if call_type == "conf_in":
+        if toll_free:
+            return Kind.TOLL_FREE_IN
+        return Kind.CONF_PPM if usage.capability == _PAY_PER_MINUTE else Kind.CONF_DIAL_IN
+    if call_type == "conf_out":
+        return Kind.CONF_PPM if usage.capability == _PAY_PER_MINUTE else Kind.CONF_DIAL_OUT
+    if call_type in _OUTGOING:
+        if usage.capability == _CREDITS:
+            return Kind.PAYG_OUT
+        if usage.capability in _INTERNATIONAL_PLANS:
+            return Kind.INTERNATIONAL
+        return Kind.OVERAGE_DOMESTIC
+    return None
+
+
+def is_e164(number: str | None) -> bool:
+    """A plus and up to 15 digits that do not begin with 0."""
+    return (
+        number is not None
+        and 3 <= len(number) <= 16
+        and number[0] == "+"
+        and number[1] != "0"
+        and number.isascii()
+        and number[1:].isdigit()
+    )
+
+
+def masked(prefix: str, digits: str) -> str:
+    """A number that can be shown: the matched prefix, the rest as x. Numbers are personal data."""
+    return f"+{prefix}{'x' * (len(digits) - len(prefix))}"

@@ -1,0 +1,89 @@
+"""Events: everything that can move a balance, with what it needs to be decided.
+
+The door normalises: instants are UTC here, a leg's end and duration are settled.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from msgspec import Struct
+
+from schemas.commands import AnyCommand
+from schemas.funding import RechargeResult
+from schemas.usage import CallUsage, ConferenceUsage
+from streams.billing.account import Payment
+
+# Times of different clocks may differ by a second; beyond that the duration is believed.
+_AGREES: Final = timedelta(seconds=1)
+_SECOND: Final = timedelta(seconds=1)
+
+
+class Cause(Struct, frozen=True, gc=False):
+    """The record an event came in: topic by its name in the manifest, place, identity."""
+
+    topic: str
+    partition: int
+    offset: int
+    source: str
+    id: str
+
+
+class UsageEvent(Struct, frozen=True, gc=False):
+    """A call leg or conference stay. `duration_s` is None when nothing says how long it took,
+    negative when it ended before it began; `disagrees`: its times contradict its duration."""
+
+    usage: CallUsage | ConferenceUsage
+    cause: Cause
+    started_at: datetime
+    ended_at: datetime
+    duration_s: int | None
+    disagrees: bool = False
+
+
+class CommandEvent(Struct, frozen=True, gc=False):
+    """A command; `payment` is the row that its payment id names, when there is one."""
+
+    command: AnyCommand
+    cause: Cause
+    payment: Payment | None = None
+
+
+class ResultEvent(Struct, frozen=True, gc=False):
+    """A payment service's answer; `payment` is the row of its payment, when there is one."""
+
+    result: RechargeResult
+    cause: Cause
+    payment: Payment | None = None
+
+
+class Tick(Struct, frozen=True, gc=False):
+    """A due instant of an account."""
+
+    at: datetime
+
+
+Event = UsageEvent | CommandEvent | ResultEvent | Tick
+
+
+def utc(at: datetime) -> datetime:
+    """The same instant in UTC."""
+    return at if at.tzinfo is UTC else at.astimezone(UTC)
+
+
+def usage_event(usage: CallUsage | ConferenceUsage, cause: Cause) -> UsageEvent:
+    """Settle when a leg ended and how long it took: `duration_s` wins over the times."""
+    started_at = utc(usage.started_at)
+    duration_s = usage.duration_s
+    if usage.ended_at is None:
+        if duration_s is None:
+            return UsageEvent(usage, cause, started_at, started_at, None)
+        return UsageEvent(
+            usage, cause, started_at, started_at + timedelta(seconds=duration_s), duration_s
+        )
+    ended_at = utc(usage.ended_at)
+    if duration_s is None:
+        return UsageEvent(usage, cause, started_at, ended_at, (ended_at - started_at) // _SECOND)
+    counted = started_at + timedelta(seconds=duration_s)
+    if abs(counted - ended_at) > _AGREES:
+        return UsageEvent(usage, cause, started_at, counted, duration_s, True)
+    return UsageEvent(usage, cause, started_at, ended_at, duration_s)

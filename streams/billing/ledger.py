@@ -1,0 +1,219 @@
+"""The ledger: the one door through which a balance moves.
+
+`apply` takes one account, one event, the terms in force and one instant; it gives back the new
+account and all there is to announce. It reads no clock and does no I/O, so the same log gives
+the same bytes.
+"""
+
+from datetime import datetime
+from typing import Final, assert_never
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import asdict
+
+from schemas.commands import OpenTenant
+from schemas.ledger import Balance, EntryKind
+from schemas.money import text_from
+from schemas.notices import DeadLetterReason, Notice, NoticeKind
+from streams.billing import charging, commands, grants, recharge, results
+from streams.billing.account import Account
+from streams.billing.booking import Draft, Outcome, Refused, RefusedError
+from streams.billing.commands import CommandRefusedError
+from streams.billing.events import Cause, CommandEvent, Event, ResultEvent, Tick, UsageEvent
+from streams.billing.grants import Burnt
+from streams.billing.results import PAYMENT_KEPT
+from streams.billing.tariff import Tariff
+
+__all__ = ["LABELS", "Outcome", "Refused", "Terms", "apply", "content", "lateness"]
+
+# What an event came to; the closed label set of `credits_events_total`.
+LABELS: Final = (
+    "charged",
+    "free",
+    "open",
+    "applied",
+    "refused",
+    "credited",
+    "answered",
+    "ticked",
+    "rejected",
+)
+
+
+class Terms(Struct, frozen=True, gc=False):
+    """What is in force for an event: the tariff, whether the balance may be stale (the shard is
+    behind), and how long a recharge request waits for its answer."""
+
+    tariff: Tariff
+    stale: bool = False
+    result_timeout_s: int = 900
+
+
+def apply(account: Account | None, event: Event, terms: Terms, now: datetime) -> Outcome:
+    """Apply one event to one account. The only way in which money moves."""
+    if account is None:
+        return _without_account(event, terms, now)
+    draft = Draft(account, _cause(event), now)
+    try:
+        match event:
+            case UsageEvent():
+                label = charging.charge(draft, event, terms.tariff)
+            case ResultEvent():
+                label = results.answer(draft, event)
+            case CommandEvent():
+                commands.obey(draft, event, terms.result_timeout_s)
+                label = "applied"
+            case Tick():
+                _pass_time(draft, event.at, terms)
+                label = "ticked"
+            case _:
+                assert_never(event)
+        recharge.consider(draft, stale=terms.stale, result_timeout_s=terms.result_timeout_s)
+    except RefusedError as error:
+        return _refused(account, event, error.refused, now)
+    except CommandRefusedError as error:
+        draft = Draft(account, _cause(event), now)
+        commands.refuse(draft, error)
+        label = "refused"
+    draft.check_books()
+    return draft.outcome(label)
+
+
+def _without_account(event: Event, terms: Terms, now: datetime) -> Outcome:
+    """Only opening makes an account; everything else about an unknown tenant is refused."""
+    match event:
+        case CommandEvent(command=OpenTenant() as command):
+            try:
+                account = commands.opened(command, _tenant_of(event), now)
+                draft = Draft(account, event.cause, now)
+                commands.open_with_money(draft, command)
+            except CommandRefusedError as error:
+                return _command_refused(event, error, now)
+            draft.check_books()
+            return draft.outcome("applied")
+        case CommandEvent():
+            unknown = CommandRefusedError(
+                "unknown_tenant", "Open the tenant first: `credits tenant open`."
+            )
+            return _command_refused(event, unknown, now)
+        case _:
+            return Outcome(None, "rejected", refused=Refused(DeadLetterReason.UNKNOWN_TENANT))
+
+
+def _tenant_of(event: CommandEvent) -> str:
+    assert event.command.tenant_id is not None, "the door names the tenant"
+    return event.command.tenant_id
+
+
+def _command_refused(event: CommandEvent, error: CommandRefusedError, now: datetime) -> Outcome:
+    notice = Notice(
+        notice=NoticeKind.COMMAND_REFUSED,
+        tenant_id=_tenant_of(event),
+        at=now,
+        caused_by=f"{event.cause.source}/{event.cause.id}",
+        command_id=event.cause.id,
+        rule=error.rule,
+        fix=error.fix,
+    )
+    return Outcome(None, "refused", notices=(notice,))
+
+
+def _refused(account: Account, event: Event, refused: Refused, now: datetime) -> Outcome:
+    """Usage and results go to the dead letters; a command has its answer and is remembered."""
+    if isinstance(event, CommandEvent):
+        draft = Draft(account, event.cause, now)
+        commands.refuse(
+            draft,
+            CommandRefusedError(
+                refused.reason.value, "The balance would leave the range an account can hold."
+            ),
+        )
+        return draft.outcome("refused")
+    return Outcome(account, "rejected", refused=refused)
+
+
+def _cause(event: Event) -> Cause:
+    if isinstance(event, Tick):
+        # What time brings has no record; the due instant names it.
+        return Cause("tick", -1, -1, "tick", event.at.isoformat())
+    return event.cause
+
+
+def _pass_time(draft: Draft, at: datetime, terms: Terms) -> None:
+    """Everything of this account that is due at an instant."""
+    for grant in grants.expired(draft.account.grants, at):
+        kept = tuple(one for one in draft.account.grants if one.id != grant.id)
+        gone = msgspec.structs.replace(grant, left_nanos=0)
+        burnt = Burnt(kept, draft.account.overdraft_nanos, ((gone, -grant.left_nanos),))
+        assert grant.expires_at is not None
+        draft.book(EntryKind.EXPIRY, -grant.left_nanos, burnt, grant.expires_at)
+        draft.notify(
+            NoticeKind.GRANT_EXPIRED, grant_id=grant.id, amount=text_from(grant.left_nanos)
+        )
+    recharge.time_passed(draft, at, terms.result_timeout_s)
+
+
+def lateness(event: Event, now: datetime) -> DeadLetterReason | None:
+    """Whether an event comes too late or from the future; judged before repeats."""
+    match event:
+        case UsageEvent():
+            return charging.lateness(event.ended_at, now)
+        case ResultEvent(result=result):
+            # Its payment's row may be gone by now, so it could be booked twice.
+            return DeadLetterReason.TOO_LATE if result.occurred_at < now - PAYMENT_KEPT else None
+        case _:
+            return None
+
+
+def remembered_at(event: Event, now: datetime) -> datetime:
+    """The instant whose week an id is remembered under."""
+    return event.ended_at if isinstance(event, UsageEvent) else now
+
+
+# Who asked, and when, may differ in a repeat; what is asked for may not.
+_NOT_CONTENT: Final = frozenset({"command_id", "result_id", "source", "issued_at", "issued_by"})
+
+
+def content(event: Event) -> bytes:
+    """What in an event matters for money, in one canonical form: the same id with another
+    content is a conflict."""
+    if isinstance(event, UsageEvent):
+        usage = event.usage
+        started_us = event.started_at.timestamp()
+        return (
+            f"{usage.kind}\0{usage.call_type}\0{usage.number_type}\0{usage.capability}\0"
+            f"{usage.phase}\0{usage.callee}\0{started_us}\0{event.duration_s}\0{usage.currency}\0"
+            f"{usage.corrects}"
+        ).encode()
+    if isinstance(event, CommandEvent):
+        members = asdict(event.command)
+        members["command"] = event.command.__struct_config__.tag
+    else:
+        assert isinstance(event, ResultEvent)
+        members = asdict(event.result)
+    kept = {name: value for name, value in members.items() if name not in _NOT_CONTENT}
+    return msgspec.json.encode(kept, order="deterministic")
+
+
+
+
+def public_balance(account: Account, now: datetime) -> Balance:
+    """What everybody may read of an account."""
+    asked = account.recharging.asked
+    balance = text_from(account.balance_nanos)
+    return Balance(
+        tenant_id=account.tenant_id,
+        currency=account.currency,
+        balance=balance,
+        available=balance,
+        overdraft=text_from(account.overdraft_nanos),
+        seq=account.seq,
+        hash=account.head.hex(),
+        recharge_state=account.recharging.stage,
+        recharge_id=None if asked is None else asked.recharge_id,
+        settings_version=account.settings_version,
+        policy_version=account.policy.version,
+        closed=account.closed_at is not None,
+        as_of=now,
+    )

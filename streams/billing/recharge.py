@@ -1,0 +1,493 @@
+"""Recharge: when money is asked for, how much, and why it is not.
+
+A state per tenant: idle → requested → cooling → idle, paused, needs_approval. An epoch is one
+shortage; attempts 1, 2, … within it are tries after declines. At most one auto-recharge is
+unanswered at any time, and only an answer to it leaves `requested`.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Final
+from uuid import UUID, uuid5
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from schemas.commands import Compare, Method
+from schemas.funding import Reason, RechargeRequest, Status
+from schemas.money import text_from
+from schemas.notices import NoticeKind, Withheld
+from streams.billing.account import (
+    UNANSWERED_FOR,
+    Account,
+    Asked,
+    Attempt,
+    Declines,
+    Policy,
+    Recharging,
+    Sum,
+)
+from streams.billing.booking import Draft
+from streams.billing.money import ceil_div, exponent_of, minor_from, rounded_up
+
+# Fixed for ever: the ids of all recharges are derived under it.
+RECHARGES: Final = UUID("6f1b2f3e-2f57-5a0c-9a5e-0d1c6f5b7a11")
+PAUSE_AFTER_DECLINES: Final = 4
+BACKOFF: Final = timedelta(hours=1)
+# Decline codes after which asking again only does harm.
+TERMINAL_CODES: Final = frozenset({"lost_card", "stolen_card", "fraud", "authentication_required"})
+EXPIRED_CARD: Final = "expired_card"
+KEPT_ATTEMPTS: Final = 15
+DECLINES_PER_METHOD: Final = 15
+DECLINE_DAYS: Final = 30
+# One request never asks for more than this many currency units, whatever a policy says.
+CEILING_NANOS: Final = 100_000 * 1_000_000_000
+
+_HOUR: Final = timedelta(hours=1)
+_DAY: Final = timedelta(days=1)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Stage(StrEnum):
+    """Where auto-recharge stands."""
+
+    IDLE = "idle"
+    REQUESTED = "requested"
+    COOLING = "cooling"
+    PAUSED = "paused"
+    NEEDS_APPROVAL = "needs_approval"
+
+
+class Step(StrEnum):
+    """What an answer does to the state, whatever it does to the money."""
+
+    COOL = "cool"  # the epoch is over; nothing is asked until the cooldown has passed
+    DECLINE = "decline"  # the attempt is over; another method, a retry, or a pause follows
+    WAIT = "wait"  # a person has to act; the request stays in flight
+    STAY = "stay"  # the state does not move
+
+
+def _steps() -> dict[tuple[Stage, Status], Step]:
+    steps = dict.fromkeys(((stage, status) for stage in Stage for status in Status), Step.STAY)
+    steps |= {
+        # Answers to the request in flight.
+        (Stage.REQUESTED, Status.SUCCEEDED): Step.COOL,
+        (Stage.REQUESTED, Status.DECLINED): Step.DECLINE,
+        (Stage.REQUESTED, Status.NEEDS_ACTION): Step.WAIT,
+        (Stage.REQUESTED, Status.CANCELLED): Step.COOL,
+        (Stage.REQUESTED, Status.EXPIRED): Step.COOL,
+        # A success of an earlier attempt, late or against an earlier decline.
+        (Stage.IDLE, Status.SUCCEEDED): Step.COOL,
+        (Stage.COOLING, Status.SUCCEEDED): Step.COOL,
+        (Stage.PAUSED, Status.SUCCEEDED): Step.COOL,
+        (Stage.NEEDS_APPROVAL, Status.SUCCEEDED): Step.COOL,
+    }
+    return steps
+
+
+AFTER: Final = _steps()
+
+
+class Ask(Struct, frozen=True, gc=False):
+    """Everything the guards look at."""
+
+    account: Account
+    policy: Policy
+    available_nanos: int
+    amount_nanos: int
+    now: datetime
+    stale: bool
+
+
+def recharge_id(tenant_id: str, epoch: int, attempt: int) -> str:
+    """Same tenant, epoch and attempt, same id, however often we are asked."""
+    return str(uuid5(RECHARGES, f"{tenant_id}/{epoch}/{attempt}"))
+
+
+def below_trigger(policy: Policy, available_nanos: int) -> bool:
+    """Strictly below by default; at the trigger too when the policy compares `le`."""
+    if policy.compare is Compare.LE:
+        return available_nanos <= policy.trigger_nanos
+    return available_nanos < policy.trigger_nanos
+
+
+def wanted(policy: Policy, available_nanos: int, currency: str) -> int:
+    """How much the policy asks for, in nanos, rounded up to the currency's minor unit.
+
+    `min` raises a request; `max` clips every method but `target`.
+    """
+    gap_nanos = max(0, policy.trigger_nanos - available_nanos)
+    match policy.method:
+        case Method.FIXED:
+            amount = policy.amount_nanos
+        case Method.FIXED_MULTIPLE:
+            amount = policy.amount_nanos * max(1, ceil_div(gap_nanos, policy.amount_nanos))
+        case Method.TARGET:
+            amount = policy.target_nanos - available_nanos
+        case Method.GAP_PLUS_AMOUNT:
+            amount = gap_nanos + policy.amount_nanos
+    if policy.min_nanos is not None:
+        amount = max(amount, policy.min_nanos)
+    if policy.max_nanos is not None and policy.method is not Method.TARGET:
+        amount = min(amount, policy.max_nanos)
+    return rounded_up(amount, currency)
+
+
+def _in_flight_nanos(account: Account) -> int:
+    asked = account.recharging.asked
+    return (asked.amount_nanos if asked else 0) + sum(fund.amount_nanos for fund in account.funds)
+
+
+def _over_cap(ask: Ask, cap_nanos: int | None, spent_nanos: int) -> bool:
+    """A cap withholds and never trims; exactly at the cap passes."""
+    if cap_nanos is None:
+        return False
+    return spent_nanos + _in_flight_nanos(ask.account) + ask.amount_nanos > cap_nanos
+
+
+def _last_hours(ask: Ask) -> list[Sum]:
+    first = (ask.now - _EPOCH) // _HOUR - 24
+    return [one for one in ask.account.recharging.hours if one.at >= first]
+
+
+def _spent_in_days(ask: Ask, days: int) -> int:
+    first = (ask.now - _EPOCH) // _DAY - days
+    return sum(one.nanos for one in ask.account.recharging.days if one.at >= first)
+
+
+def _exhausted(ask: Ask) -> bool:
+    recharging = ask.account.recharging
+    method = _method(ask.account, recharging.method_index) or ""
+    first = (ask.now - _EPOCH) // _DAY - DECLINE_DAYS
+    declined = sum(
+        one.count for one in recharging.declines if one.method == method and one.day >= first
+    )
+    return declined >= DECLINES_PER_METHOD
+
+
+def _too_often(ask: Ask) -> bool:
+    settled = sum(one.count for one in _last_hours(ask))
+    return settled + len(ask.account.funds) >= ask.policy.max_per_day
+
+
+# Asked in this order; the first that holds is the reason. Spend per risk class of destination
+# (`velocity`) has its place here and no limit yet.
+GUARDS: Final[tuple[tuple[Withheld, Callable[[Ask], bool]], ...]] = (
+    (Withheld.DISABLED, lambda ask: not ask.policy.enabled or ask.account.closed_at is not None),
+    (Withheld.ABOVE_TRIGGER, lambda ask: not below_trigger(ask.policy, ask.available_nanos)),
+    (Withheld.IN_FLIGHT, lambda ask: ask.account.recharging.asked is not None),
+    (Withheld.STALE, lambda ask: ask.stale),
+    (Withheld.PAUSED, lambda ask: ask.account.recharging.stage == Stage.PAUSED),
+    (Withheld.COOLING, lambda ask: ask.account.recharging.stage == Stage.COOLING),
+    (Withheld.ATTEMPTS_EXHAUSTED, _exhausted),
+    (Withheld.DAILY_COUNT, _too_often),
+    (
+        Withheld.DAILY_AMOUNT,
+        lambda ask: _over_cap(
+            ask, ask.policy.daily_cap_nanos, sum(one.nanos for one in _last_hours(ask))
+        ),
+    ),
+    (
+        Withheld.WEEKLY_AMOUNT,
+        lambda ask: _over_cap(ask, ask.policy.weekly_cap_nanos, _spent_in_days(ask, 7)),
+    ),
+    (
+        Withheld.MONTHLY_AMOUNT,
+        lambda ask: _over_cap(ask, ask.policy.monthly_cap_nanos, _spent_in_days(ask, 30)),
+    ),
+    (Withheld.VELOCITY, lambda ask: ask.account.recharging.stage == Stage.NEEDS_APPROVAL),
+    (Withheld.ABOVE_MAX, lambda ask: ask.amount_nanos > CEILING_NANOS),
+)
+
+
+def consider(draft: Draft, *, stale: bool, result_timeout_s: int) -> None:
+    """Ask for money if it is time to, after any event that may have changed the answer."""
+    account = draft.account
+    policy = account.policy
+    recharging = account.recharging
+    available_nanos = account.balance_nanos
+    if not below_trigger(policy, available_nanos):
+        # Nearly every event ends here. Money that is there again ends an epoch between tries.
+        if recharging.withheld is not None or recharging.retry:
+            waiting = recharging.retry and recharging.stage == Stage.COOLING
+            _move(
+                draft,
+                withheld=None,
+                retry=False,
+                stage=Stage.IDLE if waiting else recharging.stage,
+                until=None if waiting else recharging.until,
+            )
+        return
+    amount_nanos = wanted(policy, available_nanos, account.currency) if policy.enabled else 0
+    ask = Ask(account, policy, available_nanos, amount_nanos, draft.now, stale)
+    for reason, holds in GUARDS:
+        if holds(ask):
+            if reason is not recharging.withheld:
+                draft.withheld = reason
+                draft.notify(
+                    NoticeKind.RECHARGE_WITHHELD,
+                    withheld=reason,
+                    balance=text_from(available_nanos),
+                )
+                _move(draft, withheld=reason)
+            return
+    _request(draft, amount_nanos, result_timeout_s)
+
+
+def _move(draft: Draft, **changes: object) -> Recharging:
+    recharging = replace(draft.account.recharging, **changes)
+    draft.account = replace(draft.account, recharging=recharging)
+    return recharging
+
+
+def _method(account: Account, index: int) -> str | None:
+    methods = account.payment_methods
+    return methods[index % len(methods)] if methods else None
+
+
+def _request(draft: Draft, amount_nanos: int, result_timeout_s: int) -> None:
+    account = draft.account
+    recharging = account.recharging
+    again = recharging.retry
+    epoch = recharging.epoch if again else recharging.epoch + 1
+    attempt = recharging.attempt + 1 if again else 1
+    index = recharging.method_index if again else 0
+    asked = Asked(
+        recharge_id=recharge_id(account.tenant_id, epoch, attempt),
+        amount_nanos=amount_nanos,
+        epoch=epoch,
+        attempt=attempt,
+        method=_method(account, index),
+        policy_version=account.policy.version,
+        requested_at=draft.now,
+        expires_at=draft.now + timedelta(seconds=result_timeout_s),
+    )
+    made = Attempt(asked.recharge_id, epoch, attempt, amount_nanos)
+    _move(
+        draft,
+        stage=Stage.REQUESTED,
+        epoch=epoch,
+        attempt=attempt,
+        asked=asked,
+        until=None,
+        retry=False,
+        method_index=index,
+        rounds=recharging.rounds if again else 0,
+        withheld=None,
+        attempts=(*recharging.attempts[-(KEPT_ATTEMPTS - 1) :], made),
+    )
+    publish(draft, asked, Reason.RETRY if again else Reason.BELOW_TRIGGER)
+    draft.notify(
+        NoticeKind.RECHARGE_REQUESTED,
+        recharge_id=asked.recharge_id,
+        amount=text_from(amount_nanos),
+        balance=text_from(account.balance_nanos),
+    )
+
+
+def publish(draft: Draft, asked: Asked, reason: Reason) -> None:
+    """Put a request into the outcome; published again it differs in `expires_at` alone."""
+    account = draft.account
+    by_hand = asked.epoch is None
+    draft.requests.append(
+        RechargeRequest(
+            recharge_id=asked.recharge_id,
+            tenant_id=account.tenant_id,
+            epoch=asked.epoch,
+            attempt=asked.attempt,
+            amount=text_from(asked.amount_nanos),
+            amount_minor=minor_from(asked.amount_nanos, account.currency),
+            exponent=exponent_of(account.currency),
+            currency=account.currency,
+            trigger=None if by_hand else text_from(account.policy.trigger_nanos),
+            balance=text_from(account.balance_nanos),
+            available=text_from(account.balance_nanos),
+            exposure="0",
+            reason=reason,
+            payment_method=asked.method,
+            requested_at=asked.requested_at,
+            expires_at=asked.expires_at,
+            policy_version=asked.policy_version,
+            caused_by=draft.caused_by,
+        )
+    )
+
+
+def answered(draft: Draft, status: Status, decline_code: str | None) -> None:
+    """The request in flight was answered."""
+    recharging = draft.account.recharging
+    step = AFTER[Stage(recharging.stage), status]
+    match step:
+        case Step.COOL:
+            _cool(draft, succeeded=status is Status.SUCCEEDED)
+        case Step.DECLINE:
+            _declined(draft, decline_code)
+        case Step.WAIT:
+            assert recharging.asked is not None
+            _move(draft, asked=replace(recharging.asked, needs_action=True))
+        case Step.STAY:
+            pass
+
+
+def late_success(draft: Draft) -> None:
+    """An earlier attempt was paid after all; a request in flight stays in flight."""
+    if draft.account.recharging.stage == Stage.REQUESTED:
+        _move(draft, declines_in_row=0)
+    else:
+        _cool(draft, succeeded=True)
+
+
+def paid_by_hand(draft: Draft) -> None:
+    """Funding by hand succeeded: whatever made the card fail is over."""
+    recharging = draft.account.recharging
+    paused = recharging.stage == Stage.PAUSED
+    _move(
+        draft, declines_in_row=0, stage=Stage.IDLE if paused else recharging.stage, withheld=None
+    )
+
+
+def _cool(draft: Draft, *, succeeded: bool) -> None:
+    recharging = draft.account.recharging
+    _move(
+        draft,
+        stage=Stage.COOLING,
+        asked=None,
+        until=draft.now + timedelta(seconds=draft.account.policy.cooldown_s),
+        retry=False,
+        method_index=0,
+        rounds=0,
+        declines_in_row=0 if succeeded else recharging.declines_in_row,
+        withheld=None,
+    )
+
+
+def _declined(draft: Draft, code: str | None) -> None:
+    """The next payment method is asked at once; when all have declined, later; or not at all."""
+    account = draft.account
+    recharging = account.recharging
+    assert recharging.asked is not None
+    in_row = recharging.declines_in_row + 1
+    methods = max(1, len(account.payment_methods))
+    following = recharging.method_index + 1
+    another = following < methods
+    terminal = code in TERMINAL_CODES or (code == EXPIRED_CARD and not another)
+    declines = _count_decline(recharging, recharging.asked.method or "", draft.now)
+    if terminal or in_row >= PAUSE_AFTER_DECLINES:
+        _move(
+            draft,
+            stage=Stage.PAUSED,
+            asked=None,
+            until=None,
+            retry=False,
+            declines_in_row=in_row,
+            declines=declines,
+            withheld=None,
+        )
+        draft.notify(NoticeKind.RECHARGE_PAUSED, decline_code=code)
+        return
+    if another:
+        # Idle with `retry` set: the attempt that follows belongs to the same epoch.
+        _move(
+            draft,
+            stage=Stage.IDLE,
+            asked=None,
+            retry=True,
+            method_index=following,
+            declines_in_row=in_row,
+            declines=declines,
+            withheld=None,
+        )
+        return
+    rounds = recharging.rounds + 1
+    _move(
+        draft,
+        stage=Stage.COOLING,
+        asked=None,
+        until=draft.now + BACKOFF * 2 ** (rounds - 1),
+        retry=True,
+        method_index=0,
+        rounds=rounds,
+        declines_in_row=in_row,
+        declines=declines,
+        withheld=None,
+    )
+
+
+def _count_decline(
+    recharging: Recharging, method: str, now: datetime
+) -> tuple[Declines, ...]:
+    day = (now - _EPOCH) // _DAY
+    kept = [one for one in recharging.declines if one.day >= day - DECLINE_DAYS]
+    for at, one in enumerate(kept):
+        if one.day == day and one.method == method:
+            kept[at] = replace(one, count=one.count + 1)
+            break
+    else:
+        kept.append(Declines(day, method, 1))
+    return tuple(kept)
+
+
+def count_money(draft: Draft, amount_nanos: int) -> None:
+    """Remember what was recharged, for the caps: by hour for a day, by day for a month."""
+    recharging = draft.account.recharging
+    hour = (draft.now - _EPOCH) // _HOUR
+    day = (draft.now - _EPOCH) // _DAY
+    _move(
+        draft,
+        hours=_added(recharging.hours, hour, hour - 24, amount_nanos),
+        days=_added(recharging.days, day, day - 30, amount_nanos),
+    )
+
+
+def _added(sums: tuple[Sum, ...], at: int, first: int, nanos: int) -> tuple[Sum, ...]:
+    kept = [one for one in sums if one.at >= first]
+    if kept and kept[-1].at == at:
+        kept[-1] = Sum(at, kept[-1].count + 1, kept[-1].nanos + nanos)
+    else:
+        kept.append(Sum(at, 1, nanos))
+    return tuple(kept)
+
+
+def time_passed(draft: Draft, at: datetime, result_timeout_s: int) -> None:
+    """Ends of cooldowns and back-offs, requests without an answer."""
+    recharging = draft.account.recharging
+    if recharging.until is not None and recharging.until <= at:
+        recharging = _move(draft, stage=Stage.IDLE, until=None, withheld=None)
+    if draft.account.closed_at is not None:
+        return
+    asked = recharging.asked
+    if asked is not None and _is_overdue(asked, at):
+        renewed = _renewed(draft, asked, result_timeout_s)
+        _move(draft, asked=renewed)
+    if any(_is_overdue(fund, at) for fund in draft.account.funds):
+        draft.account = replace(
+            draft.account,
+            funds=tuple(
+                _renewed(draft, fund, result_timeout_s) if _is_overdue(fund, at) else fund
+                for fund in draft.account.funds
+            ),
+        )
+
+
+def _is_overdue(asked: Asked, at: datetime) -> bool:
+    return not asked.needs_action and asked.expires_at <= at
+
+
+def _renewed(draft: Draft, asked: Asked, result_timeout_s: int) -> Asked:
+    """The same request again, with the same id: a new one might be paid beside the first."""
+    renewed = replace(
+        asked, expires_at=draft.now + timedelta(seconds=result_timeout_s), overdue=True
+    )
+    if not asked.overdue:
+        draft.notify(
+            NoticeKind.RECHARGE_OVERDUE,
+            recharge_id=asked.recharge_id,
+            amount=text_from(asked.amount_nanos),
+        )
+    if draft.now - asked.requested_at <= UNANSWERED_FOR:
+        reason = Reason.FUND
+        if asked.epoch is not None:
+            reason = Reason.RETRY if (asked.attempt or 1) > 1 else Reason.BELOW_TRIGGER
+        publish(draft, renewed, reason)
+    return renewed

@@ -1,0 +1,38 @@
+"""What can stop a shard, by name; each name is also a metric's label and a runbook's title."""
+
+from enum import StrEnum
+
+
+class Stop(StrEnum):
+    """Why a shard refuses to go on. None of these heals by a restart."""
+
+    STATE_LOST = "state_lost"
+    SOURCE_TRUNCATED = "source_truncated"
+    SOURCE_LOST = "source_lost"
+    NOT_COPARTITIONED = "not_copartitioned"
+    CLOCK_SKEW = "clock_skew"
+    HANGING_TRANSACTION = "hanging_transaction"
+    NEWER_ROWS = "newer_rows"
+
+
+class StoppedError(Exception):
+    """The shard must not go on: what Kafka holds contradicts what was booked.
+
+    `reason` is the name; the text says what was seen and what an operator can do next.
+    """
+
+    def __init__(self, reason: Stop, text: str) -> None:
+        super().__init__(f"{reason.value}: {text}")
+        self.reason = reason
+
+
+class FencedError(Exception):
+    """Another process started a producer with our transactional id: it owns the partition."""
+
+
+class UnknownOutcomeError(Exception):
+    """A transaction may or may not have been committed; only Kafka knows now."""
+
+
+class GaveUpError(Exception):
+    """The worker cannot do its work and must end (exit code 70)."""

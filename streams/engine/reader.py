@@ -1,0 +1,152 @@
+"""The reader: fetches whole slices of the source partitions whose shards are open.
+
+The chain. Every slice carries the offset it follows on from: the seek target, or the end of the
+slice before it. A shard takes a slice only when that is not past its own position; so a slice
+that was lost on the way (Faust clears the agents' buffers in a rebalance) shows in the next one.
+The stamps are true because `getmany` drains its buffers and returns without yielding, and there
+is no `await` between its return and the stamping.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from aiokafka import TopicPartition
+from msgspec import Struct
+
+from streams.engine.kafka import log_reader
+from streams.settings import Settings
+
+# More would only sit in memory: a spike without a bound took 865 MB.
+SLICES_IN_FLIGHT: Final = 4
+_FETCH_WAIT_MS: Final = 200
+
+
+class Slice(Struct, frozen=True, eq=False):
+    """Consecutive records of one source partition, as fetched.
+
+    `follows` is the offset the slice follows on from and `end` the one the next slice will;
+    `epoch` and `seek` tell slices of an older assignment or seek apart.
+    """
+
+    tp: TopicPartition
+    records: Sequence[Any]
+    epoch: int
+    seek: int
+    follows: int
+    end: int
+
+
+class Reader:
+    """Reads source partitions from given offsets, in epochs."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._epoch = 0
+        self._seeks: dict[TopicPartition, int] = {}
+        self._ends: dict[TopicPartition, int] = {}
+        self._in_flight: dict[TopicPartition, int] = {}
+        self._held: set[TopicPartition] = set()
+        self._changed = asyncio.Event()
+
+    async def start(self) -> None:
+        """Connect."""
+        self._consumer = log_reader(self._settings)
+        await self._consumer.start()
+
+    async def stop(self) -> None:
+        """Disconnect."""
+        await asyncio.sleep(0)
+        await self._consumer.stop()
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch; slices of any other are void."""
+        return self._epoch
+
+    def in_flight(self, tp: TopicPartition) -> int:
+        """Slices fetched and neither booked nor dropped."""
+        return self._in_flight.get(tp, 0)
+
+    def begin(self, positions: Mapping[TopicPartition, int], held: set[TopicPartition]) -> None:
+        """Begin a new epoch: read these partitions from these offsets and no others.
+
+        `held` are not handed out until `release_held`. Every slice in flight becomes void.
+        """
+        self._epoch += 1
+        self._ends = dict(positions)
+        self._in_flight = dict.fromkeys(positions, 0)
+        self._held = set(held)
+        self._seeks = {tp: self._seeks.get(tp, 0) + 1 for tp in positions}
+        if positions:
+            self._consumer.assign(list(positions))
+            for tp, offset in positions.items():
+                self._consumer.seek(tp, offset)
+        else:
+            self._consumer.unsubscribe()
+        self._changed.set()
+
+    def release_held(self, tps: Sequence[TopicPartition]) -> None:
+        """Hand out these partitions from now on."""
+        self._held.difference_update(tps)
+        self._changed.set()
+
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        """Read a partition again from an offset; what is in flight of it becomes void."""
+        if tp not in self._ends:
+            return
+        self._seeks[tp] += 1
+        self._ends[tp] = offset
+        self._in_flight[tp] = 0
+        self._consumer.seek(tp, offset)
+        self._changed.set()
+
+    def current(self, part: Slice) -> bool:
+        """Whether a slice belongs to this epoch and to the last seek of its partition."""
+        return part.epoch == self._epoch and part.seek == self._seeks.get(part.tp)
+
+    def done(self, part: Slice) -> None:
+        """A slice is booked or dropped: make room for the next."""
+        if self.current(part):
+            self._in_flight[part.tp] -= 1
+            self._changed.set()
+
+    def read_up_to(self, tp: TopicPartition) -> int:
+        """The offset the next slice will follow on from; −1 when the partition is not read."""
+        return self._ends.get(tp, -1)
+
+    def highwater(self, tp: TopicPartition) -> int | None:
+        """The log's end as last told with a fetch; None before the first."""
+        if tp not in self._ends:
+            return None
+        mark = self._consumer.highwater(tp)
+        return None if mark is None else int(mark)
+
+    async def fetch(self) -> list[Slice]:
+        """The next slices, or none after a short wait.
+
+        Raises what aiokafka raises, OffsetOutOfRangeError included: nothing resets by itself.
+        """
+        room = [
+            tp
+            for tp, count in self._in_flight.items()
+            if count < SLICES_IN_FLIGHT and tp not in self._held
+        ]
+        if not room:  # getmany without partitions would mean all of them
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), _FETCH_WAIT_MS / 1000)
+            except TimeoutError:
+                return []
+            return []
+        fetched = await self._consumer.getmany(*room, timeout_ms=_FETCH_WAIT_MS)
+        # No await from here to the end: the stamps must describe the moment of the fetch.
+        slices = []
+        for tp, records in fetched.items():
+            if not records or tp not in self._ends:
+                continue
+            follows, end = self._ends[tp], records[-1].offset + 1
+            self._ends[tp] = end
+            self._in_flight[tp] += 1
+            slices.append(Slice(tp, records, self._epoch, self._seeks[tp], follows, end))
+        return slices

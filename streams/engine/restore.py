@@ -1,0 +1,328 @@
+"""Restore of one partition from Kafka: rows, position and remembered ids.
+
+Reads to the high watermark by position, never "to the last record": a log ends in control
+records. What is read is compared with what the position row says was there; a difference stops
+the shard, for going on with a smaller balance is worse than standing still.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from datetime import datetime
+from time import monotonic
+from typing import Any, Final
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from msgspec import Struct
+from xxhash import xxh3_64_hexdigest
+
+from schemas import topics
+from streams.engine import seen
+from streams.engine.errors import Stop, StoppedError, UnknownOutcomeError
+from streams.engine.kafka import log_reader
+from streams.engine.rows import POSITION_KEY, Position, Rows, SourcePosition, decode_position
+from streams.engine.seen import Seen
+from streams.settings import Settings
+
+RESTORE_FETCH_BYTES: Final = 8 << 20
+# A transaction of ours ends by its own time-out after 15 s; one that stands longer hangs.
+HANGING_AFTER_S: Final = 30
+_POLL_MS: Final = 200
+
+
+class Restored(Struct, kw_only=True):
+    """What one partition holds. `position` is None in a partition that never booked."""
+
+    rows: Rows
+    seen: Seen
+    position: Position | None
+    ledger_end: int
+    records: int = 0
+
+
+def record_hash(key: bytes | None, value: bytes | None) -> str:
+    """What the position row keeps of the last record it has booked."""
+    return xxh3_64_hexdigest((key or b"") + b"\0" + (value or b""))
+
+
+class Marks:
+    """Log starts and ends, asked with a consumer that is never assigned anything (one a worker)."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    async def start(self) -> None:
+        """Connect."""
+        self._uncommitted = log_reader(self._settings, committed=False)
+        self._committed = log_reader(self._settings)
+        await self._uncommitted.start()
+        await self._committed.start()
+
+    async def stop(self) -> None:
+        """Disconnect."""
+        await _stop(self._uncommitted)
+        await _stop(self._committed)
+
+    async def starts(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """The first offset that still exists."""
+        return dict(await self._uncommitted.beginning_offsets(list(tps)))
+
+    async def ends(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """High watermarks: where the log ends, open transactions included."""
+        return dict(await self._uncommitted.end_offsets(list(tps)))
+
+    async def stable_ends(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """Last stable offsets: where the first open transaction begins, else the log's end."""
+        return dict(await self._committed.end_offsets(list(tps)))
+
+
+async def _stop(consumer: AIOKafkaConsumer) -> None:
+    # Stopping too soon after starting raises CancelledError into the caller; one turn is enough.
+    await asyncio.sleep(0)
+    await consumer.stop()
+
+
+async def wait_stable(marks: Marks, tps: list[TopicPartition]) -> dict[TopicPartition, int]:
+    """Wait until no transaction is open on any of the partitions; return their ends.
+
+    Raises StoppedError(`hanging_transaction`) when one stays open longer than any of ours can.
+    """
+    deadline = monotonic() + HANGING_AFTER_S
+    while True:
+        ends = await marks.ends(tps)
+        stable = await marks.stable_ends(tps)
+        open_now = [tp for tp in tps if stable[tp] < ends[tp]]
+        if not open_now:
+            return ends
+        if monotonic() > deadline:
+            tp = open_now[0]
+            raise StoppedError(
+                Stop.HANGING_TRANSACTION,
+                f"a transaction stays open on {tp.topic}/{tp.partition} at offset {stable[tp]}; "
+                "find it with kafka-transactions.sh find-hanging and abort it",
+            )
+        await asyncio.sleep(0.1)
+
+
+async def _records_of(
+    consumer: AIOKafkaConsumer, ends: dict[TopicPartition, int]
+) -> AsyncIterator[tuple[TopicPartition, list[Any]]]:
+    """Records of assigned partitions until every position has reached its end."""
+    remaining = set(ends)
+    for tp in list(remaining):
+        if await consumer.position(tp) >= ends[tp]:
+            remaining.discard(tp)
+    silent_since = monotonic()
+    while remaining:
+        fetched = await consumer.getmany(*remaining, timeout_ms=_POLL_MS)
+        for tp, records in fetched.items():
+            if records:
+                yield tp, records
+        if fetched:
+            silent_since = monotonic()
+        elif monotonic() - silent_since > HANGING_AFTER_S:
+            raise UnknownOutcomeError("the log cannot be read to its end")
+        for tp in list(remaining):
+            if await consumer.position(tp) >= ends[tp]:
+                remaining.discard(tp)
+
+
+async def restore(settings: Settings, partition: int, marks: Marks) -> Restored:
+    """Read one partition's table and remembered ids from the log's start to its end.
+
+    The producer with the partition's id must have been started before: from then on nobody
+    else can add to what is read. Raises StoppedError.
+    """
+    names = settings.topics
+    changelog = TopicPartition(names.of(topics.CHANGELOG), partition)
+    ids = TopicPartition(names.of(topics.SEEN), partition)
+    ledger = TopicPartition(names.of(topics.LEDGER), partition)
+    outputs = [
+        TopicPartition(names.of(topic.name), partition)
+        for topic in topics.MANIFEST
+        if topic.direction is not topics.Direction.IN
+    ]
+    ends = await wait_stable(marks, outputs)
+    starts = await marks.starts([changelog, ids, ledger])
+
+    restored = Restored(rows=Rows(), seen=Seen(), position=None, ledger_end=ends[ledger])
+    position_row: bytes | None = None
+    next_ordinal: int | None = None
+    reader = log_reader(settings)
+    reader._fetch_max_bytes = RESTORE_FETCH_BYTES  # noqa: SLF001
+    reader._max_partition_fetch_bytes = RESTORE_FETCH_BYTES  # noqa: SLF001
+    await reader.start()
+    try:
+        reader.assign([changelog, ids])
+        for tp in (changelog, ids):
+            reader.seek(tp, starts[tp])
+        async for tp, records in _records_of(reader, {tp: ends[tp] for tp in (changelog, ids)}):
+            restored.records += len(records)
+            if tp == ids:
+                for record in records:
+                    batch = _unpacked(record)
+                    restored.seen.remember(batch)
+                    next_ordinal = batch.ordinal + 1
+            else:
+                restored.rows.load((record.key, record.value) for record in records)
+            await asyncio.sleep(0)
+        position_row = restored.rows.values.pop(POSITION_KEY, None)
+        if position_row is None and await _ever_committed(
+            reader, {tp: (starts[tp], ends[tp]) for tp in (ledger, ids)}
+        ):
+            raise StoppedError(
+                Stop.STATE_LOST,
+                f"partition {partition} has booked before, but its position row is gone from "
+                f"{changelog.topic}; restore the topic from a backup",
+            )
+    finally:
+        await _stop(reader)
+    restored.rows.index_due()
+    if position_row is not None:
+        restored.position = _checked(position_row, restored, partition, changelog.topic)
+        _check_ordinal(restored.position, next_ordinal, starts[ids] == ends[ids] > 0, ids)
+        restored.seen.forget(restored.position.now)
+    elif restored.rows.values:
+        raise StoppedError(
+            Stop.STATE_LOST,
+            f"partition {partition} of {changelog.topic} has rows but no position row",
+        )
+    return restored
+
+
+def _unpacked(record: Any) -> seen.Ids:
+    try:
+        return seen.unpack(record.value or b"")
+    except ValueError as error:
+        raise StoppedError(
+            Stop.STATE_LOST,
+            f"{record.topic}/{record.partition} offset {record.offset} is damaged: {error}",
+        ) from None
+
+
+def _checked(value: bytes, restored: Restored, partition: int, topic: str) -> Position:
+    try:
+        position = decode_position(value)
+    except (msgspec.DecodeError, ValueError) as error:
+        newer = isinstance(error, ValueError) and not isinstance(error, msgspec.DecodeError)
+        raise StoppedError(
+            Stop.NEWER_ROWS if newer else Stop.STATE_LOST,
+            f"the position row of {topic}/{partition} cannot be read: {error}",
+        ) from None
+    rows, digest = restored.rows.totals()
+    if rows != position.rows or digest != int(position.digest, 16):
+        raise StoppedError(
+            Stop.STATE_LOST,
+            f"{topic}/{partition} holds {rows} rows with digest {digest:016x}; its position row "
+            f"says {position.rows} rows with digest {position.digest}; restore the topic",
+        )
+    return position
+
+
+def _check_ordinal(
+    position: Position, found: int | None, all_retired: bool, tp: TopicPartition
+) -> None:
+    if found == position.seen_next or (found is None and (all_retired or not position.seen_next)):
+        return
+    raise StoppedError(
+        Stop.STATE_LOST,
+        f"{tp.topic}/{tp.partition} goes on at ordinal {found}, the position row says "
+        f"{position.seen_next}: remembered ids are missing, repeats would be charged again",
+    )
+
+
+async def _ever_committed(
+    reader: AIOKafkaConsumer, bounds: dict[TopicPartition, tuple[int, int]]
+) -> bool:
+    """Whether a committed record exists. A high watermark above 0 may be an aborted
+    transaction; records deleted since (a log start above 0) were committed once."""
+    if any(start > 0 for start, _ in bounds.values()):
+        return True
+    filled = {tp: end for tp, (_, end) in bounds.items() if end > 0}
+    if not filled:
+        return False
+    reader.assign(list(filled))
+    for tp in filled:
+        reader.seek(tp, 0)
+    async for _ in _records_of(reader, filled):
+        return True
+    return False
+
+
+async def check_sources(
+    settings: Settings, partition: int, position: Position, marks: Marks
+) -> None:
+    """Whether each source topic is still the one that was read, up to where it was read.
+
+    Raises StoppedError(`source_truncated`, `source_lost`).
+    """
+    known = {
+        TopicPartition(topic, partition): source
+        for topic, source in position.sources.items()
+        if topic in settings.topics.sources
+    }
+    if not known:
+        return
+    starts = await marks.starts(known)
+    ends = await marks.ends(known)
+    for tp, source in known.items():
+        if starts[tp] > source.next:
+            raise StoppedError(
+                Stop.SOURCE_TRUNCATED,
+                f"{tp.topic}/{tp.partition} begins at offset {starts[tp]}, but only what is "
+                f"before {source.next} is booked: {starts[tp] - source.next} records were deleted "
+                "unread. Find them elsewhere, or go on without them: `credits worker "
+                f"--accept-source-loss {tp.topic}:{tp.partition}:{starts[tp]}`",
+            )
+        if ends[tp] < source.next:
+            raise _lost(tp, source, f"ends at {ends[tp]}", ends[tp])
+    held = {
+        tp: source for tp, source in known.items() if source.last >= starts[tp] and source.hash
+    }
+    if held:
+        await _check_last_records(settings, held, ends)
+
+
+def _lost(tp: TopicPartition, source: SourcePosition, seen_now: str, offset: int) -> StoppedError:
+    return StoppedError(
+        Stop.SOURCE_LOST,
+        f"{tp.topic}/{tp.partition} {seen_now}, but it was read up to {source.next}: it is not "
+        "the topic it was. If it was made anew on purpose, name the offset to go on from: "
+        f"`credits worker --accept-source-loss {tp.topic}:{tp.partition}:{offset}`",
+    )
+
+
+async def _check_last_records(
+    settings: Settings,
+    held: dict[TopicPartition, SourcePosition],
+    ends: dict[TopicPartition, int],
+) -> None:
+    reader = log_reader(settings)
+    await reader.start()
+    try:
+        reader.assign(list(held))
+        for tp, source in held.items():
+            reader.seek(tp, source.last)
+        waiting = dict(held)
+        async for tp, records in _records_of(
+            reader, {tp: min(source.last + 1, ends[tp]) for tp, source in held.items()}
+        ):
+            source = waiting.pop(tp, None)
+            if source is None:
+                continue
+            first = records[0]
+            if (first.offset, first.timestamp, record_hash(first.key, first.value)) != (
+                source.last,
+                source.timestamp,
+                source.hash,
+            ):
+                raise _lost(tp, source, f"holds another record at offset {source.last}", 0)
+        for tp, source in waiting.items():
+            raise _lost(tp, source, f"has no record at offset {source.last}", 0)
+    finally:
+        await _stop(reader)
+
+
+def clock_back_by(stored: datetime, wall: datetime) -> bool:
+    """Whether the wall clock is too far behind the last `now` to go on."""
+    return (stored - wall).total_seconds() > 300

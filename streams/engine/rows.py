@@ -1,0 +1,188 @@
+"""The rows of one partition: bytes until touched, counted, digested, with their due times.
+
+A row's value begins with 8 bytes, its next due instant, so that the heap of due times needs no
+decoding. The position row stands beside the rows in the changelog: how far every source topic
+has been read, the last `now`, and what a restore must find again.
+"""
+
+import heapq
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+from xxhash import xxh3_64_intdigest
+
+POSITION_KEY: Final = b"\0position"
+PAYMENT_MARK: Final = b"\0pay\0"
+NEVER: Final = 0xFFFF_FFFF_FFFF_FFFF
+_VERSION: Final = 1
+_WRAP: Final = 1 << 64
+
+
+def payment_key(tenant_id: str, payment_id: str) -> bytes:
+    """Where the row of one payment stands."""
+    return b"".join((tenant_id.encode(), PAYMENT_MARK, payment_id.encode()))
+
+
+def row_digest(key: bytes, value: bytes) -> int:
+    """One row's part in the digest of a partition."""
+    return xxh3_64_intdigest(key + value)
+
+
+def due_of(value: bytes) -> int:
+    """When a row wants to be looked at again, µs since 1970; NEVER when it does not."""
+    return int.from_bytes(value[:8], "big")
+
+
+class SourcePosition(Struct, frozen=True, kw_only=True):
+    """How far one source topic has been booked: `next` is the next offset. `last`, `timestamp`
+    (ms) and `hash` are those of the last record before it, by which a re-created topic shows."""
+
+    next: int
+    last: int = -1
+    timestamp: int = -1
+    hash: str = ""
+
+
+class Position(Struct, frozen=True, kw_only=True):
+    """The position row. `balances` is (Σ positive, Σ negative) nanos per currency as text."""
+
+    version: int = _VERSION
+    now: datetime
+    sources: dict[str, SourcePosition]
+    rows: int
+    digest: str
+    balances: dict[str, tuple[str, str]]
+    tenants: dict[str, int]
+    seen_next: int
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Position)
+
+
+def encode_position(position: Position) -> bytes:
+    """The position row's value."""
+    return _encoder.encode(position)
+
+
+def decode_position(value: bytes) -> Position:
+    """Read a position row. Raises msgspec.DecodeError or ValueError when it is none of ours."""
+    position = _decoder.decode(value)
+    if position.version > _VERSION:
+        raise ValueError(f"a position row of version {position.version}, newer than this program")
+    return position
+
+
+class Totals:
+    """What the position row says of all rows; kept up incrementally, never recounted."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.digest = 0
+        self.balances: dict[str, list[int]] = {}
+        self.tenants: dict[str, int] = {}
+
+    def copy(self) -> "Totals":
+        """The same totals, to be changed without touching these."""
+        twin = Totals()
+        twin.rows, twin.digest = self.rows, self.digest
+        twin.balances = {currency: list(sums) for currency, sums in self.balances.items()}
+        twin.tenants = dict(self.tenants)
+        return twin
+
+    def row(self, key: bytes, before: bytes | None, after: bytes | None) -> None:
+        """A row was added, changed or (after None) deleted."""
+        if before is not None:
+            self.rows -= 1
+            self.digest -= row_digest(key, before)
+        if after is not None:
+            self.rows += 1
+            self.digest += row_digest(key, after)
+        self.digest %= _WRAP
+
+    def tenant(self, state: str, currency: str, balance_nanos: int, sign: int) -> None:
+        """A tenant came (sign 1) into or left (sign −1) a state and a balance."""
+        self.tenants[state] = self.tenants.get(state, 0) + sign
+        sums = self.balances.setdefault(currency, [0, 0])
+        sums[0 if balance_nanos >= 0 else 1] += sign * balance_nanos
+
+    @classmethod
+    def of(cls, position: Position) -> "Totals":
+        """The totals a position row names."""
+        totals = cls()
+        totals.rows = position.rows
+        totals.digest = int(position.digest, 16)
+        totals.balances = {
+            currency: [int(positive), int(negative)]
+            for currency, (positive, negative) in position.balances.items()
+        }
+        totals.tenants = dict(position.tenants)
+        return totals
+
+
+class Rows:
+    """The rows of one partition in memory, as bytes, and the heap of their due times."""
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+        self._due: list[tuple[int, bytes]] = []
+
+    def load(self, records: Iterable[tuple[bytes, bytes | None]]) -> None:
+        """Take changelog records in their order; None deletes."""
+        values = self.values
+        for key, value in records:
+            if value is None:
+                values.pop(key, None)
+            else:
+                values[key] = value
+
+    def index_due(self) -> None:
+        """Build the heap, once, after the last `load`."""
+        self._due = [
+            (due, key) for key, value in self.values.items() if (due := due_of(value)) != NEVER
+        ]
+        heapq.heapify(self._due)
+
+    def put(self, key: bytes, value: bytes | None) -> None:
+        """Publish a row that is committed; None deletes it."""
+        before = self.values.get(key)
+        if value is None:
+            self.values.pop(key, None)
+            return
+        self.values[key] = value
+        due = due_of(value)
+        if due != NEVER and (before is None or due_of(before) != due):
+            heapq.heappush(self._due, (due, key))
+
+    def next_due(self) -> int:
+        """The earliest due instant, µs since 1970; NEVER when nothing is due at any time."""
+        heap = self._due
+        while heap:
+            due, key = heap[0]
+            value = self.values.get(key)
+            if value is not None and due_of(value) == due:
+                return due
+            heapq.heappop(heap)  # the row has changed since
+        return NEVER
+
+    def due(self, until_us: int, most: int) -> list[tuple[int, bytes]]:
+        """The rows due at or before an instant, earliest first, at most `most`. They stay due
+        until `put` gives them another instant or deletes them."""
+        taken: list[tuple[int, bytes]] = []
+        while len(taken) < most and self.next_due() <= until_us:
+            entry = heapq.heappop(self._due)
+            if not taken or taken[-1] != entry:
+                taken.append(entry)
+        for entry in taken:
+            heapq.heappush(self._due, entry)
+        return taken
+
+    def totals(self) -> tuple[int, int]:
+        """Row count and digest, recounted from the bytes: what a restore compares."""
+        digest = 0
+        for key, value in self.values.items():
+            digest += row_digest(key, value)
+        return len(self.values), digest % _WRAP

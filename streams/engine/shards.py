@@ -1,0 +1,474 @@
+"""All shards of one worker: who is owned, opened, kept, dropped; and one reader for them.
+
+Faust tells of assignments; from there on the rules are these. Nothing is closed on revocation
+but the gate: running batches settle, the rest is dropped. Which shards to give up is known on
+assignment; one that stays is kept, for had anyone else owned it, its next commit would be
+fenced. An error between begin and commit means opening again from Kafka.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Any, Final
+
+import structlog
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+from msgspec import Struct
+
+from schemas import topics
+from streams.billing.ledger import Terms
+from streams.engine.errors import (
+    FencedError,
+    GaveUpError,
+    Stop,
+    StoppedError,
+    UnknownOutcomeError,
+)
+from streams.engine.reader import Reader, Slice
+from streams.engine.restore import Marks
+from streams.engine.shard import Shard
+from streams.metrics import Meters
+from streams.settings import Settings
+
+OPENED_AT_ONCE: Final = 4
+REOPEN_AFTER_S: Final = 1.0
+FENCED_WAIT_S: Final = 30.0
+SETTLE_IN_REVOKE_S: Final = 8.0
+SETTLE_ON_STOP_S: Final = 6.0
+SAME_ERROR_LIMIT: Final = 3
+WATCH_EVERY_S: Final = 2.0
+LOST_SLICE_AFTER_S: Final = 5.0
+STALLED_AFTER_S: Final = 60.0
+EXIT_GAVE_UP: Final = 70
+TENANT_STATES: Final = ("idle", "requested", "cooling", "paused", "needs_approval", "closed")
+
+log = structlog.get_logger("credits.shards")
+
+
+class Loss(Struct, frozen=True):
+    """An operator's word that a source's records are gone: go on from `offset`."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+def loss_from(text: str) -> Loss:
+    """Read TOPIC:PARTITION:OFFSET. Raises ValueError."""
+    topic, _, rest = text.rpartition(":")
+    topic, _, partition = topic.rpartition(":")
+    if not topic or not partition.isdecimal() or not rest.isdecimal():
+        raise ValueError(f"{text!r} is not TOPIC:PARTITION:OFFSET")
+    return Loss(topic, int(partition), int(rest))
+
+
+class _Keeper:
+    """One owned partition and the task that keeps its shard going."""
+
+    def __init__(self, partition: int) -> None:
+        self.partition = partition
+        self.shard: Shard | None = None
+        self.ready = False
+        self.state = "opening"
+        self.stopped: StoppedError | None = None
+        self.opened_at = -1.0
+        self.task: asyncio.Task[None] | None = None
+        self.errors: list[tuple[str, int]] = []
+
+
+class Shards:
+    """The worker's side of the group: what Faust assigns is owned here."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        meters: Meters,
+        terms: Terms,
+        losses: Iterable[Loss] = (),
+        wall: Callable[[], datetime] = lambda: datetime.now(UTC),
+        exit_process: Callable[[int], Any] = os._exit,
+    ) -> None:
+        self._settings = settings
+        self._meters = meters
+        self._terms = terms
+        self._losses = tuple(losses)
+        self._wall = wall
+        self._exit = exit_process
+        self._marks = Marks(settings)
+        self._reader = Reader(settings)
+        self._gate = asyncio.Event()
+        self._opening = asyncio.Semaphore(OPENED_AT_ONCE)
+        self._manifest_of = {settings.topics.of(name): name for name in topics.SOURCES}
+        self._keepers: dict[int, _Keeper] = {}
+        self._generation = -1
+        self._new_generation = asyncio.Event()
+        self._assigned_at = -1.0
+        self._stopping = False
+        self._broker_seen_at = monotonic()
+        self._watcher: asyncio.Task[None] | None = None
+        self._farewells: set[asyncio.Future[Any]] = set()
+        self._halves: list[int] = []
+
+    # -- life --------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Connect. Opens nothing yet: that is for `assigned`."""
+        await self._marks.start()
+        await self._reader.start()
+        self._watcher = asyncio.ensure_future(self._watch())
+
+    async def stop(self) -> None:
+        """End in order: no new batch, running ones settle, producers and reader stop."""
+        self._stopping = True
+        self._gate.clear()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        await self._settle(SETTLE_ON_STOP_S)
+        await asyncio.gather(*(self._release(keeper) for keeper in self._keepers.values()))
+        self._keepers.clear()
+        await asyncio.gather(*self._farewells)
+        await self._reader.stop()
+        await self._marks.stop()
+
+    def give_up(self, why: str) -> None:
+        """End the process (70): a supervisor starts a fresh one, Kafka has the truth."""
+        log.error("gave_up", reason=why)
+        self._exit(EXIT_GAVE_UP)
+
+    # -- Faust's side ------------------------------------------------------------------------
+
+    async def fetch(self) -> list[Slice]:
+        """The next slices for the agent."""
+        if not self._gate.is_set():
+            await asyncio.sleep(0.05)
+            return []
+        try:
+            return await self._reader.fetch()
+        except OffsetOutOfRangeError as error:
+            for tp in error.args[0] if error.args else ():
+                self._reopen(tp.partition, f"the log of {tp.topic} no longer has our offset")
+            await asyncio.sleep(0.1)
+            return []
+        except KafkaError as error:
+            log.warning("fetch_failed", error=type(error).__name__)
+            await asyncio.sleep(0.5)
+            return []
+
+    def deliver(self, part: Slice) -> None:
+        """A slice came through the agent: give it to its shard."""
+        keeper = self._keepers.get(part.tp.partition)
+        if keeper is None or not keeper.ready or keeper.shard is None:
+            self._meters["credits_slices_dropped_total", "old"].inc()
+            self._reader.done(part)
+            return
+        keeper.shard.deliver(part)
+
+    async def revoked(self) -> None:
+        """A rebalance begins: settle, own nothing new, read nothing."""
+        self._gate.clear()
+        self._reader.begin({}, set())
+        for keeper in self._keepers.values():
+            if keeper.shard is not None:
+                keeper.shard.clear()
+        for keeper in await self._settle(SETTLE_IN_REVOKE_S):
+            log.warning("batch_did_not_settle", partition=keeper.partition)
+            self._forget(keeper)
+
+    def assigned(self, assignment: Iterable[Any], generation: int) -> None:
+        """The assignment of a generation is known: give up, keep, open."""
+        if self._stopping:
+            return
+        sources = set(self._settings.topics.sources)
+        by_partition: dict[int, set[str]] = {}
+        for tp in assignment:
+            if tp.topic in sources:
+                by_partition.setdefault(tp.partition, set()).add(tp.topic)
+        self._halves = sorted(p for p, names in by_partition.items() if names != sources)
+        if self._halves:
+            log.error("not_copartitioned", partitions=self._halves)
+            self._meters["credits_shard_stopped", Stop.NOT_COPARTITIONED.value].set(1)
+            return
+        self._generation = generation
+        self._assigned_at = monotonic()
+        for partition in set(self._keepers) - set(by_partition):
+            farewell = asyncio.ensure_future(self._release(self._keepers.pop(partition)))
+            self._farewells.add(farewell)
+            farewell.add_done_callback(self._farewells.discard)
+        new = sorted(set(by_partition) - set(self._keepers))
+        for partition in new:
+            keeper = self._keepers[partition] = _Keeper(partition)
+            keeper.task = asyncio.ensure_future(self._keep(keeper))
+        log.info(
+            "assigned", generation=generation, partitions=sorted(by_partition), new=new
+        )
+        signal, self._new_generation = self._new_generation, asyncio.Event()
+        signal.set()
+        self._gate.set()
+        self._begin_epoch()
+
+    # -- keeping shards ----------------------------------------------------------------------
+
+    def _begin_epoch(self) -> None:
+        positions: dict[TopicPartition, int] = {}
+        held: set[TopicPartition] = set()
+        for keeper in self._keepers.values():
+            if not keeper.ready or keeper.shard is None:
+                continue
+            keeper.shard.clear()
+            positions |= keeper.shard.positions()
+            if not keeper.shard.caught_up():
+                held |= self._usage_of(keeper.partition)
+        self._reader.begin(positions, held)
+
+    def _usage_of(self, partition: int) -> set[TopicPartition]:
+        return {
+            TopicPartition(self._settings.topics.of(name), partition)
+            for name in (topics.CALL_USAGE, topics.CONFERENCE_USAGE)
+        }
+
+    def _set_state(self, keeper: _Keeper, state: str) -> None:
+        keeper.state = state
+        for name in ("opening", "ready", "reopening", "fenced", "stopped"):
+            count = sum(1 for one in self._keepers.values() if one.state == name)
+            self._meters["credits_shards", name].set(count)
+
+    def _forget(self, keeper: _Keeper) -> None:
+        """Throw a keeper's shard away and let its task open another."""
+        if keeper.task is not None:
+            keeper.task.cancel()
+        if keeper.shard is not None:
+            keeper.shard.drop()
+        keeper.shard = None
+        keeper.ready = False
+        keeper.task = asyncio.ensure_future(self._keep(keeper))
+
+    def _reopen(self, partition: int, why: str) -> None:
+        keeper = self._keepers.get(partition)
+        if keeper is not None and keeper.ready:
+            log.warning("reopening", partition=partition, reason=why)
+            self._meters["credits_reopened_total", "offset_gone"].inc()
+            self._forget(keeper)
+            self._begin_epoch()
+
+    async def _keep(self, keeper: _Keeper) -> None:
+        """Open the partition's shard and keep it going until the partition is given up."""
+        try:
+            while True:
+                await self._gate.wait()
+                self._set_state(keeper, "opening")
+                keeper.opened_at = monotonic()
+                shard = keeper.shard = self._new_shard(keeper.partition)
+                try:
+                    async with self._opening:
+                        await shard.open()
+                    await self._gate.wait()
+                    keeper.ready = True
+                    self._set_state(keeper, "ready")
+                    log.info(
+                        "shard_open",
+                        partition=keeper.partition,
+                        rows=shard.row_count,
+                        ids=shard.remembered,
+                    )
+                    self._begin_epoch()
+                    await shard.run(self._gate, self._reader)
+                except FencedError:
+                    self._meters["credits_fenced_total",].inc()
+                    await self._dropped(keeper, "fenced")
+                    await self._after_fence(keeper, shard)
+                except (UnknownOutcomeError, KafkaError, OSError) as error:
+                    at = sum(shard.positions().values())
+                    await self._dropped(keeper, "reopening")
+                    self._count_error(keeper, error, at)
+                    await asyncio.sleep(REOPEN_AFTER_S)
+        except StoppedError as error:
+            keeper.stopped = error
+            await self._dropped(keeper, "stopped")
+            log.error("shard_stopped", partition=keeper.partition, reason=str(error))
+            self._meters["credits_shard_stopped", error.reason.value].set(1)
+        except GaveUpError as error:
+            self.give_up(str(error))
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            log.exception("shard_failed", partition=keeper.partition)
+            self.give_up(f"a defect in the engine: {type(error).__name__}")
+
+    def _new_shard(self, partition: int) -> Shard:
+        return Shard(
+            self._settings,
+            partition,
+            marks=self._marks,
+            meters=self._meters,
+            terms=self._terms,
+            accepted_losses={
+                loss.topic: loss.offset for loss in self._losses if loss.partition == partition
+            },
+            wall=self._wall,
+        )
+
+    async def _dropped(self, keeper: _Keeper, state: str) -> None:
+        shard, keeper.shard = keeper.shard, None
+        keeper.ready = False
+        if shard is not None:
+            shard.drop()
+        self._set_state(keeper, state)
+        self._begin_epoch()
+
+    async def _after_fence(self, keeper: _Keeper, shard: Shard) -> None:
+        """Who fenced us? After a rebalance we were away for: the former owner's successor, and
+        the partition is ours again. In the middle of a generation: somebody with our id."""
+        fresh = max(keeper.opened_at, shard.committed_at) > self._assigned_at
+        log.warning("fenced", partition=keeper.partition, waits=fresh)
+        if not fresh:
+            return
+        generation = self._generation
+        try:
+            async with asyncio.timeout(FENCED_WAIT_S):
+                while self._generation == generation:
+                    await self._new_generation.wait()
+        except TimeoutError:
+            name = self._settings.transactional_id(keeper.partition)
+            raise GaveUpError(
+                f"another process writes with the transactional id {name} although this worker "
+                "owns its partition: two installations with one CREDITS_NAMESPACE?"
+            ) from None
+
+    def _count_error(self, keeper: _Keeper, error: Exception, at: int) -> None:
+        name = f"{type(error).__name__}: {error}"
+        log.warning("reopening", partition=keeper.partition, reason=name)
+        self._meters["credits_reopened_total", "error"].inc()
+        keeper.errors = [*keeper.errors, (name, at)][-SAME_ERROR_LIMIT:]
+        same = len(keeper.errors) == SAME_ERROR_LIMIT and len(set(keeper.errors)) == 1
+        if same and monotonic() - self._broker_seen_at < 2 * WATCH_EVERY_S:
+            raise GaveUpError(f"{name}, {SAME_ERROR_LIMIT} times at the same position")
+
+    async def _settle(self, timeout_s: float) -> list[_Keeper]:
+        """Wait for running batches; return the keepers whose batch did not end in time."""
+        busy = [keeper for keeper in self._keepers.values() if keeper.shard is not None]
+        settled = await asyncio.gather(
+            *(keeper.shard.settle(timeout_s) for keeper in busy if keeper.shard is not None)
+        )
+        return [keeper for keeper, ended in zip(busy, settled, strict=True) if not ended]
+
+    async def _release(self, keeper: _Keeper) -> None:
+        """The partition is no longer ours."""
+        shard, keeper.shard = keeper.shard, None
+        open_before, keeper.ready = keeper.ready, False
+        settled = shard is None or await shard.settle(SETTLE_ON_STOP_S)
+        if keeper.task is not None:
+            keeper.task.cancel()
+        if shard is not None:
+            if settled and open_before:
+                await shard.stop()
+            else:
+                shard.drop()
+
+    # -- watching ----------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Lag, lost slices, stalls: what no single batch can see."""
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            try:
+                async with asyncio.timeout(10):
+                    await self._look()
+            except (KafkaError, TimeoutError, OSError) as error:
+                log.warning("broker_away", error=type(error).__name__)
+            except Exception as error:
+                log.exception("watch_failed")
+                self.give_up(f"a defect in the watch: {type(error).__name__}")
+
+    async def _look(self) -> None:
+        ready = [keeper for keeper in self._keepers.values() if keeper.ready and keeper.shard]
+        tps = [tp for keeper in ready if keeper.shard for tp in keeper.shard.positions()]
+        ends = await self._marks.ends(tps) if tps else {}
+        self._broker_seen_at = now = monotonic()
+        lag_of_worker = 0
+        oldest = 0.0
+        rows = remembered = 0
+        balances: dict[tuple[str, str], int] = {}
+        tenants: dict[str, int] = {}
+        for keeper in ready:
+            shard = keeper.shard
+            if shard is None:
+                continue
+            if not shard.caught_up() and shard.check_caught_up(self._reader.read_up_to):
+                self._reader.release_held(list(self._usage_of(keeper.partition)))
+            lag = 0
+            for tp, position in shard.positions().items():
+                behind = max(0, ends.get(tp, 0) - position)
+                self._lag(tp).set(behind)
+                lag += behind
+                in_flight = self._reader.in_flight(tp)
+                if (
+                    in_flight
+                    and shard.idle
+                    and not shard.waiting
+                    and now - shard.progressed_at > LOST_SLICE_AFTER_S
+                ):
+                    # Nothing came after the lost slice, so no gap can show.
+                    self._meters["credits_slices_dropped_total", "lost"].inc()
+                    self._reader.seek(tp, position)
+            if not lag:
+                shard.progressed_at = now
+            elif self._gate.is_set() and now - shard.progressed_at > STALLED_AFTER_S:
+                self.give_up(
+                    f"partition {keeper.partition} has {lag} records waiting and has booked "
+                    f"nothing for {STALLED_AFTER_S:.0f} s"
+                )
+            if lag:
+                oldest = max(oldest, now - shard.progressed_at)
+            lag_of_worker += lag
+            rows += shard.row_count
+            remembered += shard.remembered
+            for currency, (positive, negative) in shard.totals.balances.items():
+                for sign, nanos in (("positive", positive), ("negative", negative)):
+                    balances[currency, sign] = balances.get((currency, sign), 0) + nanos
+            for state, count in shard.totals.tenants.items():
+                tenants[state] = tenants.get(state, 0) + count
+        self._publish(oldest, rows, remembered, balances, tenants)
+
+    def _publish(
+        self,
+        oldest: float,
+        rows: int,
+        remembered: int,
+        balances: Mapping[tuple[str, str], int],
+        tenants: Mapping[str, int],
+    ) -> None:
+        meters = self._meters
+        meters["credits_oldest_unprocessed_seconds",].set(oldest)
+        meters["credits_rows",].set(rows)
+        meters["credits_remembered_ids",].set(remembered)
+        meters["credits_recharges_in_flight",].set(tenants.get("requested", 0))
+        for (currency, sign), nanos in balances.items():
+            meters["credits_balance", currency, sign].set(nanos / 1_000_000_000)
+        for state in TENANT_STATES:
+            meters["credits_tenants", state].set(tenants.get(state, 0))
+
+    def _lag(self, tp: TopicPartition) -> Any:
+        manifest = self._manifest_of[tp.topic]
+        return self._meters["credits_lag_records", manifest, str(tp.partition)]
+
+    def reasons_not_ready(self) -> list[str]:
+        """Why this worker is not ready; empty when it is."""
+        reasons = []
+        if self._halves:
+            reasons.append(f"not_copartitioned: partitions {self._halves} lack a source topic")
+        if self._assigned_at < 0:
+            reasons.append("no assignment yet")
+        elif not self._gate.is_set():
+            reasons.append("rebalancing")
+        if monotonic() - self._broker_seen_at > 15:
+            reasons.append("the broker is away")
+        for keeper in self._keepers.values():
+            if keeper.stopped is not None:
+                reasons.append(f"partition {keeper.partition} {keeper.stopped}")
+            elif not keeper.ready:
+                reasons.append(f"partition {keeper.partition} is {keeper.state}")
+        return reasons

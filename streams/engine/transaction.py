@@ -1,0 +1,183 @@
+"""One Kafka transaction per batch: all outputs of one partition and the offsets they came from.
+
+After any error between begin and commit the outcome is unknown: the producer is dropped, never
+aborted and reused, because after some errors an abort sends nothing and the next commit would
+publish what was "aborted".
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Mapping
+from typing import Any, Final, TypeVar
+
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import (
+    InvalidProducerEpoch,
+    KafkaConnectionError,
+    KafkaError,
+    ProducerFenced,
+)
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.structs import OffsetAndMetadata
+
+from schemas.envelope import Headers
+from streams.engine.errors import FencedError, UnknownOutcomeError
+from streams.engine.kafka import transactional_producer
+from streams.settings import Settings
+
+# Longer than the transaction's own time-out: after this its end is certain to be decided.
+COMMIT_TIMEOUT_S: Final = 25
+START_TIMEOUT_S: Final = 60
+STOP_TIMEOUT_S: Final = 3
+
+T = TypeVar("T")
+
+
+class Outputs:
+    """Record batches of one transaction, by (topic, partition); nothing is sent before commit."""
+
+    def __init__(self, producer: AIOKafkaProducer, timestamp_ms: int) -> None:
+        self._producer = producer
+        self._timestamp_ms = timestamp_ms
+        self._batches: dict[tuple[str, int], list[BatchBuilder]] = {}
+
+    def append(
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers = (),
+    ) -> None:
+        """Add a record; a full batch is followed by another."""
+        batches = self._batches.get((topic, partition))
+        if batches is None:
+            batches = self._batches[topic, partition] = [self._producer.create_batch()]
+        elif (
+            batches[-1].append(
+                timestamp=self._timestamp_ms, key=key, value=value, headers=headers
+            )
+            is not None
+        ):
+            return
+        else:
+            batches.append(self._producer.create_batch())
+        added = batches[-1].append(
+            timestamp=self._timestamp_ms, key=key, value=value, headers=headers
+        )
+        assert added is not None, "an empty batch takes any record"
+
+    def batches(self) -> list[tuple[str, int, BatchBuilder]]:
+        """Every batch, closed, in the order in which they must be sent."""
+        for batches in self._batches.values():
+            for batch in batches:
+                batch.close()
+        return [
+            (topic, partition, batch)
+            for (topic, partition), batches in self._batches.items()
+            for batch in batches
+        ]
+
+
+class Transactor:
+    """The transactional producer of one partition."""
+
+    def __init__(self, settings: Settings, partition: int) -> None:
+        self._group = settings.app_id
+        self._settings = settings
+        self._partition = partition
+        self._producer: AIOKafkaProducer | None = None
+
+    async def start(self) -> None:
+        """InitProducerId: fences any earlier owner and aborts what it left open.
+
+        Raises FencedError or UnknownOutcomeError; then this object must be dropped.
+        """
+        assert self._producer is None
+        self._producer = transactional_producer(self._settings, self._partition)
+        await self._guarded(self._producer.start(), START_TIMEOUT_S)
+
+    def outputs(self, timestamp_ms: int) -> Outputs:
+        """A new, empty set of record batches."""
+        assert self._producer is not None
+        return Outputs(self._producer, timestamp_ms)
+
+    async def commit(self, outputs: Outputs, offsets: Mapping[TopicPartition, int]) -> None:
+        """Write everything and the offsets in one transaction; return when it is committed.
+
+        Raises FencedError when another owner has our id, UnknownOutcomeError for everything
+        else: the transaction may have been committed all the same.
+        """
+        await self._guarded(self._commit(outputs, offsets), COMMIT_TIMEOUT_S)
+
+    async def _commit(self, outputs: Outputs, offsets: Mapping[TopicPartition, int]) -> None:
+        producer = self._producer
+        assert producer is not None
+        await producer.begin_transaction()
+        sent: list[Awaitable[Any]] = []
+        waiting: list[tuple[str, int, BatchBuilder]] = []
+        seen: set[tuple[str, int]] = set()
+        for topic, partition, batch in outputs.batches():
+            if (topic, partition) in seen:
+                # A second batch of a partition waits for the first; start all firsts before.
+                waiting.append((topic, partition, batch))
+                continue
+            seen.add((topic, partition))
+            sent.append(await producer.send_batch(batch, topic, partition=partition))
+        for topic, partition, batch in waiting:
+            sent.append(await producer.send_batch(batch, topic, partition=partition))
+        # Every one: a failed batch alone does not fail the commit.
+        await asyncio.gather(*sent)
+        if offsets:
+            await producer.send_offsets_to_transaction(
+                {tp: OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}, self._group
+            )
+        await producer.commit_transaction()
+
+    async def _guarded(self, work: Awaitable[T], timeout_s: float) -> T:
+        try:
+            return await asyncio.wait_for(work, timeout_s)
+        except (ProducerFenced, InvalidProducerEpoch) as error:
+            raise FencedError(self._settings.transactional_id(self._partition)) from error
+        except TimeoutError as error:
+            raise UnknownOutcomeError(f"no answer within {timeout_s} s") from error
+        except (KafkaError, KafkaConnectionError, AssertionError, OSError) as error:
+            # After a fatal error aiokafka's methods fail with assertions.
+            raise UnknownOutcomeError(f"{type(error).__name__}: {error}") from error
+
+    async def stop(self) -> None:
+        """End in order; when that takes too long, drop."""
+        producer = self._producer
+        if producer is None:
+            return
+        try:
+            await asyncio.wait_for(producer.stop(), STOP_TIMEOUT_S)
+        except (TimeoutError, KafkaError, AssertionError, OSError):
+            self.drop()
+        self._producer = None
+
+    def drop(self) -> None:
+        """Throw the producer away at once: no abort, no flush, nothing awaited.
+
+        `stop()` of a producer that has lost its broker never returns, so this takes it apart.
+        The next owner of the id (us or another) ends what is open.
+        """
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        producer._closed = True  # noqa: SLF001  # see above; a contract test watches the names
+        sender = producer._sender.sender_task  # noqa: SLF001
+        if sender is not None:
+            sender.cancel()
+        closing = asyncio.ensure_future(_close(producer.client))
+        _closings.add(closing)
+        closing.add_done_callback(_closings.discard)
+
+
+_closings: set[asyncio.Future[None]] = set()
+
+
+async def _close(client: Any) -> None:
+    with contextlib.suppress(TimeoutError, KafkaError, OSError):
+        await asyncio.wait_for(client.close(), STOP_TIMEOUT_S)
+

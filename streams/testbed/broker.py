@@ -1,0 +1,367 @@
+"""A real Kafka on this machine, from Maven's jars: for the demo, the tests and the benchmark.
+
+Every node is a child process in a session of its own, on loopback, with its own folder. It dies
+with its parent, however that ends: a guard process holds a pipe of the parent and kills the node
+when the pipe closes.
+"""
+
+import base64
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from time import monotonic, sleep
+from types import TracebackType
+from typing import Final, Self
+
+KAFKA_VERSION: Final = "4.2.1"
+EXTERNAL: Final = "CREDITS_TEST_BROKER"
+READY_WITHIN_S: Final = 60
+STOP_WITHIN_S: Final = 15
+_POM: Final = Path(__file__).parents[2] / "deploy" / "kafka"
+
+# Kills the node when the parent's end of the pipe closes: after a SIGKILL of the parent too.
+_GUARD: Final = """
+import os, signal, subprocess, sys
+node = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL)
+for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(name, signal.SIG_IGN)
+print(node.pid, flush=True)
+os.close(1)
+while os.read(0, 1):
+    pass
+node.send_signal(signal.SIGCONT)
+node.kill()
+node.wait()
+"""
+
+
+class BrokerError(Exception):
+    """No broker can be started here. The text says what, why and what next."""
+
+
+def external() -> str | None:
+    """The cluster that CREDITS_TEST_BROKER names, for tests, demo and benchmark only."""
+    return os.environ.get(EXTERNAL) or None
+
+
+def _require_programs() -> None:
+    missing = [name for name in ("java", "mvn") if shutil.which(name) is None]
+    if missing:
+        raise BrokerError(
+            f"{' and '.join(missing)} not found; a real Kafka needs Java 17 and Maven. Install "
+            "them with `apt-get install openjdk-17-jre-headless maven`, or use "
+            "`docker compose up --wait`."
+        )
+
+
+def fetch_jars() -> Path:
+    """The folder with the broker's jars; fetched once, kept outside the checkout.
+
+    Raises BrokerError without Java or Maven, or when Maven fails.
+    """
+    _require_programs()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "credits"
+    jars = cache / f"kafka-{KAFKA_VERSION}"
+    if jars.is_dir():
+        return jars
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix="fetching-") as fetching:
+        made = Path(fetching) / "jars"
+        done = subprocess.run(  # noqa: S603
+            [
+                shutil.which("mvn") or "mvn",
+                "-q",
+                "-B",
+                "-f",
+                str(_POM / "pom.xml"),
+                "dependency:copy-dependencies",
+                "-DincludeScope=runtime",
+                f"-DoutputDirectory={made}",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0 or not made.is_dir():
+            last = (done.stdout + done.stderr).strip().splitlines()
+            raise BrokerError(
+                f"Maven could not fetch Kafka {KAFKA_VERSION}: {last[-1] if last else 'no output'}"
+            )
+        with contextlib.suppress(OSError):  # another process was faster: its jars are the same
+            made.rename(jars)
+    return jars
+
+
+def free_port() -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class _Node:
+    """One broker and controller."""
+
+    def __init__(self, number: int, folder: Path) -> None:
+        self.number = number
+        self.folder = folder
+        self.port = free_port()
+        self.controller_port = free_port()
+        self.guard: subprocess.Popen[bytes] | None = None
+        self.pid = 0
+
+
+class Cluster:
+    """One or three real Kafka nodes. A context manager; leaving it stops them."""
+
+    def __init__(self, folder: Path, nodes: int, properties: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._jars = fetch_jars()
+        self._properties = dict(properties)
+        self._nodes = [_Node(number, folder / f"node-{number}") for number in range(nodes)]
+        self._cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[:22]
+
+    @classmethod
+    def start(
+        cls, folder: Path, *, nodes: int = 1, properties: Mapping[str, str] | None = None
+    ) -> "Cluster":
+        """Format and start; return when metadata names a controller.
+
+        Raises BrokerError.
+        """
+        cluster = cls(folder, nodes, properties or {})
+        try:
+            cluster._format()
+            for node in cluster._nodes:
+                cluster._launch(node)
+            cluster.wait_ready()
+        except BaseException:
+            cluster.stop(kill=True)
+            raise
+        return cluster
+
+    @property
+    def bootstrap(self) -> str:
+        """host:port of every node, by comma."""
+        return ",".join(f"127.0.0.1:{node.port}" for node in self._nodes)
+
+    def _format(self) -> None:
+        directories = {node.number: base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[:22]
+                       for node in self._nodes}
+        for node in self._nodes:
+            node.folder.mkdir(parents=True, exist_ok=True)
+            (node.folder / "server.properties").write_text(self._config(node))
+            initial = (
+                ["--standalone"]
+                if len(self._nodes) == 1
+                else [
+                    "--initial-controllers",
+                    ",".join(
+                        f"{one.number}@127.0.0.1:{one.controller_port}:{directories[one.number]}"
+                        for one in self._nodes
+                    ),
+                ]
+            )
+            done = subprocess.run(  # noqa: S603
+                [
+                    *self._java("-Xmx128m"),
+                    "kafka.tools.StorageTool",
+                    "format",
+                    *initial,
+                    "-t",
+                    self._cluster_id,
+                    "-c",
+                    str(node.folder / "server.properties"),
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode != 0:
+                raise BrokerError(f"Kafka's storage cannot be formatted: {done.stderr[-400:]}")
+
+    def _config(self, node: _Node) -> str:
+        copies = min(3, len(self._nodes))
+        in_sync = 2 if copies == 3 else 1
+        bootstrap = ",".join(f"127.0.0.1:{one.controller_port}" for one in self._nodes)
+        settings = {
+            "process.roles": "broker,controller",
+            "node.id": str(node.number),
+            "controller.quorum.bootstrap.servers": bootstrap,
+            "listeners": f"PLAINTEXT://127.0.0.1:{node.port},"
+            f"CONTROLLER://127.0.0.1:{node.controller_port}",
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{node.port},"
+            f"CONTROLLER://127.0.0.1:{node.controller_port}",
+            "controller.listener.names": "CONTROLLER",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "log.dirs": str(node.folder / "data"),
+            "auto.create.topics.enable": "false",
+            "offsets.topic.num.partitions": "3",
+            "offsets.topic.replication.factor": str(copies),
+            "transaction.state.log.num.partitions": "3",
+            "transaction.state.log.replication.factor": str(copies),
+            "transaction.state.log.min.isr": str(in_sync),
+            "share.coordinator.state.topic.num.partitions": "1",
+            "share.coordinator.state.topic.replication.factor": str(copies),
+            "share.coordinator.state.topic.min.isr": str(in_sync),
+            "group.initial.rebalance.delay.ms": "0",
+            # A node that died must be told from a slow one quickly: tests wait for it.
+            "broker.session.timeout.ms": "6000",
+            "log.cleaner.dedupe.buffer.size": "8388608",
+            **self._properties,
+        }
+        return "".join(f"{name}={value}\n" for name, value in settings.items())
+
+    def _java(self, *options: str) -> list[str]:
+        return [
+            shutil.which("java") or "java",
+            *options,
+            "-cp",
+            f"{self._jars}/*",
+        ]
+
+    def _launch(self, node: _Node) -> None:
+        heap = "768m" if len(self._nodes) == 1 else "400m"
+        command = [
+            *self._java(
+                "-Xms128m",
+                f"-Xmx{heap}",
+                "-XX:+UseSerialGC",
+                f"-Dlog4j2.configurationFile={_POM / 'log4j2.properties'}",
+            ),
+            "kafka.Kafka",
+            str(node.folder / "server.properties"),
+        ]
+        with (node.folder / "log").open("ab") as log:
+            node.guard = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-c", _GUARD, "guard", *command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+                cwd=node.folder,
+            )
+            assert node.guard.stdout is not None
+            node.pid = int(node.guard.stdout.readline() or b"0")
+        if not node.pid:
+            raise BrokerError(f"Kafka did not start; see {node.folder / 'log'}")
+
+    def wait_ready(self, within_s: float = READY_WITHIN_S) -> None:
+        """Wait until every running node names a controller. Raises BrokerError."""
+        deadline = monotonic() + within_s
+        for node in self._nodes:
+            while node.guard is not None and not _names_a_controller(node.port):
+                if node.guard.poll() is not None or monotonic() > deadline:
+                    raise BrokerError(
+                        f"Kafka was not ready within {within_s:.0f} s; see {node.folder / 'log'}"
+                    )
+                sleep(0.1)
+
+    def kill(self, node: int = 0) -> None:
+        """SIGKILL a node; what it acknowledged must be there after `restart`."""
+        self._end(self._nodes[node], signal.SIGKILL)
+
+    def restart(self, node: int = 0) -> None:
+        """Start a killed node again on its old data and port."""
+        self._launch(self._nodes[node])
+        self.wait_ready()
+
+    def freeze(self, node: int = 0) -> None:
+        """SIGSTOP a node."""
+        os.kill(self._nodes[node].pid, signal.SIGSTOP)
+
+    def thaw(self, node: int = 0) -> None:
+        """SIGCONT a node."""
+        os.kill(self._nodes[node].pid, signal.SIGCONT)
+
+    def stop(self, *, kill: bool = False) -> None:
+        """Stop all nodes, in order unless `kill`; the folder stays."""
+        for node in self._nodes:
+            if node.guard is not None and not kill:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(node.pid, signal.SIGTERM)
+        for node in self._nodes:
+            self._end(node, None if not kill else signal.SIGKILL)
+
+    def _end(self, node: _Node, signal_number: signal.Signals | None) -> None:
+        guard, node.guard = node.guard, None
+        if guard is None:
+            return
+        if signal_number is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(node.pid, signal_number)
+        else:
+            deadline = monotonic() + STOP_WITHIN_S
+            while _alive(node.pid) and monotonic() < deadline:
+                sleep(0.05)
+        # The guard kills what is left, reaps it and ends.
+        assert guard.stdin is not None
+        guard.stdin.close()
+        guard.wait()
+        if guard.stdout is not None:
+            guard.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop(kill=kind is not None)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def _names_a_controller(port: int) -> bool:
+    """Ask one node for metadata, by hand (Metadata v1), and look for a controller."""
+    request = b"\x00\x03\x00\x01\x00\x00\x00\x01\xff\xff\x00\x00\x00\x00"
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
+            connection.settimeout(2)
+            connection.sendall(len(request).to_bytes(4, "big") + request)
+            reply = b"".join(_exactly(connection))
+    except OSError:
+        return False
+    count = int.from_bytes(reply[4:8], "big")
+    at = 8
+    for _ in range(count):
+        at += 4
+        at += 2 + int.from_bytes(reply[at : at + 2], "big")  # host
+        at += 4
+        rack = int.from_bytes(reply[at : at + 2], "big", signed=True)
+        at += 2 + max(0, rack)
+    return count > 0 and int.from_bytes(reply[at : at + 4], "big", signed=True) >= 0
+
+
+def _exactly(connection: socket.socket) -> Iterator[bytes]:
+    size = b""
+    while len(size) < 4:
+        more = connection.recv(4 - len(size))
+        if not more:
+            return
+        size += more
+    left = int.from_bytes(size, "big")
+    while left:
+        more = connection.recv(left)
+        if not more:
+            return
+        left -= len(more)
+        yield more

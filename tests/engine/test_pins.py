@@ -1,0 +1,82 @@
+"""The private names of Faust and aiokafka this engine stands on, watched.
+
+A new version that moves one of them fails here, not in production.
+"""
+
+import inspect
+from importlib.metadata import version
+
+import aiokafka.producer.sender
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from faust.tables.manager import TableManager
+from faust.tables.recovery import Recovery
+from faust.transport.consumer import Consumer as BaseConsumer
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
+
+from streams.engine import kafka
+
+
+def test_faust_is_the_version_this_was_written_for() -> None:
+    assert version("faust-streaming") == "0.15.3"
+    assert version("aiokafka").startswith("0.14.")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "parameters"),
+    [
+        (AIOKafkaConsumerThread, "_fetch_records", ["self", "consumer"]),
+        (Consumer, "_new_consumer_thread", ["self"]),
+        (BaseConsumer, "_drain_messages", ["self", "fetcher"]),
+        (BaseConsumer, "perform_seek", ["self"]),
+        (BaseConsumer, "force_commit", ["self", "topics"]),
+        (Consumer, "verify_event_path", ["self", "now", "tp"]),
+        (Recovery, "need_recovery", ["self"]),
+        (Recovery, "on_recovery_completed", ["self", "generation_id"]),
+        (Recovery, "_build_highwaters", ["self"]),
+        (Recovery, "_build_offsets", ["self"]),
+        (Recovery, "_seek_offsets", ["self"]),
+    ],
+)
+def test_an_overridden_method_still_exists(
+    owner: type, name: str, parameters: list[str]
+) -> None:
+    found = list(inspect.signature(getattr(owner, name)).parameters)
+    assert found[: len(parameters)] == parameters
+
+
+def test_the_recovery_is_still_a_property_that_can_be_replaced() -> None:
+    assert isinstance(TableManager.__dict__["recovery"], property)
+    assert Transport.Consumer is Consumer
+
+
+def test_a_producer_can_still_be_taken_apart() -> None:
+    source = inspect.getsource(AIOKafkaProducer)
+    assert "self._closed" in source
+    assert "self._sender" in source
+    assert isinstance(aiokafka.producer.sender.Sender.sender_task, property)
+    assert isinstance(aiokafka.producer.sender.BACKOFF_OVERRIDE, float)
+
+
+def test_a_consumer_still_keeps_its_fetch_sizes_to_itself() -> None:
+    assert "max_partition_fetch_bytes" in inspect.signature(AIOKafkaConsumer).parameters
+
+
+def test_record_batches_are_compressed_at_level_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    level_1 = kafka._lz4_level_1  # noqa: SLF001  # the function the client is given
+
+    def counted(payload: bytes) -> bytes:
+        calls.append(len(payload))
+        return level_1(payload)
+
+    monkeypatch.setattr(kafka, "_lz4_level_1", counted)
+    kafka.tune_client()
+    builder = DefaultRecordBatchBuilder(2, 3, 0, -1, -1, 0, 100_000)
+    for offset in range(100):
+        assert builder.append(offset, 1, key=b"k", value=b"v" * 100, headers=[]) is not None
+    builder.build()
+    assert len(calls) == 1
+    monkeypatch.undo()
+    kafka.tune_client()
