@@ -1,7 +1,7 @@
 """From a source record's bytes to one known event, or to the reason why not."""
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final, Union
 
 import msgspec
 from msgspec import Struct
@@ -64,13 +64,11 @@ def decoder(topic: str) -> Callable[[bytes | None, bytes | None, Headers], Decod
     `schema_violation` or `key_mismatch`.
     """
     member = _ID_MEMBERS[topic]
-    declared = _TYPES[topic]
-    kinds = getattr(declared, "__args__", (declared,))
-    strict_union = _forbidding(kinds[0])
-    for kind in kinds[1:]:
-        strict_union = strict_union | _forbidding(kind)  # type: ignore[assignment]
-    strict = msgspec.json.Decoder(strict_union).decode
-    tolerant = msgspec.json.Decoder(declared).decode
+    declared: Any = _TYPES[topic]
+    kinds: tuple[type, ...] = getattr(declared, "__args__", (declared,))
+    forbidding: Any = Union[tuple(_forbidding(kind) for kind in kinds)]  # noqa: UP007
+    strict: Callable[[bytes | msgspec.Raw], Event] = msgspec.json.Decoder(forbidding).decode
+    tolerant: Callable[[bytes | msgspec.Raw], Event] = msgspec.json.Decoder(declared).decode
     schema_violation = DeadLetterReason.SCHEMA_VIOLATION
 
     def decode(key: bytes | None, value: bytes | None, headers: Headers) -> Decoded:

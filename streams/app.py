@@ -35,7 +35,7 @@ EXIT_GAVE_UP: Final = 70
 log = structlog.get_logger("credits.worker")
 
 
-class _PassThrough(Schema):  # type: ignore[misc,type-arg]
+class _PassThrough(Schema):  # type: ignore[type-arg]
     """A message's value is a slice, already what it shall be."""
 
     def loads_key(self, app: Any, message: Any, **_: Any) -> Any:
@@ -45,7 +45,7 @@ class _PassThrough(Schema):  # type: ignore[misc,type-arg]
         return message.value
 
 
-class CreditsApp(faust.App):  # type: ignore[misc]
+class CreditsApp(faust.App):
     """Faust's app: group, assignment, agent, table; the shards do the booking."""
 
     def __init__(self, settings: Settings, shards: Shards, listener: Listener) -> None:
@@ -109,9 +109,7 @@ def create_app(settings: Settings, losses: Sequence[Loss] = ()) -> CreditsApp:
     app = CreditsApp(settings, shards, listener)
     sources = app.topic(*settings.topics.sources, schema=_PassThrough(), acks=False)
     app.agent(sources, name="ledger", use_reply_headers=False)(ledger_agent(shards))
-    app.Table(
-        "accounts", partitions=settings.partitions, key_type=bytes, value_type=bytes
-    )
+    app.Table("accounts", partitions=settings.partitions, key_type=bytes, value_type=bytes)
     return app
 
 

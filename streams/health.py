@@ -27,9 +27,7 @@ class Health(Struct, frozen=True):
 class Listener:
     """Serves /metrics, /livez, /readyz, and /healthz for those who type it."""
 
-    def __init__(
-        self, host: str, port: int, meters: Meters, probe: Callable[[], Health]
-    ) -> None:
+    def __init__(self, host: str, port: int, meters: Meters, probe: Callable[[], Health]) -> None:
         self._host = host
         self._port = port
         self._meters = meters

@@ -204,8 +204,8 @@ async def _create(
         if code not in (0, 36):  # 36: somebody else created it in between
             raise ProvisionError(f"{name} cannot be created: {text[0] if text else code}")
     async with asyncio.timeout(_VISIBLE_WITHIN_S):
-        while len(await _describe(admin, list(missing))) < len(missing):
-            await asyncio.sleep(0.1)
+        while len(await _describe(admin, list(missing))) < len(missing):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)  # another process makes them visible, no event of ours
 
 
 async def remove_namespace(settings: Settings) -> None:
@@ -213,8 +213,6 @@ async def remove_namespace(settings: Settings) -> None:
     if not settings.namespace.startswith("t-"):
         raise ProvisionError(f"{settings.namespace!r} is no test namespace; nothing is deleted")
     async with _Admin(settings) as admin:
-        names = [
-            name for name in await admin.list_topics() if name.startswith(settings.namespace)
-        ]
+        names = [name for name in await admin.list_topics() if name.startswith(settings.namespace)]
         if names:
             await admin.delete_topics(names, timeout_ms=TIMEOUT_MS)

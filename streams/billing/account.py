@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from schemas.commands import Compare, GrantKind, Method
-from schemas.funding import Status
+from schemas.funding import Reason, Status
 from schemas.ledger import EntryKind
 from schemas.notices import Withheld
 
@@ -59,7 +59,10 @@ class Policy(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
 
 
 class Asked(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
-    """A recharge request without a final answer. `epoch` is None for funding by hand."""
+    """A recharge request without a final answer. `epoch` is None for funding by hand.
+
+    It keeps all that was published, for it is published again word for word.
+    """
 
     recharge_id: str
     amount_nanos: int
@@ -67,6 +70,10 @@ class Asked(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     attempt: int | None = None
     method: str | None = None
     policy_version: int = 0
+    reason: Reason
+    trigger_nanos: int | None = None
+    balance_nanos: int
+    caused_by: str
     requested_at: datetime
     expires_at: datetime
     needs_action: bool = False

@@ -227,5 +227,3 @@ class Draft:
             None,
             self.withheld,
         )
-
-

@@ -10,7 +10,6 @@ from schemas.commands import (
     AnyCommand,
     BookPayment,
     CloseTenant,
-
     Fund,
     Method,
     OpenTenant,
@@ -285,11 +284,14 @@ def _fund(draft: Draft, command: Fund, result_timeout_s: int) -> None:
         amount_nanos=rounded_up(amount_nanos, account.currency),
         method=command.payment_method or (methods[0] if methods else None),
         policy_version=account.policy.version,
+        reason=Reason.FUND,
+        balance_nanos=account.balance_nanos,
+        caused_by=draft.caused_by,
         requested_at=draft.now,
         expires_at=draft.now + timedelta(seconds=result_timeout_s),
     )
     draft.account = replace(account, funds=(*account.funds, asked))
-    recharge.publish(draft, asked, Reason.FUND)
+    recharge.publish(draft, asked)
 
 
 def _book_payment(draft: Draft, command: BookPayment, payment: Payment | None) -> None:
@@ -325,8 +327,4 @@ def _adjust(draft: Draft, command: Adjustment) -> None:
     expires_at = None if command.expires_at is None else utc(command.expires_at)
     if expires_at is not None and expires_at <= draft.now:
         raise CommandRefusedError("expires_at", "expires_at must be in the future.")
-    draft.credit(
-        EntryKind.ADJUSTMENT, amount_nanos, expires_at=expires_at, reason=command.reason
-    )
-
-
+    draft.credit(EntryKind.ADJUSTMENT, amount_nanos, expires_at=expires_at, reason=command.reason)

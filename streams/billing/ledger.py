@@ -196,8 +196,6 @@ def content(event: Event) -> bytes:
     return msgspec.json.encode(kept, order="deterministic")
 
 
-
-
 def public_balance(account: Account, now: datetime) -> Balance:
     """What everybody may read of an account."""
     asked = account.recharging.asked

@@ -11,9 +11,7 @@ MAX_BALANCE_NANOS: Final = 9_000_000_000 * NANOS
 _EXPONENTS: Final = {
     **dict.fromkeys(("BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"), 3),
     **dict.fromkeys(
-        (
-            "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF"
-        ).split(),
+        ("BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF").split(),
         0,
     ),
     **dict.fromkeys(("CLF", "UYW"), 4),
@@ -50,4 +48,5 @@ def minor_from(nanos: int, currency: str) -> int:
 
 def rounded_up(nanos: int, currency: str) -> int:
     """The amount in nanos, rounded up to whole minor units."""
-    return minor_from(nanos, currency) * 10 ** (9 - exponent_of(currency))
+    unit_nanos: int = 10 ** (9 - exponent_of(currency))
+    return ceil_div(nanos, unit_nanos) * unit_nanos

@@ -40,7 +40,7 @@ def exact_cost(rate: Rate, billed_s: int) -> tuple[int, int]:
 
 def rounded(numerator: int, denominator: int, rule: Rounding) -> int:
     """A fraction ≥ 0 as an integer of 10^-decimals, rounded by the rule."""
-    scaled = numerator * 10**rule.decimals
+    scaled: int = numerator * 10**rule.decimals
     match rule.mode:
         case "up":
             return ceil_div(scaled, denominator)

@@ -260,6 +260,10 @@ def _request(draft: Draft, amount_nanos: int, result_timeout_s: int) -> None:
         attempt=attempt,
         method=_method(account, index),
         policy_version=account.policy.version,
+        reason=Reason.RETRY if again else Reason.BELOW_TRIGGER,
+        trigger_nanos=account.policy.trigger_nanos,
+        balance_nanos=account.balance_nanos,
+        caused_by=draft.caused_by,
         requested_at=draft.now,
         expires_at=draft.now + timedelta(seconds=result_timeout_s),
     )
@@ -277,7 +281,7 @@ def _request(draft: Draft, amount_nanos: int, result_timeout_s: int) -> None:
         withheld=None,
         attempts=(*recharging.attempts[-(KEPT_ATTEMPTS - 1) :], made),
     )
-    publish(draft, asked, Reason.RETRY if again else Reason.BELOW_TRIGGER)
+    publish(draft, asked)
     draft.notify(
         NoticeKind.RECHARGE_REQUESTED,
         recharge_id=asked.recharge_id,
@@ -286,10 +290,10 @@ def _request(draft: Draft, amount_nanos: int, result_timeout_s: int) -> None:
     )
 
 
-def publish(draft: Draft, asked: Asked, reason: Reason) -> None:
+def publish(draft: Draft, asked: Asked) -> None:
     """Put a request into the outcome; published again it differs in `expires_at` alone."""
     account = draft.account
-    by_hand = asked.epoch is None
+    balance = text_from(asked.balance_nanos)
     draft.requests.append(
         RechargeRequest(
             recharge_id=asked.recharge_id,
@@ -300,16 +304,16 @@ def publish(draft: Draft, asked: Asked, reason: Reason) -> None:
             amount_minor=minor_from(asked.amount_nanos, account.currency),
             exponent=exponent_of(account.currency),
             currency=account.currency,
-            trigger=None if by_hand else text_from(account.policy.trigger_nanos),
-            balance=text_from(account.balance_nanos),
-            available=text_from(account.balance_nanos),
+            trigger=None if asked.trigger_nanos is None else text_from(asked.trigger_nanos),
+            balance=balance,
+            available=balance,
             exposure="0",
-            reason=reason,
+            reason=asked.reason,
             payment_method=asked.method,
             requested_at=asked.requested_at,
             expires_at=asked.expires_at,
             policy_version=asked.policy_version,
-            caused_by=draft.caused_by,
+            caused_by=asked.caused_by,
         )
     )
 
@@ -342,9 +346,7 @@ def paid_by_hand(draft: Draft) -> None:
     """Funding by hand succeeded: whatever made the card fail is over."""
     recharging = draft.account.recharging
     paused = recharging.stage == Stage.PAUSED
-    _move(
-        draft, declines_in_row=0, stage=Stage.IDLE if paused else recharging.stage, withheld=None
-    )
+    _move(draft, declines_in_row=0, stage=Stage.IDLE if paused else recharging.stage, withheld=None)
 
 
 def _cool(draft: Draft, *, succeeded: bool) -> None:
@@ -414,9 +416,7 @@ def _declined(draft: Draft, code: str | None) -> None:
     )
 
 
-def _count_decline(
-    recharging: Recharging, method: str, now: datetime
-) -> tuple[Declines, ...]:
+def _count_decline(recharging: Recharging, method: str, now: datetime) -> tuple[Declines, ...]:
     day = (now - _EPOCH) // _DAY
     kept = [one for one in recharging.declines if one.day >= day - DECLINE_DAYS]
     for at, one in enumerate(kept):
@@ -486,8 +486,5 @@ def _renewed(draft: Draft, asked: Asked, result_timeout_s: int) -> Asked:
             amount=text_from(asked.amount_nanos),
         )
     if draft.now - asked.requested_at <= UNANSWERED_FOR:
-        reason = Reason.FUND
-        if asked.epoch is not None:
-            reason = Reason.RETRY if (asked.attempt or 1) > 1 else Reason.BELOW_TRIGGER
-        publish(draft, renewed, reason)
+        publish(draft, renewed)
     return renewed

@@ -5,7 +5,7 @@ difference to what is booked. The state machine moves by recharge id.
 """
 
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -42,9 +42,7 @@ def answer(draft: Draft, event: ResultEvent) -> str:
     current = account.recharging.asked
     fund = _fund(account, result.recharge_id)
     is_current = current is not None and current.recharge_id == result.recharge_id
-    earlier = any(
-        made.recharge_id == result.recharge_id for made in account.recharging.attempts
-    )
+    earlier = any(made.recharge_id == result.recharge_id for made in account.recharging.attempts)
     asked = current if is_current else fund
     moved_before = len(draft.moved)
     if result.status in _MONEY:
@@ -87,14 +85,15 @@ def _book(draft: Draft, event: ResultEvent, asked: Asked | None, origin: EntryKi
     )
     amount_nanos = _amount(event, asked, payment)
     booked_nanos = payment.booked_nanos.get(result.status, 0)
-    links = {"recharge_id": result.recharge_id, "payment_id": result.payment_id}
+    links: dict[str, Any] = {
+        "recharge_id": result.recharge_id,
+        "payment_id": result.payment_id,
+    }
     fresh_nanos = amount_nanos - booked_nanos
     if fresh_nanos <= 0:
         draft.payment = payment if event.payment is None else None
         return
-    payment = replace(
-        payment, booked_nanos={**payment.booked_nanos, result.status: amount_nanos}
-    )
+    payment = replace(payment, booked_nanos={**payment.booked_nanos, result.status: amount_nanos})
     if result.status is Status.SUCCEEDED:
         draft.credit(payment.origin, fresh_nanos, **links)
         recharge.count_money(draft, fresh_nanos)
@@ -128,9 +127,7 @@ def _amount(event: ResultEvent, asked: Asked | None, payment: Payment) -> int:
     return amount_nanos
 
 
-def _dispute(
-    draft: Draft, payment: Payment, status: Status, links: dict[str, str]
-) -> Payment:
+def _dispute(draft: Draft, payment: Payment, status: Status, links: dict[str, Any]) -> Payment:
     """Opened debits, won credits back, lost ends in one debit: in any order, so what is held
     back is worked out from all three and the difference is booked."""
     booked = payment.booked_nanos

@@ -91,7 +91,8 @@ def scaled(text: str, scale: int = 9) -> int:
         raise ValueError(f"{text!r} is no price; write it like 0.015")
     if len(decimals) > scale:
         raise ValueError(f"{text!r} has more than {scale} decimals")
-    return int(units) * 10**scale + int(decimals.ljust(scale, "0") or "0")
+    power: int = 10**scale
+    return int(units) * power + int(decimals.ljust(scale, "0") or "0")
 
 
 def rounding_from(text: str) -> Rounding | None:
@@ -163,8 +164,11 @@ def parse_deck(text: str, *, deck: str, version: str) -> Tariff:
 def _suspicions(rates: dict[str, Rate]) -> Iterator[str]:
     for prefix, rate in rates.items():
         parent = next(
-            (rates[prefix[:length]] for length in range(len(prefix) - 1, 0, -1)
-             if prefix[:length] in rates),
+            (
+                rates[prefix[:length]]
+                for length in range(len(prefix) - 1, 0, -1)
+                if prefix[:length] in rates
+            ),
             None,
         )
         if parent is None or not parent.per_minute:

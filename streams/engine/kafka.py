@@ -32,7 +32,8 @@ def connection(settings: Settings) -> dict[str, Any]:
 
 
 def _lz4_level_1(payload: Any) -> bytes:
-    return lz4_encode(payload, level=1)
+    compressed: bytes = lz4_encode(payload, level=1)
+    return compressed
 
 
 def tune_client() -> None:

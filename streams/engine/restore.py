@@ -276,9 +276,7 @@ async def check_sources(
             )
         if ends[tp] < source.next:
             raise _lost(tp, source, f"ends at {ends[tp]}", ends[tp])
-    held = {
-        tp: source for tp, source in known.items() if source.last >= starts[tp] and source.hash
-    }
+    held = {tp: source for tp, source in known.items() if source.last >= starts[tp] and source.hash}
     if held:
         await _check_last_records(settings, held, ends)
 

@@ -158,9 +158,7 @@ class _Table:
         assert old is not None
         part = slice(self._moved, self._moved + slots)
         live = old.fingerprints[part] != 0
-        self._place(
-            old.fingerprints[part][live], old.checks[part][live], old.ordinals[part][live]
-        )
+        self._place(old.fingerprints[part][live], old.checks[part][live], old.ordinals[part][live])
         self._moved += slots
         if self._moved >= len(old.fingerprints):
             self._old = None
@@ -266,4 +264,3 @@ class Seen:
 
 def _over(week: int, now: datetime) -> bool:
     return EPOCH + (week + 1) * WEEK + REMEMBERED < now
-

@@ -556,9 +556,7 @@ class Shard:
                     continue
                 if decoded.unknown_fields:
                     tally.add("credits_unknown_fields_total", topic)
-                cause = Cause(
-                    topic, self.partition, record.offset, decoded.source, decoded.id
-                )
+                cause = Cause(topic, self.partition, record.offset, decoded.source, decoded.id)
                 event = _event(decoded, cause)
                 late = ledger.lateness(event, now)
                 if late is not None:
@@ -768,9 +766,7 @@ class Shard:
         """An id we have booked: counted when it says the same, a dead letter when it does not."""
         command = candidate.decoded.event if candidate.topic == topics.COMMAND else None
         if conflict:
-            self._bury(
-                work, candidate.record, candidate.topic, DeadLetterReason.CONFLICT, ""
-            )
+            self._bury(work, candidate.record, candidate.topic, DeadLetterReason.CONFLICT, "")
         if command is not None:
             account = self._account(work, candidate.record.key)
             notice = Notice(
@@ -793,9 +789,7 @@ class Shard:
     ) -> None:
         """Into the dead letters, byte for byte, with the reason in headers."""
         headers = list(record.headers or ())
-        attempt = next(
-            (text for name, text in headers if name == "credits-dlq-attempt"), b"1"
-        )
+        attempt = next((text for name, text in headers if name == "credits-dlq-attempt"), b"1")
         kept = [header for header in headers if not header[0].startswith("credits-dlq-")]
         work.outputs.append(
             self._names.of(topics.dead_letters_of(topic)),
@@ -821,8 +815,10 @@ class Shard:
         """Publish a misplaced record again where its key belongs, value and headers unchanged."""
         topic = self._manifest_of[record.topic]
         headers = list(record.headers or ())
-        size = len(record.key) + len(record.value or b"") + sum(
-            len(name) + len(text or b"") + 16 for name, text in headers
+        size = (
+            len(record.key)
+            + len(record.value or b"")
+            + sum(len(name) + len(text or b"") + 16 for name, text in headers)
         )
         moved_before = any(name == MOVED_FROM for name, _ in headers)
         if moved_before or size + MOVED_HEADROOM_BYTES > topics.MAX_RECORD_BYTES:
@@ -901,9 +897,7 @@ class Shard:
             tenants={state: count for state, count in totals.tenants.items() if count},
             seen_next=seen_next,
         )
-        work.outputs.append(
-            changelog, self.partition, POSITION_KEY, encode_position(work.position)
-        )
+        work.outputs.append(changelog, self.partition, POSITION_KEY, encode_position(work.position))
 
     def _balance_headers(self, public: Balance) -> list[tuple[str, bytes]]:
         return binary_headers(
@@ -920,7 +914,6 @@ class Shard:
                 f"more than {MOST_DEFECTS_A_MINUTE} defects in a minute, the last a "
                 f"{type(defect.cause).__name__}; this build must not go on"
             ) from defect.cause
-
 
 
 def _event(decoded: Decoded, cause: Cause) -> Event:

@@ -202,9 +202,7 @@ class Shards:
         for partition in new:
             keeper = self._keepers[partition] = _Keeper(partition)
             keeper.task = asyncio.ensure_future(self._keep(keeper))
-        log.info(
-            "assigned", generation=generation, partitions=sorted(by_partition), new=new
-        )
+        log.info("assigned", generation=generation, partitions=sorted(by_partition), new=new)
         signal, self._new_generation = self._new_generation, asyncio.Event()
         signal.set()
         self._gate.set()

@@ -20,7 +20,6 @@ from aiokafka.errors import (
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import OffsetAndMetadata
 
-from schemas.envelope import Headers
 from streams.engine.errors import FencedError, UnknownOutcomeError
 from streams.engine.kafka import transactional_producer
 from streams.settings import Settings
@@ -31,6 +30,7 @@ START_TIMEOUT_S: Final = 60
 STOP_TIMEOUT_S: Final = 3
 
 T = TypeVar("T")
+_NO_HEADERS: Final[list[tuple[str, bytes]]] = []
 
 
 class Outputs:
@@ -47,16 +47,14 @@ class Outputs:
         partition: int,
         key: bytes | None,
         value: bytes | None,
-        headers: Headers = (),
+        headers: list[tuple[str, bytes]] = _NO_HEADERS,
     ) -> None:
         """Add a record; a full batch is followed by another."""
         batches = self._batches.get((topic, partition))
         if batches is None:
             batches = self._batches[topic, partition] = [self._producer.create_batch()]
         elif (
-            batches[-1].append(
-                timestamp=self._timestamp_ms, key=key, value=value, headers=headers
-            )
+            batches[-1].append(timestamp=self._timestamp_ms, key=key, value=value, headers=headers)
             is not None
         ):
             return
@@ -180,4 +178,3 @@ _closings: set[asyncio.Future[None]] = set()
 async def _close(client: Any) -> None:
     with contextlib.suppress(TimeoutError, KafkaError, OSError):
         await asyncio.wait_for(client.close(), STOP_TIMEOUT_S)
-

@@ -27,7 +27,7 @@ def _shards(app: Any) -> "Shards":
     return cast("Shards", app.shards)
 
 
-class ConsumerThread(AIOKafkaConsumerThread):  # type: ignore[misc]
+class ConsumerThread(AIOKafkaConsumerThread):
     """Holds the group membership; its fetches bring nothing."""
 
     async def _fetch_records(self, consumer: Any, *_: Any, **__: Any) -> dict[TP, list[Any]]:
@@ -36,13 +36,13 @@ class ConsumerThread(AIOKafkaConsumerThread):  # type: ignore[misc]
         return {}
 
 
-class Consumer(FaustConsumer):  # type: ignore[misc]
+class Consumer(FaustConsumer):
     """Delivers the reader's slices; commits nothing, for the shards commit in transactions."""
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
-    @Service.task  # type: ignore[untyped-decorator]
+    @Service.task
     async def _stay_in_group(self) -> None:
         while not self.should_stop:
             await self._getmany(set(), 0.0)
@@ -67,15 +67,16 @@ class Consumer(FaustConsumer):  # type: ignore[misc]
                     continue
                 for part in await shards.fetch():
                     first = part.records[0]
+                    # One message a slice: its value is the slice, not bytes.
                     message = ConsumerMessage(
                         part.tp.topic,
                         part.tp.partition,
                         first.offset,
                         first.timestamp / 1000,
                         first.timestamp_type,
-                        (),
                         None,
-                        part,
+                        None,
+                        cast("bytes", part),
                         None,
                         0,
                         0,
@@ -92,13 +93,13 @@ class Consumer(FaustConsumer):  # type: ignore[misc]
             shards.give_up(f"reading the sources failed: {type(error).__name__}: {error}")
 
 
-class Transport(FaustTransport):  # type: ignore[misc]
+class Transport(FaustTransport):
     """Faust's aiokafka transport with our consumer."""
 
     Consumer: ClassVar[type] = Consumer
 
 
-class Recovery(FaustRecovery):  # type: ignore[misc]
+class Recovery(FaustRecovery):
     """No recovery by Faust: shards restore themselves, in bulk and by position."""
 
     def need_recovery(self) -> bool:
@@ -122,7 +123,7 @@ class Recovery(FaustRecovery):  # type: ignore[misc]
             _shards(self.app).assigned(self.app.consumer.assignment(), generation_id)
 
 
-class TableManager(FaustTableManager):  # type: ignore[misc]
+class TableManager(FaustTableManager):
     """Faust's table manager without its recovery."""
 
     @property
@@ -130,4 +131,4 @@ class TableManager(FaustTableManager):  # type: ignore[misc]
         """Ours."""
         if self._recovery is None:
             self._recovery = Recovery(self.app, self, beacon=self.beacon, loop=self.loop)
-        return self._recovery
+        return cast("Recovery", self._recovery)

@@ -155,8 +155,10 @@ class Cluster:
         return ",".join(f"127.0.0.1:{node.port}" for node in self._nodes)
 
     def _format(self) -> None:
-        directories = {node.number: base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[:22]
-                       for node in self._nodes}
+        directories = {
+            node.number: base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[:22]
+            for node in self._nodes
+        }
         for node in self._nodes:
             node.folder.mkdir(parents=True, exist_ok=True)
             (node.folder / "server.properties").write_text(self._config(node))

@@ -39,9 +39,7 @@ def test_faust_is_the_version_this_was_written_for() -> None:
         (Recovery, "_seek_offsets", ["self"]),
     ],
 )
-def test_an_overridden_method_still_exists(
-    owner: type, name: str, parameters: list[str]
-) -> None:
+def test_an_overridden_method_still_exists(owner: type, name: str, parameters: list[str]) -> None:
     found = list(inspect.signature(getattr(owner, name)).parameters)
     assert found[: len(parameters)] == parameters
 
@@ -65,7 +63,7 @@ def test_a_consumer_still_keeps_its_fetch_sizes_to_itself() -> None:
 
 def test_record_batches_are_compressed_at_level_1(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    level_1 = kafka._lz4_level_1  # noqa: SLF001  # the function the client is given
+    level_1 = kafka._lz4_level_1  # the function the client is given
 
     def counted(payload: bytes) -> bytes:
         calls.append(len(payload))

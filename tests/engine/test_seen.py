@@ -92,8 +92,14 @@ def test_a_restored_set_equals_the_live_one() -> None:
     assert len(restored) == len(live)
 
 
-@pytest.mark.parametrize("value", [b"", b"\x02" + bytes(24), pack(
-    ordinal=1, ledger_from=0, now_us=0, fingerprints=[1], checks=[1], weeks=[1])[:-1]])
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"\x02" + bytes(24),
+        pack(ordinal=1, ledger_from=0, now_us=0, fingerprints=[1], checks=[1], weeks=[1])[:-1],
+    ],
+)
 def test_a_damaged_record_is_refused(value: bytes) -> None:
     with pytest.raises(ValueError, match="packed ids"):
         unpack(value)

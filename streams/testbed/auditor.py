@@ -1,0 +1,1289 @@
+"""The auditor behind `credits verify`: an independent, slow, obvious reader of all topics.
+
+It shares no code with core or engine: it decodes, prices, hashes and folds by itself, with plain
+dicts, integers and fractions. It reads the position rows first, then everything else, judges what
+lies below the positions and calls the rest pending. What could not be read is never a pass.
+"""
+
+import csv
+import hashlib
+import json
+import uuid
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from importlib.resources import files
+from io import StringIO
+from itertools import pairwise
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+from msgspec import Struct
+from xxhash import xxh3_64_intdigest
+
+from schemas import topics
+from streams.settings import Settings
+
+HOLDS: Final = 0
+VIOLATED: Final = 1
+UNKNOWN: Final = 75
+
+INVARIANTS: Final = {
+    "conservation": "entries sum to every balance, in the row and as published",
+    "at_most_once": "no event is charged twice",
+    "at_least_once": "every event is booked, a repeat, or a dead letter byte for byte",
+    "one_request": "one id per epoch and attempt, one unanswered auto-recharge at a time",
+    "credit_once": "every payment is credited as often and as much as it was paid",
+    "answered": "every command has its one answer",
+    "sequence": "entries are numbered 1, 2, 3 … without gap or step back",
+    "chain": "every entry's hash follows from the one before it",
+    "price": "every charge is what the deck it names says",
+    "changelog": "rows are the fold of the ledger; count and digest are those of the position row",
+    "partition": "every record stands on the partition of its key",
+    "cause": "every entry names a record that is there and says so",
+    "stable": "no transaction is open",
+    "expectation": "what the load generator sent came out as it foresaw",
+}
+SHOWN: Final = 20
+
+_POSITION: Final = b"\0position"
+_PAY: Final = b"\0pay\0"
+_RECHARGES: Final = uuid.UUID("6f1b2f3e-2f57-5a0c-9a5e-0d1c6f5b7a11")
+_USAGE: Final = (topics.CALL_USAGE, topics.CONFERENCE_USAGE)
+_ID_MEMBER: Final = {
+    topics.CALL_USAGE: "event_id",
+    topics.CONFERENCE_USAGE: "event_id",
+    topics.COMMAND: "command_id",
+    topics.RESULT: "result_id",
+}
+_FREE: Final = {"emergency", "free", "voip_leg", "conf_dial_in"}
+_KINDS: Final = _FREE | {
+    "toll_free_in",
+    "conf_dial_out",
+    "international",
+    "overage_domestic",
+    "payg_out",
+    "conf_ppm",
+}
+_TERMINAL: Final = {"succeeded", "declined", "cancelled", "expired"}
+_CREDITS: Final = {"recharge", "purchase", "orphan"}
+_ZEROS: Final = bytes(32)
+
+
+class Record(Struct, frozen=True, gc=False):
+    """A record as read, whatever it holds."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+class Options(Struct, frozen=True, kw_only=True):
+    """What to look at, and how long. `start` is a checkpoint of an earlier run."""
+
+    tenant: str | None = None
+    partition: int | None = None
+    deck: Path | None = None
+    expect: Path | None = None
+    checkpoint_from: Path | None = None
+    checkpoint_to: Path | None = None
+    deadline_s: int = 600
+
+
+class Finding(Struct):
+    """What became of one invariant."""
+
+    violations: int = 0
+    shown: list[str] = []
+    unknown: list[str] = []
+
+
+class Report:
+    """The verdict."""
+
+    def __init__(self) -> None:
+        self.findings = {name: Finding() for name in INVARIANTS}
+        self.counts: dict[str, int] = {}
+        self.dead_letters: dict[str, int] = {}
+
+    def violate(self, invariant: str, text: str) -> None:
+        """Something is wrong, here."""
+        finding = self.findings[invariant]
+        finding.violations += 1
+        if len(finding.shown) < SHOWN:
+            finding.shown.append(text)
+
+    def unknown(self, invariant: str, why: str) -> None:
+        """An invariant could not be checked."""
+        reasons = self.findings[invariant].unknown
+        if why not in reasons and len(reasons) < SHOWN:
+            reasons.append(why)
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Count what was looked at."""
+        self.counts[name] = self.counts.get(name, 0) + by
+
+    @property
+    def exit_code(self) -> int:
+        """0 holds, 1 violated, 75 unknown: unknown is never a pass."""
+        if any(finding.violations for finding in self.findings.values()):
+            return VIOLATED
+        if any(finding.unknown for finding in self.findings.values()):
+            return UNKNOWN
+        return HOLDS
+
+    def lines(self) -> list[str]:
+        """The verdict for a person."""
+        lines = []
+        for name, finding in self.findings.items():
+            if finding.violations:
+                lines.append(f"VIOLATED  {name}: {finding.violations} times; {INVARIANTS[name]}")
+                lines += [f"          - {text}" for text in finding.shown]
+            elif finding.unknown:
+                lines.append(f"unknown   {name}: {INVARIANTS[name]}")
+                lines += [f"          - {text}" for text in finding.unknown]
+            else:
+                lines.append(f"holds     {name}: {INVARIANTS[name]}")
+        counted = ", ".join(f"{count:,} {name}" for name, count in sorted(self.counts.items()))
+        lines.append(f"looked at {counted or 'nothing'}")
+        if self.dead_letters:
+            letters = ", ".join(f"{n:,} {why}" for why, n in sorted(self.dead_letters.items()))
+            lines.append(f"dead letters: {letters}")
+        word = {HOLDS: "the books hold", VIOLATED: "VIOLATED", UNKNOWN: "unknown"}
+        lines.append(f"verdict: {word[self.exit_code]}")
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict for a program."""
+        return {
+            "exit_code": self.exit_code,
+            "invariants": {
+                name: {
+                    "violations": finding.violations,
+                    "shown": finding.shown,
+                    "unknown": finding.unknown,
+                }
+                for name, finding in self.findings.items()
+            },
+            "counts": self.counts,
+            "dead_letters": self.dead_letters,
+        }
+
+
+# -- own versions of what the product computes -------------------------------------------------
+
+
+def murmur2(key: bytes) -> int:
+    """Kafka's key hash, written from its description."""
+    mask = 0xFFFFFFFF
+    mixer = 0x5BD1E995
+    value = 0x9747B28C ^ len(key)
+    whole = len(key) // 4 * 4
+    for at in range(0, whole, 4):
+        word = int.from_bytes(key[at : at + 4], "little") * mixer & mask
+        word = (word ^ word >> 24) * mixer & mask
+        value = (value * mixer & mask) ^ word
+    rest = key[whole:]
+    if rest:
+        value = (value ^ int.from_bytes(rest, "little")) * mixer & mask
+    value = (value ^ value >> 13) * mixer & mask
+    return value ^ value >> 15
+
+
+def home(key: bytes, partitions: int) -> int:
+    """The partition a key belongs to."""
+    return (murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+def nanos(text: str) -> int:
+    """Decimal text in 10⁻⁹ units; raises ValueError when it is no whole number of them."""
+    value = Fraction(text) * 1_000_000_000
+    if value.denominator != 1:
+        raise ValueError(text)
+    return value.numerator
+
+
+class Deck:
+    """A rate deck read from CSV, with the version its bytes give it."""
+
+    def __init__(self, content: bytes) -> None:
+        self.version = "file-" + hashlib.sha256(content).hexdigest()[:12]
+        self.rows: dict[str, dict[str, str]] = {}
+        for row in csv.DictReader(StringIO(content.decode("utf-8-sig"))):
+            self.rows[row["Prefix"].strip()] = row
+
+    def find(self, digits: str) -> tuple[str, dict[str, str]] | None:
+        """The row of the longest prefix."""
+        for length in range(len(digits), 0, -1):
+            row = self.rows.get(digits[:length])
+            if row is not None:
+                return digits[:length], row
+        return None
+
+    def cost(self, row: Mapping[str, str], duration_s: int) -> int:
+        """The price of a leg in nanos: exact, rounded once."""
+        if duration_s <= 0:
+            return 0
+        first = int(row.get("Initial increment") or 60)
+        step = int(row.get("Increment") or 60)
+        billed = first
+        while billed < duration_s:
+            billed += step
+        cost = Fraction(row.get("Connect fee") or "0") + Fraction(row["Price / min"]) * billed / 60
+        rule = row.get("Rounding") or "half_up/9"
+        mode, _, decimals = rule.partition("/")
+        scaled = cost * 10 ** int(decimals)
+        whole = scaled.numerator // scaled.denominator
+        rest = scaled - whole
+        if rest and (mode == "up" or (mode == "half_up" and rest >= Fraction(1, 2))):
+            whole += 1
+        return int(Fraction(whole, 10 ** int(decimals)) * 1_000_000_000)
+
+
+def load_deck(path: Path | None) -> Deck:
+    """The deck file the product would use."""
+    if path is not None:
+        return Deck(path.read_bytes())
+    return Deck(files("streams").joinpath("default_deck.csv").read_bytes())
+
+
+def kind_of(event: Mapping[str, Any]) -> str | None:
+    """What was used, as the public call types say it."""
+    call_type = event.get("call_type") or ""
+    if call_type.startswith("dr_"):
+        return "emergency" if call_type == "dr_emergency_out" else "free"
+    if event.get("kind"):
+        return str(event["kind"])
+    number_type = str(event.get("number_type") or "").lower().replace("_", "").replace("-", "")
+    toll_free = number_type == "tollfree"
+    per_minute = event.get("capability") == "MCOMEETACPEA"
+    if call_type in ("user_in", "ucap_in"):
+        return "toll_free_in" if toll_free else "free"
+    if call_type == "conf_in":
+        if toll_free:
+            return "toll_free_in"
+        return "conf_ppm" if per_minute else "conf_dial_in"
+    if call_type == "conf_out":
+        return "conf_ppm" if per_minute else "conf_dial_out"
+    outgoing = ("user_out", "user_out_conf", "user_out_transfer", "user_out_forwarding", "ucap_out")
+    if call_type in outgoing:
+        if event.get("capability") == "MCOPSTNPP":
+            return "payg_out"
+        return "international" if event.get("capability") == "MCOPSTN2" else "overage_domestic"
+    return None
+
+
+class Event(Struct, gc=False):
+    """A source record that is an event, as the auditor understands it."""
+
+    place: tuple[str, int, int]
+    tenant: str
+    source: str
+    id: str
+    body: dict[str, Any]
+
+    @property
+    def started(self) -> datetime:
+        """When the leg began."""
+        return datetime.fromisoformat(self.body["started_at"]).astimezone(UTC)
+
+    @property
+    def duration_s(self) -> int | None:
+        """How long it took, if anything says so."""
+        if self.body.get("duration_s") is not None:
+            return int(self.body["duration_s"])
+        if self.body.get("ended_at"):
+            ended = datetime.fromisoformat(self.body["ended_at"])
+            return (ended - self.started) // timedelta(seconds=1)
+        return None
+
+    @property
+    def ended(self) -> datetime:
+        """When it ended."""
+        seconds = self.duration_s or 0
+        counted = self.started + timedelta(seconds=seconds)
+        if self.body.get("ended_at"):
+            ended = datetime.fromisoformat(self.body["ended_at"]).astimezone(UTC)
+            if abs(ended - counted) <= timedelta(seconds=1):
+                return ended
+        return counted
+
+    def says(self) -> tuple[Any, ...]:
+        """What matters for money: a repeat must say the same."""
+        names = ("kind", "call_type", "number_type", "capability", "callee", "currency")
+        texts = [str(self.body.get(name)) for name in names]
+        return (*texts, self.body.get("phase") or "end", self.started, self.duration_s)
+
+
+_PLAIN: Final = msgspec.json.Decoder()
+
+
+def understand(record: Record, topic: str) -> Event | str:
+    """The event a record holds, or the group of reasons for which it can hold none."""
+    value = record.value
+    if not value:
+        return "malformed"
+    headers = {name.lower(): content for name, content in record.headers}
+    if len(value) > 5 and value[0] == 0 and value[5:6] == b"{":
+        value = value[5:]
+    try:
+        body = _PLAIN.decode(value)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return "malformed"
+    event_id = source = subject = None
+    if headers.get("content-type", b"").lower().startswith(b"application/cloudevents+json"):
+        if not isinstance(body, dict) or "data" not in body:
+            return "malformed"
+        event_id, source, subject = body.get("id"), body.get("source"), body.get("subject")
+        body = body["data"]
+    elif "ce_specversion" in headers:
+        event_id = headers.get("ce_id", b"").decode()
+        source = headers.get("ce_source", b"").decode()
+        subject = headers["ce_subject"].decode() if "ce_subject" in headers else None
+    if not isinstance(body, dict):
+        return "malformed"
+    event_id = event_id or body.get(_ID_MEMBER[topic])
+    source = source or body.get("source") or topic
+    tenant = subject or body.get("tenant_id")
+    if record.key is None:
+        return "key"
+    key = record.key.decode(errors="replace")
+    if tenant is not None and tenant != key:
+        return "key"
+    if not isinstance(event_id, str) or not event_id:
+        return "malformed"
+    place = (topic, record.partition, record.offset)
+    return Event(place, key, str(source), event_id, body)
+
+
+# -- the audit of one partition ------------------------------------------------------------------
+
+
+class Entry(Struct, gc=False):
+    """What the audit keeps of a ledger entry."""
+
+    tenant: str
+    seq: int
+    kind: str
+    amount: int
+    place: tuple[str, int, int]
+    identity: tuple[str, str]
+    payment: str | None
+    at: datetime
+
+
+class Fold(Struct):
+    """A tenant's ledger, folded."""
+
+    seq: int = 0
+    balance: int = 0
+    overdraft: int = 0
+    head: bytes = _ZEROS
+
+
+class Log(Struct, kw_only=True):
+    """What was read of one partition. `rows` is the fold of the changelog, read before the rest;
+    `starts` the log starts of the source topics."""
+
+    partition: int
+    rows: dict[bytes, bytes]
+    records: dict[str, Iterable[Record]]
+    starts: dict[str, int] = {}
+
+
+class _Partition:
+    """The audit of one partition."""
+
+    def __init__(
+        self,
+        report: Report,
+        log: Log,
+        *,
+        names: Mapping[str, str],
+        partitions: int,
+        deck: Deck,
+        options: Options,
+        moves: "Moves",
+        earlier: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.report = report
+        self.log = log
+        self.names = names
+        self.partitions = partitions
+        self.deck = deck
+        self.options = options
+        self.moves = moves
+        self.rows: dict[str, list[Any]] = {}
+        self.position: dict[str, Any] = {}
+        self.folds: dict[str, Fold] = {}
+        self.at_row: dict[str, Fold] = {}
+        self.entries: dict[tuple[str, int, int], list[Entry]] = {}
+        self.by_payment: dict[tuple[str, str, str], int] = {}
+        self.letters: dict[tuple[str, int, int], list[Record]] = {}
+        self.requests: dict[str, dict[str, dict[str, Any]]] = {}
+        self.answers: dict[str, set[str]] = {}
+        self.currencies: dict[str, str] = {}
+        self.opened: dict[str, datetime] = {}
+        self.closed: set[str] = set()
+        self.heads: dict[str, Fold] = {}
+        self.identities: set[int] = set()
+        self.paid: dict[tuple[str, ...], dict[str, int]] = {}
+        if earlier is not None:
+            self.identities = set(earlier["ids"])
+            self.requests = {tenant: dict(known) for tenant, known in earlier["requests"].items()}
+            self.answers = {one: set(said) for one, said in earlier["answers"].items()}
+            self.paid = {tuple(key.split("\0")): said for key, said in earlier["paid"].items()}
+            self.by_payment = {
+                (tenant, payment, group): int(amount)
+                for tenant, payment, group, amount in earlier["booked"]
+            }
+            self.heads = {
+                tenant: Fold(seq, int(balance), int(overdraft), bytes.fromhex(head))
+                for tenant, (seq, balance, overdraft, head) in earlier["tenants"].items()
+            }
+
+    def wanted(self, tenant: str) -> bool:
+        """Whether this tenant is looked at."""
+        return self.options.tenant is None or tenant == self.options.tenant
+
+    def next_of(self, topic: str) -> int:
+        """Offsets below this are booked."""
+        source = self.position.get("sources", {}).get(self.names[topic])
+        return int(source["next"]) if source else 0
+
+    def below(self, place: tuple[str, int, int]) -> bool:
+        """Whether a place is below the position (ticks have no place and always are)."""
+        return place[0] == "tick" or place[2] < self.next_of(place[0])
+
+    def run(self) -> None:
+        """Everything, in an order in which each step has what it needs."""
+        self._rows()
+        self._ledger()
+        self._balances()
+        self._letters()
+        self._requests()
+        self._commands()
+        self._results()
+        self._usage()
+        self._causes()
+
+    def _misplaced(self, record: Record, what: str) -> None:
+        if record.key is not None and home(record.key, self.partitions) != record.partition:
+            self.report.violate(
+                "partition", f"{what} at {record.topic}/{record.partition}/{record.offset}"
+            )
+
+    # rows and ledger
+
+    def _rows(self) -> None:
+        raw = self.log.rows.get(_POSITION)
+        rows = {key: value for key, value in self.log.rows.items() if key != _POSITION}
+        if raw is None:
+            if rows:
+                self.report.violate(
+                    "changelog", f"partition {self.log.partition} has rows but no position row"
+                )
+            return
+        self.position = json.loads(raw)
+        digest = sum(xxh3_64_intdigest(key + value) for key, value in rows.items()) % 2**64
+        if len(rows) != self.position["rows"] or f"{digest:016x}" != self.position["digest"]:
+            self.report.violate(
+                "changelog",
+                f"partition {self.log.partition}: {len(rows)} rows with digest {digest:016x}, the "
+                f"position row says {self.position['rows']} with {self.position['digest']}",
+            )
+        for key, value in rows.items():
+            tenant = key.partition(b"\0")[0]
+            if home(tenant, self.partitions) != self.log.partition:
+                self.report.violate("partition", f"the row of {tenant.decode()}")
+            if _PAY not in key:
+                row = msgspec.msgpack.decode(value[8:])
+                self.rows[tenant.decode()] = row
+                self.currencies[tenant.decode()] = row[2]
+                self.report.count("rows")
+
+    def _ledger(self) -> None:
+        for record in self.log.records.get(topics.LEDGER, ()):
+            value = record.value or b""
+            entry = json.loads(value)
+            tenant = entry["tenant_id"]
+            if not self.wanted(tenant):
+                continue
+            self.report.count("entries")
+            self._misplaced(record, f"entry {tenant}/{entry['seq']}")
+            if record.key != tenant.encode():
+                self.report.violate("partition", f"the key of entry {tenant}/{entry['seq']}")
+            fold = self.folds.get(tenant)
+            if fold is None:
+                start = self.heads.get(tenant, Fold())
+                fold = self.folds[tenant] = Fold(
+                    start.seq, start.balance, start.overdraft, start.head
+                )
+                self._note_row(tenant, fold)
+            self._one_entry(tenant, fold, entry, value)
+            self._note_row(tenant, fold)
+        self._compare_rows()
+
+    def _one_entry(self, tenant: str, fold: Fold, entry: dict[str, Any], value: bytes) -> None:
+        name = f"{tenant}/{entry['seq']}"
+        if entry["seq"] != fold.seq + 1:
+            self.report.violate("sequence", f"{name} follows {tenant}/{fold.seq}")
+        body, _, rest = value.rpartition(b',"hash":"')
+        head = hashlib.sha256(fold.head + body).digest()
+        if rest != head.hex().encode() + b'"}':
+            self.report.violate("chain", f"{name} does not hash to what it says")
+        amount = nanos(entry["amount"])
+        fold.seq = entry["seq"]
+        fold.balance += amount
+        fold.overdraft = nanos(entry.get("overdraft_after", "0"))
+        fold.head = bytes.fromhex(entry["hash"])
+        if nanos(entry["balance_after"]) != fold.balance:
+            self.report.violate(
+                "conservation",
+                f"{name} says {entry['balance_after']} after it, the entries sum to "
+                f"{Fraction(fold.balance, 10**9)}",
+            )
+        moved = sum(nanos(grant["amount"]) for grant in entry.get("grants", ()))
+        if abs(moved) > abs(amount):
+            self.report.violate("conservation", f"{name} moves grants by more than its amount")
+        cause = entry["caused_by"]
+        place = (cause["topic"], cause["partition"], cause["offset"])
+        kept = Entry(
+            tenant,
+            entry["seq"],
+            entry["kind"],
+            amount,
+            place,
+            (cause["source"], cause["id"]),
+            entry.get("payment_id"),
+            datetime.fromisoformat(entry["at"]),
+        )
+        self.entries.setdefault(place, []).append(kept)
+        if kept.payment is not None and self.below(place):
+            group = kept.kind if kept.kind not in _CREDITS else "credit"
+            if group.startswith("dispute"):
+                group = "dispute"
+            key = (tenant, kept.payment, group)
+            self.by_payment[key] = self.by_payment.get(key, 0) + amount
+        if entry["kind"] == "charge":
+            self._price(name, entry, amount)
+
+    def _price(self, name: str, entry: dict[str, Any], amount: int) -> None:
+        rate = entry["rate"]
+        if rate["version"] != self.deck.version:
+            self.report.unknown(
+                "price", f"the deck {rate['version']} is not at hand; name it with --deck"
+            )
+            return
+        row = self.deck.rows.get(rate["prefix"])
+        if row is None:
+            self.report.violate("price", f"{name}: the deck has no prefix {rate['prefix']}")
+            return
+        cost = self.deck.cost(row, rate["duration_s"])
+        if amount != -cost:
+            self.report.violate(
+                "price",
+                f"{name}: {rate['duration_s']} s at {row['Price / min']} cost "
+                f"{Fraction(cost, 10**9)}, charged {Fraction(-amount, 10**9)}",
+            )
+
+    def _note_row(self, tenant: str, fold: Fold) -> None:
+        row = self.rows.get(tenant)
+        if row is not None and row[3] == fold.seq:
+            self.at_row[tenant] = Fold(fold.seq, fold.balance, fold.overdraft, fold.head)
+
+    def _compare_rows(self) -> None:
+        for tenant, row in self.rows.items():
+            if not self.wanted(tenant):
+                continue
+            _, _, _, seq, head, overdraft, grants, *_ = row
+            fold = self.at_row.get(tenant)
+            if fold is None and tenant in self.heads and self.heads[tenant].seq == seq:
+                fold = self.heads[tenant]
+            if fold is None and seq == 0:
+                fold = Fold()
+            if fold is None:
+                last = self.folds.get(tenant, Fold()).seq
+                self.report.violate(
+                    "changelog", f"the row of {tenant} is at seq {seq}, its ledger ends at {last}"
+                )
+                continue
+            if bytes(head) != fold.head:
+                self.report.violate("changelog", f"the row of {tenant} has another chain head")
+            balance = sum(grant[4] for grant in grants) - overdraft
+            if balance != fold.balance or overdraft != fold.overdraft:
+                self.report.violate(
+                    "conservation",
+                    f"the row of {tenant} holds {Fraction(balance, 10**9)}, its entries sum to "
+                    f"{Fraction(fold.balance, 10**9)}",
+                )
+            if any(grant[4] < 0 for grant in grants):
+                self.report.violate("conservation", f"a grant of {tenant} is below zero")
+        for tenant in self.folds.keys() - self.rows.keys():
+            if any(
+                self.below(place)
+                for place, entries in self.entries.items()
+                if entries[0].tenant == tenant
+            ):
+                self.report.violate("changelog", f"{tenant} has entries but no row")
+
+    def _balances(self) -> None:
+        latest: dict[str, dict[str, Any]] = {}
+        for record in self.log.records.get(topics.BALANCE, ()):
+            self._misplaced(record, "balance")
+            if record.value is not None:
+                public = json.loads(record.value)
+                latest[public["tenant_id"]] = public
+        for tenant, public in latest.items():
+            if not self.wanted(tenant):
+                continue
+            for fold in (self.at_row.get(tenant), self.folds.get(tenant)):
+                if fold is not None and fold.seq == public["seq"]:
+                    if nanos(public["balance"]) != fold.balance:
+                        self.report.violate(
+                            "conservation",
+                            f"the balance of {tenant} is published as {public['balance']}",
+                        )
+                    if public["hash"] != fold.head.hex():
+                        self.report.violate("chain", f"the published head of {tenant}")
+        for tenant in self.rows:
+            known = tenant in latest or self.options.checkpoint_from is not None
+            if self.wanted(tenant) and not known:
+                self.report.violate("conservation", f"no balance of {tenant} is published")
+
+    # dead letters, requests, commands, results
+
+    def _letters(self) -> None:
+        for topic in topics.SOURCES:
+            for record in self.log.records.get(topics.dead_letters_of(topic), ()):
+                headers = dict(record.headers)
+                place = (
+                    topic,
+                    int(headers["credits-dlq-partition"]),
+                    int(headers["credits-dlq-offset"]),
+                )
+                self.letters.setdefault(place, []).append(record)
+                reason = headers["credits-dlq-reason"].decode()
+                letters = self.report.dead_letters
+                letters[reason] = letters.get(reason, 0) + 1
+
+    def _requests(self) -> None:
+        for record in self.log.records.get(topics.REQUESTED, ()):
+            request = json.loads(record.value or b"")
+            tenant = request["tenant_id"]
+            if not self.wanted(tenant):
+                continue
+            self.report.count("requests")
+            self._misplaced(record, f"request {request['recharge_id']}")
+            of_tenant = self.requests.setdefault(tenant, {})
+            request.pop("expires_at")
+            first = of_tenant.setdefault(request["recharge_id"], request)
+            if first != request:
+                self.report.violate(
+                    "one_request",
+                    f"{request['recharge_id']} of {tenant} was published again, but changed",
+                )
+        for tenant, of_tenant in self.requests.items():
+            attempts: dict[tuple[int, int], str] = {}
+            for request in of_tenant.values():
+                if request["epoch"] is None:
+                    continue
+                attempt = (request["epoch"], request["attempt"])
+                derived = str(uuid.uuid5(_RECHARGES, f"{tenant}/{attempt[0]}/{attempt[1]}"))
+                if attempts.setdefault(attempt, request["recharge_id"]) != request["recharge_id"]:
+                    self.report.violate(
+                        "one_request", f"{tenant} has two ids for epoch, attempt {attempt}"
+                    )
+                if derived != request["recharge_id"]:
+                    self.report.violate(
+                        "one_request", f"{request['recharge_id']} of {tenant} is not derived"
+                    )
+
+    def _source(self, topic: str) -> Iterable[tuple[Record, Event | str, bool]]:
+        """Source records with what they hold and whether they are below the position."""
+        reached = self.next_of(topic)
+        for record in self.log.records.get(topic, ()):
+            for name, text in record.headers:
+                if name == "credits-moved-from":
+                    self.moves.arrived(topic, text.decode(), record)
+            event = understand(record, topic)
+            yield record, event, record.offset < reached
+
+    def _commands(self) -> None:
+        notices: dict[str, int] = {}
+        for record in self.log.records.get(topics.NOTIFICATION, ()):
+            self._misplaced(record, "notice")
+            notice = json.loads(record.value or b"")
+            if notice["notice"].startswith("command_"):
+                notices[notice["command_id"]] = notices.get(notice["command_id"], 0) + 1
+        expected: dict[str, tuple[str, int, int]] = {}
+        for record, event, below in self._source(topics.COMMAND):
+            if isinstance(event, str) or not self.wanted(event.tenant):
+                continue
+            self.report.count("commands")
+            reasons = self._reasons(event.place)
+            if reasons - {"conflict"}:
+                continue
+            tenant, least, most = expected.get(event.id, (event.tenant, 0, 0))
+            expected[event.id] = (tenant, least + below, most + 1)
+            self._note_tenant(event)
+            self._bytes_kept(record, event.place)
+        for command_id, (tenant, least, most) in expected.items():
+            found = notices.get(command_id, 0)
+            if not least <= found <= most:
+                self.report.violate(
+                    "answered", f"command {command_id} of {tenant}: {least} asked, {found} answers"
+                )
+
+    def _note_tenant(self, event: Event) -> None:
+        body = event.body
+        if body.get("command") == "open_tenant":
+            self.currencies.setdefault(event.tenant, str(body.get("currency")))
+            if body.get("billing_from"):
+                since = datetime.fromisoformat(body["billing_from"])
+                self.opened[event.tenant] = max(since, self.opened.get(event.tenant, since))
+        elif body.get("command") == "close_tenant":
+            self.closed.add(event.tenant)
+
+    def _results(self) -> None:
+        paid = self.paid
+        for record, event, below in self._source(topics.RESULT):
+            if isinstance(event, str):
+                self._must_be_letter(record, topics.RESULT, below, event)
+                continue
+            if not self.wanted(event.tenant):
+                continue
+            self.report.count("results")
+            self._bytes_kept(record, event.place)
+            reasons = self._reasons(event.place)
+            if not below or (reasons - {"conflict"}):
+                continue
+            body = event.body
+            if body["status"] in _TERMINAL:
+                self.answers.setdefault(body["recharge_id"], set()).add(body["status"])
+            amount = 0
+            if body.get("amount"):
+                amount = nanos(body["amount"]["amount"])
+            elif body["status"] == "succeeded":
+                asked = self.requests.get(event.tenant, {}).get(body["recharge_id"])
+                amount = nanos(asked["amount"]) if asked else 0
+            of_payment = paid.setdefault((event.tenant, body["payment_id"]), {})
+            of_payment[body["status"]] = max(of_payment.get(body["status"], 0), amount)
+        self._compare_payments()
+        self._one_in_flight()
+
+    def _compare_payments(self) -> None:
+        unsaid = dict(self.by_payment)
+        for (tenant, payment), said in self.paid.items():
+            refunded = said.get("refunded", 0)
+            opened = said.get("dispute_opened", 0)
+            lost = said.get("dispute_lost", 0)
+            held = max(opened, lost) if lost else max(0, opened - said.get("dispute_won", 0))
+            for group, wanted in (
+                ("credit", said.get("succeeded", 0)),
+                ("refund", -refunded),
+                ("dispute", -held),
+            ):
+                booked = unsaid.pop((tenant, payment, group), 0)
+                if booked != wanted:
+                    self.report.violate(
+                        "credit_once",
+                        f"payment {payment} of {tenant}: {group} {Fraction(booked, 10**9)} booked, "
+                        f"{Fraction(wanted, 10**9)} said",
+                    )
+        from_results = {
+            (entry.tenant, entry.payment)
+            for entries in self.entries.values()
+            for entry in entries
+            if entry.place[0] == topics.RESULT and self.below(entry.place)
+        }
+        for (tenant, payment, group), booked in unsaid.items():
+            if booked and (tenant, payment) in from_results:
+                self.report.violate(
+                    "credit_once",
+                    f"payment {payment} of {tenant}: {group} {Fraction(booked, 10**9)} booked, "
+                    "but no result says so",
+                )
+
+    def _one_in_flight(self) -> None:
+        for tenant, of_tenant in self.requests.items():
+            auto = [one for one in of_tenant.values() if one["epoch"] is not None]
+            auto.sort(key=lambda one: (one["epoch"], one["attempt"]))
+            for earlier, later in pairwise(auto):
+                if not self.answers.get(earlier["recharge_id"]):
+                    self.report.violate(
+                        "one_request",
+                        f"{tenant} was asked for {later['recharge_id']} while "
+                        f"{earlier['recharge_id']} had no answer",
+                    )
+
+    # usage
+
+    def _reasons(self, place: tuple[str, int, int]) -> set[str]:
+        return {
+            dict(letter.headers)["credits-dlq-reason"].decode()
+            for letter in self.letters.get(place, ())
+        }
+
+    def _bytes_kept(self, record: Record, place: tuple[str, int, int]) -> None:
+        letters = self.letters.get(place, [])
+        if len(letters) > 1:
+            self.report.violate("at_least_once", f"{len(letters)} dead letters of {place}")
+        for letter in letters:
+            kept = {(name, text) for name, text in letter.headers if "credits-dlq-" not in name}
+            if (letter.key, letter.value, kept) != (record.key, record.value, set(record.headers)):
+                self.report.violate("at_least_once", f"the dead letter of {place} is not its bytes")
+
+    def _must_be_letter(self, record: Record, topic: str, below: bool, why: str) -> None:
+        place = (topic, record.partition, record.offset)
+        if not below:
+            self.report.count("pending")
+            return
+        self._bytes_kept(record, place)
+        reasons = self._reasons(place)
+        if self._is_misplaced(record):
+            if not reasons:
+                self.moves.expect(topic, record)
+            return
+        allowed = {
+            "malformed": {"malformed_json", "schema_violation"},
+            "key": {"key_mismatch", "malformed_json", "schema_violation"},
+        }[why]
+        if not reasons & allowed:
+            self.report.violate(
+                "at_least_once", f"{place} is no event ({why}), and no dead letter says so"
+            )
+        if place in self.entries:
+            self.report.violate("at_most_once", f"{place} is no event, but was booked")
+
+    def _is_misplaced(self, record: Record) -> bool:
+        return record.key is not None and home(record.key, self.partitions) != record.partition
+
+    def _usage(self) -> None:
+        booked: dict[tuple[str, str], tuple[Any, ...]] = {}
+        unbooked: dict[tuple[str, str], Event] = {}
+        charged: dict[tuple[str, str], int] = {}
+        for topic in _USAGE:
+            for record, event, below in self._source(topic):
+                if isinstance(event, str):
+                    self.report.count("events")
+                    self._must_be_letter(record, topic, below, event)
+                    continue
+                if not self.wanted(event.tenant):
+                    continue
+                self.report.count("events")
+                if not below:
+                    self.report.count("pending")
+                    continue
+                self._one_usage(record, event, booked, unbooked, charged)
+        for identity, event in unbooked.items():
+            if identity in booked or _number(identity) in self.identities:
+                continue
+            self.report.violate(
+                "at_least_once",
+                f"{event.id} of {event.tenant} at {event.place} was neither booked nor refused",
+            )
+        for identity, times in charged.items():
+            if times > 1:
+                self.report.violate("at_most_once", f"{identity[1]} was charged {times} times")
+        self.identities |= {_number(identity) for identity in booked}
+        self.report.count("distinct_ids", len(booked))
+
+    def _one_usage(
+        self,
+        record: Record,
+        event: Event,
+        booked: dict[tuple[str, str], tuple[Any, ...]],
+        unbooked: dict[tuple[str, str], Event],
+        charged: dict[tuple[str, str], int],
+    ) -> None:
+        identity = (event.source, event.id)
+        entries = self.entries.get(event.place, [])
+        self._bytes_kept(record, event.place)
+        reasons = self._reasons(event.place)
+        if reasons:
+            if entries:
+                self.report.violate(
+                    "at_least_once", f"{event.place} is booked and a dead letter as well"
+                )
+            self._plausible(event, reasons)
+            return
+        if self._is_misplaced(record):
+            self.moves.expect(event.place[0], record)
+            if entries:
+                self.report.violate("partition", f"{event.place} was booked where it strayed")
+            return
+        charges = [entry for entry in entries if entry.kind == "charge"]
+        if len(charges) > 1:
+            self.report.violate("at_most_once", f"{event.place} has {len(charges)} charges")
+        cost = self._cost(event)
+        if cost is None:
+            if charges:
+                self.report.violate("price", f"{event.place} cannot be priced, but was charged")
+            else:
+                self.report.violate(
+                    "at_least_once", f"{event.place} cannot be booked, and no dead letter says so"
+                )
+            return
+        if charges:
+            charged[identity] = charged.get(identity, 0) + 1
+            if _number(identity) in self.identities:
+                self.report.violate("at_most_once", f"{event.id} was charged before as well")
+            if charges[0].amount != -cost:
+                self.report.violate(
+                    "price",
+                    f"{event.place} costs {Fraction(cost, 10**9)}, charged "
+                    f"{Fraction(-charges[0].amount, 10**9)}",
+                )
+            booked[identity] = event.says()
+            return
+        earlier = booked.get(identity)
+        if earlier is not None and earlier != event.says():
+            self.report.violate(
+                "at_least_once", f"{event.place} contradicts an event with its id, unreported"
+            )
+        elif not cost:
+            booked.setdefault(identity, event.says())
+        else:
+            unbooked[identity] = event
+
+    def _cost(self, event: Event) -> int | None:
+        """What a sound event costs; None when it must not be booked."""
+        body = event.body
+        if body.get("phase", "end") != "end":
+            return 0 if body["phase"] in ("start", "progress") else None
+        kind = kind_of(body)
+        if kind not in _KINDS or event.duration_s is None or event.duration_s < 0:
+            return None
+        if kind in _FREE:
+            return 0
+        callee = str(body.get("callee") or "")
+        if not callee.startswith("+") or not callee[1:].isdigit():
+            return None
+        found = self.deck.find(callee[1:])
+        return None if found is None else self.deck.cost(found[1], event.duration_s)
+
+    def _plausible(self, event: Event, reasons: set[str]) -> None:
+        """Whether a dead letter's reason is one this record can have."""
+        letter = dict(self.letters[event.place][0].headers)
+        failed_at = datetime.fromisoformat(letter["credits-dlq-failed-at"].decode())
+        body = event.body
+        for reason in reasons:
+            if reason == "unrated":
+                right = self._cost(event) is None
+            elif reason == "too_late":
+                right = event.ended < failed_at - timedelta(days=35)
+            elif reason == "from_the_future":
+                right = event.ended > failed_at + timedelta(minutes=5)
+            elif reason == "currency_mismatch":
+                right = body.get("currency") != self.currencies.get(event.tenant)
+            elif reason == "unknown_tenant":
+                right = True  # opened later, perhaps
+            elif reason == "refused":
+                right = body.get("phase") == "correction"
+            elif reason == "wrong_partition":
+                right = home(event.tenant.encode(), self.partitions) != event.place[1]
+            elif reason == "not_billable":
+                since = self.opened.get(event.tenant)
+                right = event.tenant in self.closed or since is None or event.started < since
+            elif reason == "malformed_json":
+                right = False
+            else:
+                right = True
+            if not right:
+                self.report.violate(
+                    "at_least_once", f"{event.place} is a dead letter for {reason}, wrongly"
+                )
+
+    # causes
+
+    def _causes(self) -> None:
+        wanted = {
+            place: entries
+            for place, entries in self.entries.items()
+            if place[0] != "tick" and self.below(place)
+        }
+        for topic in topics.SOURCES:
+            start = self.log.starts.get(topic, 0)
+            trimmed = [place for place in wanted if place[0] == topic and place[2] < start]
+            if trimmed:
+                for invariant in ("cause", "at_least_once"):
+                    self.report.unknown(
+                        invariant,
+                        f"{self.names[topic]}/{self.log.partition} begins at offset {start}; "
+                        f"{len(trimmed)} entries name records before it",
+                    )
+            for record in self.log.records.get(topic, ()):
+                entries = wanted.get((topic, record.partition, record.offset))
+                if not entries:
+                    continue
+                event = understand(record, topic)
+                for entry in entries:
+                    if isinstance(event, str) or (
+                        (event.tenant, event.source, event.id) != (entry.tenant, *entry.identity)
+                    ):
+                        self.report.violate(
+                            "cause", f"{entry.tenant}/{entry.seq} names a record that is not its"
+                        )
+                wanted.pop((topic, record.partition, record.offset))
+            for place in trimmed:
+                wanted.pop(place, None)
+        for place, entries in wanted.items():
+            if self.options.checkpoint_from is None:
+                first = entries[0]
+                self.report.violate(
+                    "cause", f"{first.tenant}/{first.seq} names {place}, which is not there"
+                )
+
+    def checkpoint(self) -> dict[str, Any]:
+        """What a later run needs to go on from here."""
+        tenants = {**self.heads, **self.folds}
+        return {
+            "ids": sorted(self.identities),
+            "requests": self.requests,
+            "answers": {one: sorted(said) for one, said in self.answers.items()},
+            "paid": {"\0".join(key): said for key, said in self.paid.items()},
+            "booked": [[*key, str(amount)] for key, amount in self.by_payment.items()],
+            "tenants": {
+                tenant: [fold.seq, str(fold.balance), str(fold.overdraft), fold.head.hex()]
+                for tenant, fold in tenants.items()
+            },
+        }
+
+
+def _number(identity: tuple[str, str]) -> int:
+    return xxh3_64_intdigest("\0".join(identity).encode())
+
+
+class Moves:
+    """Records that strayed, and where they arrived."""
+
+    def __init__(self) -> None:
+        self._expected: dict[tuple[str, str], Record] = {}
+        self._arrived: dict[tuple[str, str], list[Record]] = {}
+
+    def expect(self, topic: str, record: Record) -> None:
+        """This record must have been moved."""
+        self._expected[topic, f"{record.topic}/{record.partition}/{record.offset}"] = record
+
+    def arrived(self, topic: str, origin: str, record: Record) -> None:
+        """This record says that it was moved here."""
+        self._arrived.setdefault((topic, origin), []).append(record)
+
+    def judge(self, report: Report) -> None:
+        """Every strayed record arrived once, with its bytes."""
+        for (topic, origin), record in self._expected.items():
+            arrivals = self._arrived.get((topic, origin), [])
+            if len(arrivals) != 1:
+                report.violate("partition", f"{origin} strayed and arrived {len(arrivals)} times")
+            elif arrivals[0].value != record.value or arrivals[0].key != record.key:
+                report.violate("partition", f"{origin} arrived changed")
+
+
+def audit(
+    logs: Sequence[Log],
+    *,
+    names: Mapping[str, str],
+    partitions: int,
+    deck: Deck,
+    options: Options | None = None,
+    report: Report | None = None,
+    earlier: Mapping[str, Any] | None = None,
+) -> tuple[Report, dict[str, Any]]:
+    """Audit what was read; the report, and a checkpoint for the next run. Pure."""
+    report = report or Report()
+    options = options or Options()
+    moves = Moves()
+    checkpoint: dict[str, Any] = {}
+    for log in logs:
+        known = (earlier or {}).get(str(log.partition))
+        part = _Partition(
+            report,
+            log,
+            names=names,
+            partitions=partitions,
+            deck=deck,
+            options=options,
+            moves=moves,
+            earlier=known,
+        )
+        part.run()
+        checkpoint[str(log.partition)] = part.checkpoint()
+    if options.partition is None and options.tenant is None:
+        moves.judge(report)
+    _expectation(report, options)
+    return report, checkpoint
+
+
+def _expectation(report: Report, options: Options) -> None:
+    if options.expect is None:
+        return
+    expected = json.loads(options.expect.read_text())
+    for reason, count in expected["by_reason"].items():
+        found = report.dead_letters.get(reason, 0)
+        if found != count:
+            report.violate("expectation", f"{count} dead letters {reason} foreseen, {found} found")
+    found = report.counts.get("distinct_ids", 0)
+    if found != expected["distinct_ids"]:
+        report.violate(
+            "expectation", f"{expected['distinct_ids']} events sent to be booked, {found} found"
+        )
+
+
+# -- reading ---------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Two consumers: one read_committed for records, one for the log's true end."""
+
+    def __init__(self, settings: Settings) -> None:
+        security: dict[str, Any] = {}
+        if not settings.plaintext:
+            import ssl
+
+            security = {
+                "security_protocol": "SSL",
+                "ssl_context": ssl.create_default_context(
+                    cafile=str(settings.broker_ca_file) if settings.broker_ca_file else None
+                ),
+            }
+        common: dict[str, Any] = {
+            "bootstrap_servers": settings.broker,
+            "group_id": None,
+            "enable_auto_commit": False,
+            "auto_offset_reset": "none",
+            "max_partition_fetch_bytes": 8 << 20,
+            **security,
+        }
+        self.committed = AIOKafkaConsumer(isolation_level="read_committed", **common)
+        self.uncommitted = AIOKafkaConsumer(isolation_level="read_uncommitted", **common)
+
+    async def start(self) -> None:
+        await self.committed.start()
+        await self.uncommitted.start()
+
+    async def stop(self) -> None:
+        await self.committed.stop()
+        await self.uncommitted.stop()
+
+    async def records(
+        self, bounds: dict[TopicPartition, tuple[int, int]], deadline: float
+    ) -> AsyncIterator[Record]:
+        """Every committed record between the bounds. Raises TimeoutError."""
+        waiting = {tp for tp, (start, end) in bounds.items() if start < end}
+        if not waiting:
+            return
+        consumer = self.committed
+        consumer.assign(list(waiting))
+        for tp in waiting:
+            consumer.seek(tp, bounds[tp][0])
+        while waiting:
+            if monotonic() > deadline:
+                raise TimeoutError(f"{len(waiting)} partitions were not read to their end")
+            for tp, records in (await consumer.getmany(*waiting, timeout_ms=200)).items():
+                end = bounds[tp][1]
+                for one in records:
+                    if one.offset < end:
+                        yield Record(
+                            one.topic,
+                            one.partition,
+                            one.offset,
+                            one.timestamp,
+                            one.key,
+                            one.value,
+                            tuple((name, text or b"") for name, text in one.headers),
+                        )
+            for tp in list(waiting):
+                if await consumer.position(tp) >= bounds[tp][1]:
+                    waiting.discard(tp)
+
+
+async def verify(settings: Settings, options: Options) -> Report:
+    """Read an installation and audit it; never raises for what it finds."""
+    report = Report()
+    reader = _Reader(settings)
+    try:
+        await reader.start()
+        try:
+            await _verify(settings, options, reader, report)
+        finally:
+            await reader.stop()
+    except (KafkaError, OSError, TimeoutError) as error:
+        for invariant in INVARIANTS:
+            if invariant != "expectation" or options.expect is not None:
+                report.unknown(invariant, f"the topics cannot be read: {error}")
+    return report
+
+
+async def _verify(settings: Settings, options: Options, reader: _Reader, report: Report) -> None:
+    deadline = monotonic() + options.deadline_s
+    names = {topic.name: settings.topics.of(topic.name) for topic in topics.MANIFEST}
+    numbers = range(settings.partitions) if options.partition is None else [options.partition]
+    earlier: dict[str, Any] = {}
+    if options.checkpoint_from is not None:
+        earlier = json.loads(options.checkpoint_from.read_text())
+    deck = load_deck(options.deck or settings.deck)
+    every = [TopicPartition(name, number) for name in names.values() for number in numbers]
+
+    # The position rows first: whatever is committed later lies at or beyond them.
+    changelogs = [TopicPartition(names[topics.CHANGELOG], number) for number in numbers]
+    rows: dict[int, dict[bytes, bytes]] = {number: {} for number in numbers}
+    starts = dict(await reader.uncommitted.beginning_offsets(every))
+    stable = dict(await reader.committed.end_offsets(changelogs))
+    bounds = {tp: (starts[tp], stable[tp]) for tp in changelogs}
+    async for record in reader.records(bounds, deadline):
+        of_partition = rows[record.partition]
+        if record.value is None:
+            of_partition.pop(record.key or b"", None)
+        else:
+            of_partition[record.key or b""] = record.value
+
+    stable = dict(await reader.committed.end_offsets(every))
+    ends = dict(await reader.uncommitted.end_offsets(every))
+    for tp in every:
+        if stable[tp] < ends[tp] and tp.topic not in settings.topics.sources:
+            report.unknown("stable", f"a transaction is open on {tp.topic}/{tp.partition}")
+    begun: dict[str, dict[str, int]] = earlier.get("offsets", {})
+    reached: dict[str, dict[str, int]] = {}
+
+    logs = []
+    read = [name for name in names if name not in (topics.CHANGELOG, topics.SEEN)]
+    for number in numbers:
+        tps = {TopicPartition(names[name], number): name for name in read}
+        bounds = {
+            tp: (max(starts[tp], begun.get(str(number), {}).get(name, 0)), stable[tp])
+            for tp, name in tps.items()
+        }
+        records: dict[str, list[Record]] = {name: [] for name in read}
+        async for record in reader.records(bounds, deadline):
+            records[tps[TopicPartition(record.topic, record.partition)]].append(record)
+        logs.append(
+            Log(
+                partition=number,
+                rows=rows[number],
+                records=dict(records),
+                starts={name: starts[tp] for tp, name in tps.items() if name in topics.SOURCES},
+            )
+        )
+        reached[str(number)] = {name: stable[tp] for tp, name in tps.items()}
+    _, checkpoint = audit(
+        logs,
+        names=names,
+        partitions=settings.partitions,
+        deck=deck,
+        options=options,
+        report=report,
+        earlier=earlier.get("partitions"),
+    )
+    if options.checkpoint_to is not None:
+        options.checkpoint_to.write_text(
+            json.dumps({"version": 1, "offsets": reached, "partitions": checkpoint})
+        )

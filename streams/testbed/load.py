@@ -1,0 +1,567 @@
+"""The load generator: real-shaped usage, deterministic to the byte, that knows what should come
+of every record it writes.
+
+Ids carry seed and index, so that an auditor can tell what should exist without asking anybody.
+"""
+
+import asyncio
+import json
+import random
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from itertools import accumulate
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final
+from uuid import UUID, uuid5
+
+import orjson
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.partitioner import murmur2
+from msgspec import Struct
+
+from schemas import topics
+from schemas.envelope import STRUCTURED, binary_headers
+from schemas.notices import DeadLetterReason, NoticeKind
+from streams.settings import Settings
+from streams.testbed.kafka import ends_of, started_producer, started_reader
+
+LOADS: Final = UUID("0b0a6a52-64a0-5d8c-8c11-3c2e5f0f9d21")
+SOURCE: Final = "credits-load"
+PER_MILLION: Final = 1_000_000
+ANSWER_WITHIN_S: Final = 60
+BILLED_SINCE: Final = timedelta(days=40)
+
+
+class Profile(StrEnum):
+    """What the traffic looks like."""
+
+    OFFICE_DAY = "office-day"
+    EVENING_CONFERENCES = "evening-conferences"
+    HOT_TENANT = "hot-tenant"
+
+
+class Envelope(StrEnum):
+    """How events are wrapped."""
+
+    BARE = "bare"
+    BINARY = "binary"
+    STRUCTURED = "structured"
+    MIXED = "mixed"
+
+
+class Expected(StrEnum):
+    """What should come of a record."""
+
+    BOOK = "book"
+    DUPLICATE = "duplicate"
+    DEAD_LETTER = "dead_letter"
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """A load. `rate` in events per second, 0 for as fast as it goes; shares in millionths of
+    all records; `zipf`: the n-th tenant has 1/n of the traffic of the first."""
+
+    tenants: int = 200
+    events: int = 30_000
+    rate: int = 500
+    seed: int = 1
+    profile: Profile = Profile.OFFICE_DAY
+    duplicates_ppm: int = 10_000
+    conflicts_ppm: int = 0
+    late_ppm: int = 5_000
+    malformed_ppm: int = 2_000
+    wrong_partition_ppm: int = 1_000
+    envelope: Envelope = Envelope.MIXED
+    zipf: bool = True
+
+
+class Planned(Struct, frozen=True, gc=False):
+    """One record to write. `partition` None means: where the key belongs; `misplaced` otherwise
+    shifts it by so many partitions. `reason` is the dead letter's, when one is expected."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+    expected: Expected
+    reason: DeadLetterReason | None = None
+    misplaced: int = 0
+    event_id: str = ""
+
+
+class Variety(Struct, frozen=True):
+    """One way to get a record wrong, and the reason its dead letter must carry."""
+
+    name: str
+    make: Callable[[dict[str, Any], bytes], tuple[bytes | None, bytes | None]]
+    reason: DeadLetterReason | None
+
+
+def _with(member: str, text: str) -> Callable[[dict[str, Any], bytes], tuple[bytes, bytes]]:
+    """Replace a member by raw JSON text, also by such that no encoder would write."""
+
+    def make(event: dict[str, Any], key: bytes) -> tuple[bytes, bytes]:
+        event[member] = "\u0001"
+        return key, orjson.dumps(event).replace(b'"\\u0001"', text.encode())
+
+    return make
+
+
+def _raw(value: bytes | None) -> Callable[[dict[str, Any], bytes], tuple[bytes, bytes | None]]:
+    return lambda _, key: (key, value)
+
+
+def _shifted(days: int) -> Callable[[dict[str, Any], bytes], tuple[bytes, bytes]]:
+    def make(event: dict[str, Any], key: bytes) -> tuple[bytes, bytes]:
+        at = datetime.fromisoformat(event["started_at"]) + timedelta(days=days)
+        return key, orjson.dumps({**event, "started_at": at.isoformat()})
+
+    return make
+
+
+_MALFORMED: Final = DeadLetterReason.MALFORMED_JSON
+_SCHEMA: Final = DeadLetterReason.SCHEMA_VIOLATION
+_KEY: Final = DeadLetterReason.KEY_MISMATCH
+
+VARIETIES: Final = (
+    Variety("empty value", _raw(b""), _MALFORMED),
+    Variety("tombstone", _raw(None), _MALFORMED),
+    Variety("bad JSON", _raw(b'{"event_id": '), _MALFORMED),
+    Variety("invalid UTF-8", _raw(b'{"event_id":"\xff\xfe"}'), _MALFORMED),
+    Variety("1,100 deep", _raw(b'{"a":' * 1_100 + b"1" + b"}" * 1_100), _MALFORMED),
+    Variety("a list", _raw(b"[]"), _SCHEMA),
+    Variety("a number", _raw(b"7"), _SCHEMA),
+    Variety("lone surrogate", _with("call_id", '"\\ud800"'), _MALFORMED),
+    Variety("NaN", _with("duration_s", "NaN"), _MALFORMED),
+    Variety("1e400", _with("duration_s", "1e400"), _SCHEMA),
+    Variety("30 digits", _with("duration_s", "1" * 30), _SCHEMA),
+    Variety("negative minutes", _with("duration_s", "-60"), _SCHEMA),
+    Variety("a float", _with("duration_s", "60.5"), _SCHEMA),
+    Variety("text for seconds", _with("duration_s", '"60"'), _SCHEMA),
+    Variety("no id", _with("event_id", "null"), _SCHEMA),
+    Variety("naive time", _with("started_at", '"2026-01-01T10:00:00"'), _SCHEMA),
+    Variety("no time", _with("started_at", '"yesterday"'), _SCHEMA),
+    Variety("ten decimals", _with("upstream_charge", '"0.0123456789"'), _SCHEMA),
+    Variety("amount as number", _with("upstream_charge", "0.1"), _SCHEMA),
+    Variety("unknown kind", _with("kind", '"fax"'), _SCHEMA),
+    Variety("unknown currency", _with("currency", '"XXX"'), DeadLetterReason.CURRENCY_MISMATCH),
+    Variety("lower-case currency", _with("currency", '"usd"'), _SCHEMA),
+    Variety("no E.164", _with("callee", '"extension 12"'), DeadLetterReason.UNRATED),
+    Variety("unrated", _with("callee", '"+999123456789"'), DeadLetterReason.UNRATED),
+    Variety("tenant not the key", _with("tenant_id", '"t-other"'), _KEY),
+    Variety("null key", lambda event, _: (None, orjson.dumps(event)), _KEY),
+    Variety("too old", _shifted(-36), DeadLetterReason.TOO_LATE),
+    Variety("from the future", _shifted(1), DeadLetterReason.FROM_THE_FUTURE),
+    Variety("correction", _with("phase", '"correction"'), DeadLetterReason.REFUSED),
+    Variety("unknown members", _with("favourite_colour", '"blue"'), None),
+)
+
+# Numbers that every deck of the world rates: country code, national number's length.
+_DESTINATIONS: Final = (
+    ("4420", 8), ("447", 9), ("1212", 7), ("1604", 7), ("49", 10), ("4917", 8), ("33", 9),
+    ("336", 8), ("34", 9), ("39", 10), ("31", 9), ("32", 8), ("41", 9), ("43", 9), ("45", 8),
+    ("46", 9), ("47", 8), ("48", 9), ("351", 9), ("353", 9), ("358", 9), ("61", 9), ("64", 8),
+    ("65", 8), ("66", 9), ("81", 9), ("82", 9), ("852", 8), ("86", 10), ("886", 9), ("91", 10),
+    ("52", 10), ("54", 10), ("55", 10), ("56", 9), ("27", 9), ("972", 8), ("971", 8), ("263", 9),
+    ("382", 8),
+)  # fmt: skip
+_TOLL_FREE: Final = ("1800", "1888", "1877", "1866")
+
+# Kinds and how often, in hundredths.
+_MIXES: Final = {
+    Profile.OFFICE_DAY: (
+        ("international", 34), ("overage_domestic", 16), ("payg_out", 14), ("toll_free_in", 14),
+        ("conf_dial_out", 8), ("conf_dial_in", 6), ("voip_leg", 5), ("free", 2), ("emergency", 1),
+    ),
+    Profile.EVENING_CONFERENCES: (
+        ("conf_dial_out", 40), ("conf_dial_in", 18), ("conf_ppm", 12), ("voip_leg", 20),
+        ("toll_free_in", 8), ("emergency", 2),
+    ),
+    Profile.HOT_TENANT: (("international", 60), ("payg_out", 30), ("toll_free_in", 10)),
+}  # fmt: skip
+_CONFERENCE_KINDS: Final = frozenset({"conf_dial_out", "conf_dial_in", "conf_ppm", "voip_leg"})
+# Seconds: many short calls, few long ones.
+_DURATIONS: Final = (
+    0, 4, 17, 32, 45, 57, 61, 75, 93, 118, 140, 180, 219, 301, 480, 733, 1_260, 2_705,
+)  # fmt: skip
+
+
+class _Weighted:
+    """Draws from weighted choices, by binary search in whole numbers."""
+
+    def __init__(self, choices: Sequence[tuple[str, int]]) -> None:
+        self._names = [name for name, _ in choices]
+        self._bounds = list(accumulate(weight for _, weight in choices))
+
+    def draw(self, dice: random.Random) -> str:
+        return dice.choices(self._names, cum_weights=self._bounds)[0]
+
+
+def tenant_id(number: int) -> str:
+    """The n-th tenant of a load, counted from 1."""
+    return f"t-{number:06d}"
+
+
+def events(plan: Plan, start: datetime) -> Iterator[Planned]:
+    """The records of a load, in order. The same plan and start give the same bytes."""
+    dice = random.Random(plan.seed)
+    kinds = _Weighted(_MIXES[plan.profile])
+    numbers = range(1, plan.tenants + 1)
+    scale = 1_000_000
+    weights = list(accumulate(scale // number if plan.zipf else 1 for number in numbers))
+    recent: list[Planned] = []
+    for index in range(plan.events):
+        roll = dice.randrange(PER_MILLION)
+        if roll < plan.duplicates_ppm and recent:
+            planned = dice.choice(recent)
+            yield Planned(
+                planned.topic, planned.key, planned.value, planned.headers,
+                Expected.DUPLICATE, None, 0, planned.event_id,
+            )  # fmt: skip
+            continue
+        if plan.profile is Profile.HOT_TENANT and dice.randrange(10):
+            tenant = tenant_id(1)
+        else:
+            tenant = tenant_id(dice.choices(numbers, cum_weights=weights)[0])
+        event = _usage(plan, dice, index, tenant, kinds.draw(dice), start)
+        roll = dice.randrange(PER_MILLION)
+        if roll < plan.malformed_ppm:
+            yield _malformed(dice, event, tenant)
+            continue
+        roll -= plan.malformed_ppm
+        if 0 <= roll < plan.late_ppm:
+            at = start - timedelta(days=dice.randrange(3, 30), seconds=dice.randrange(86_400))
+            event["started_at"] = at.isoformat()
+        roll -= plan.late_ppm
+        if 0 <= roll < plan.conflicts_ppm and recent:
+            yield _conflict(dice, recent)
+            continue
+        roll -= plan.conflicts_ppm
+        misplaced = 0
+        if 0 <= roll < plan.wrong_partition_ppm:
+            misplaced = 1 + dice.randrange(3)
+        planned = _wrapped(plan, dice, event, tenant, misplaced)
+        if not misplaced:
+            if len(recent) < 1_000:
+                recent.append(planned)
+            else:
+                recent[dice.randrange(1_000)] = planned
+        yield planned
+
+
+def _usage(
+    plan: Plan, dice: random.Random, index: int, tenant: str, kind: str, start: datetime
+) -> dict[str, Any]:
+    prefix, length = dice.choice(_DESTINATIONS)
+    if kind == "toll_free_in":
+        prefix, length = dice.choice(_TOLL_FREE), 7
+    number = dice.randrange(10 ** (length - 1), 10**length)
+    duration_s = dice.choice(_DURATIONS)
+    began = start - timedelta(seconds=duration_s + dice.randrange(5, 600))
+    event: dict[str, Any] = {
+        "event_id": f"e-{plan.seed}-{index}",
+        "source": SOURCE,
+        "tenant_id": tenant,
+        "kind": kind,
+        "call_id": f"c-{plan.seed}-{index // 2}",
+        "callee": f"+{prefix}{number}",
+        "started_at": began.isoformat(),
+        "duration_s": duration_s,
+    }
+    if kind in _CONFERENCE_KINDS:
+        event["conference_id"] = f"m-{plan.seed}-{index // 5}"
+        event["organizer_id"] = f"u-{index % 97}"
+    return event
+
+
+def _topic_of(event: dict[str, Any]) -> str:
+    return topics.CONFERENCE_USAGE if "conference_id" in event else topics.CALL_USAGE
+
+
+def _wrapped(
+    plan: Plan, dice: random.Random, event: dict[str, Any], tenant: str, misplaced: int
+) -> Planned:
+    form = plan.envelope
+    if form is Envelope.MIXED:
+        form = (Envelope.BARE, Envelope.BINARY, Envelope.STRUCTURED)[dice.randrange(3)]
+    topic = _topic_of(event)
+    headers: tuple[tuple[str, bytes], ...] = ()
+    value = orjson.dumps(event)
+    if form is Envelope.BINARY:
+        kept = {name: text for name, text in event.items() if name not in ("event_id", "source")}
+        value = orjson.dumps(kept)
+        headers = tuple(binary_headers(topic, source=event["source"], event_id=event["event_id"]))
+    elif form is Envelope.STRUCTURED:
+        value = orjson.dumps(
+            {
+                "specversion": "1.0",
+                "type": topic,
+                "source": event["source"],
+                "id": event["event_id"],
+                "subject": tenant,
+                "data": event,
+            }
+        )
+        headers = (("content-type", STRUCTURED),)
+    return Planned(
+        topic, tenant.encode(), value, headers, Expected.BOOK, None, misplaced, event["event_id"]
+    )
+
+
+def _malformed(dice: random.Random, event: dict[str, Any], tenant: str) -> Planned:
+    variety = dice.choice(VARIETIES)
+    topic = _topic_of(event)
+    key = tenant.encode()
+    event_id = event["event_id"]
+    # So that its fate does not depend on what kind was drawn.
+    event |= {"kind": "conf_dial_out" if "conference_id" in event else "international"}
+    made_key, value = variety.make(event, key)
+    if variety.reason is None:
+        return Planned(topic, made_key, value, (), Expected.BOOK, None, 0, event_id)
+    return Planned(topic, made_key, value, (), Expected.DEAD_LETTER, variety.reason, 0, event_id)
+
+
+def _conflict(dice: random.Random, recent: Sequence[Planned]) -> Planned:
+    """The id of an earlier event, with another duration."""
+    bare = [one for one in recent if not one.headers and one.value] or list(recent)
+    earlier = dice.choice(bare)
+    event = orjson.loads(earlier.value or b"{}")
+    data = event.get("data", event)
+    data["duration_s"] = int(data.get("duration_s", 0)) + 1
+    return Planned(
+        earlier.topic, earlier.key, orjson.dumps(event), earlier.headers,
+        Expected.DEAD_LETTER, DeadLetterReason.CONFLICT, 0, earlier.event_id,
+    )  # fmt: skip
+
+
+# -- writing ---------------------------------------------------------------------------------
+
+
+class Produced(Struct, kw_only=True):
+    """What was written and acknowledged."""
+
+    sent: int = 0
+    by_expected: dict[str, int] = {}
+    by_reason: dict[str, int] = {}
+    ids: int = 0
+    seconds: int = 0
+
+    def count(self, planned: Planned) -> None:
+        """One more record is acknowledged."""
+        self.sent += 1
+        name = planned.expected.value
+        self.by_expected[name] = self.by_expected.get(name, 0) + 1
+        if planned.reason is not None:
+            reason = planned.reason.value
+            self.by_reason[reason] = self.by_reason.get(reason, 0) + 1
+        if planned.expected is Expected.BOOK:
+            self.ids += 1
+
+
+def partition_of(planned: Planned, partitions: int) -> int:
+    """Where a record goes: where its key belongs, or on purpose elsewhere."""
+    if planned.key is None:
+        return 0
+    home: int = (murmur2(planned.key) & 0x7FFF_FFFF) % partitions
+    return (home + planned.misplaced) % partitions
+
+
+async def produce(
+    settings: Settings,
+    plan: Plan,
+    *,
+    start: datetime | None = None,
+    on_progress: Callable[[Produced], None] | None = None,
+    stop: asyncio.Event | None = None,
+) -> Produced:
+    """Write a load, at its rate (open loop: late records do not slow down the ones after).
+
+    Returns when every record is acknowledged. Raises BrokerAwayError.
+    """
+    producer = await started_producer(settings, linger_ms=5, max_batch_size=131_072)
+    produced = Produced()
+    began = monotonic()
+    pending: set[asyncio.Future[Any]] = set()
+    try:
+        for index, planned in enumerate(events(plan, start or datetime.now(UTC))):
+            if stop is not None and stop.is_set():
+                break
+            if plan.rate:
+                ahead = index / plan.rate - (monotonic() - began)
+                if ahead > 0:
+                    await asyncio.sleep(ahead)
+            future = await producer.send(
+                settings.topics.of(planned.topic),
+                key=planned.key,
+                value=planned.value,
+                headers=list(planned.headers),
+                partition=partition_of(planned, settings.partitions),
+            )
+            pending.add(future)
+            future.add_done_callback(pending.discard)
+            produced.count(planned)
+            if index % 100 == 0:
+                await asyncio.sleep(0)
+                if on_progress is not None:
+                    on_progress(produced)
+        await asyncio.gather(*pending)
+    finally:
+        await producer.stop()
+    produced.seconds = int(monotonic() - began)
+    if on_progress is not None:
+        on_progress(produced)
+    return produced
+
+
+async def preload(settings: Settings, plan: Plan, start: datetime) -> int:
+    """Write a load as fast as this machine can, in whole record batches; returns the records.
+
+    For the benchmark: a prepared topic, no rate.
+    """
+    producer = await started_producer(
+        settings, max_batch_size=900_000, compression_type="lz4", linger_ms=0
+    )
+    builders: dict[TopicPartition, Any] = {}
+    pending: list[Any] = []
+    stamp = int(start.timestamp() * 1000)
+    count = 0
+    try:
+        for planned in events(plan, start):
+            tp = TopicPartition(
+                settings.topics.of(planned.topic), partition_of(planned, settings.partitions)
+            )
+            builder = builders.get(tp)
+            if builder is None:
+                builder = builders[tp] = producer.create_batch()
+            row = {
+                "timestamp": stamp, "key": planned.key, "value": planned.value,
+                "headers": list(planned.headers),
+            }  # fmt: skip
+            if builder.append(**row) is None:
+                pending.append(await _send(producer, tp, builder))
+                builder = builders[tp] = producer.create_batch()
+                builder.append(**row)
+            count += 1
+        for tp, builder in builders.items():
+            pending.append(await _send(producer, tp, builder))
+        await asyncio.gather(*pending)
+    finally:
+        await producer.stop()
+    return count
+
+
+async def _send(producer: AIOKafkaProducer, tp: TopicPartition, builder: Any) -> Any:
+    builder.close()
+    return await producer.send_batch(builder, tp.topic, partition=tp.partition)
+
+
+def write_expectation(path: Path, plan: Plan, start: datetime, produced: Produced) -> None:
+    """Store what should come out, for `credits verify --expect`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        json.dumps(
+            {
+                "schema_version": 1,
+                "source": SOURCE,
+                "seed": plan.seed,
+                "start": start.isoformat(),
+                "sent": produced.sent,
+                "distinct_ids": produced.ids,
+                "by_expected": produced.by_expected,
+                "by_reason": produced.by_reason,
+            },
+            indent=2,
+        )
+        + "\n"
+    )
+
+
+# -- opening tenants --------------------------------------------------------------------------
+
+
+def opening_commands(plan: Plan, now: datetime) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(tenant, command id, command) for every tenant: an account, then a policy of its own."""
+    for number in range(1, plan.tenants + 1):
+        tenant = tenant_id(number)
+        opened = {
+            "command": "open_tenant",
+            "currency": "USD",
+            "opening_balance": str(105 + number % 7 * 20),
+            "billing_from": (now - BILLED_SINCE).isoformat(),
+            "issued_at": now.isoformat(),
+            "issued_by": SOURCE,
+        }
+        yield tenant, str(uuid5(LOADS, f"{plan.seed}/{number}/open")), opened
+        settings = {
+            "command": "settings",
+            "expected_version": 0,
+            "policy": _policy(number),
+            "payment_methods": ["card-1", "card-2"][: 1 + number % 2],
+            "issued_at": now.isoformat(),
+            "issued_by": SOURCE,
+        }
+        yield tenant, str(uuid5(LOADS, f"{plan.seed}/{number}/settings")), settings
+
+
+def _policy(number: int) -> dict[str, Any]:
+    base: dict[str, Any] = {"enabled": number % 10 != 9, "trigger": "100", "cooldown_s": 5}
+    match number % 4:
+        case 0:
+            return base | {"method": "fixed", "amount": "200", "max_per_day": 1_000}
+        case 1:
+            return base | {"method": "fixed_multiple", "amount": "50", "max_per_day": 1_000}
+        case 2:
+            return base | {"method": "target", "target": "250", "monthly_cap": "500"}
+        case _:
+            return base | {"method": "fixed", "amount": "60", "max_per_day": 3}
+
+
+async def open_tenants(settings: Settings, plan: Plan, *, now: datetime | None = None) -> int:
+    """Open every tenant of a plan and wait until each command is answered; returns how many were
+    refused. Raises TimeoutError naming the first tenant without an answer."""
+    now = now or datetime.now(UTC)
+    name = settings.topics.of(topics.NOTIFICATION)
+    reader = await started_reader(settings)
+    producer = await started_producer(settings, linger_ms=5)
+    try:
+        tps = [TopicPartition(name, number) for number in range(settings.partitions)]
+        ends = await ends_of(reader, tps)
+        reader.assign(tps)
+        for tp in tps:
+            reader.seek(tp, ends[tp])
+        waiting: dict[str, str] = {}
+        sends: list[Awaitable[Any]] = []
+        for tenant, command_id, command in opening_commands(plan, now):
+            waiting[command_id] = tenant
+            sends.append(
+                await producer.send(
+                    settings.topics.of(topics.COMMAND),
+                    key=tenant.encode(),
+                    value=orjson.dumps(command),
+                    headers=binary_headers(topics.COMMAND, source=SOURCE, event_id=command_id),
+                )
+            )
+        await asyncio.gather(*sends)
+        return await _await_answers(reader, waiting)
+    finally:
+        await producer.stop()
+        await reader.stop()
+
+
+async def _await_answers(reader: Any, waiting: dict[str, str]) -> int:
+    refused = 0
+    deadline = monotonic() + ANSWER_WITHIN_S
+    while waiting:
+        if monotonic() > deadline:
+            raise TimeoutError(
+                f"{len(waiting)} commands have no answer after {ANSWER_WITHIN_S} s, that of "
+                f"{next(iter(waiting.values()))} among them; is a worker running?"
+            )
+        for records in (await reader.getmany(timeout_ms=200)).values():
+            for record in records:
+                notice = orjson.loads(record.value)
+                if waiting.pop(notice.get("command_id", ""), None) is not None:
+                    refused += notice["notice"] == NoticeKind.COMMAND_REFUSED
+    return refused
