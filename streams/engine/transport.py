@@ -45,7 +45,9 @@ class Consumer(FaustConsumer):
     @Service.task
     async def _stay_in_group(self) -> None:
         while not self.should_stop:
-            await self._getmany(set(), 0.0)
+            # Faust starts this task beside the thread that makes the client.
+            if self._thread._consumer is not None:  # noqa: SLF001
+                await self._getmany(set(), 0.0)
             await self.sleep(_POLL_EVERY_S)
 
     async def perform_seek(self) -> None:

@@ -108,6 +108,14 @@ def free_port() -> int:
         return port
 
 
+def _kafka_uuid() -> str:
+    """A random id in Kafka's form; never one that its tools would take for an option."""
+    while True:
+        made = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[:22]
+        if not made.startswith("-"):
+            return made
+
+
 class _Node:
     """One broker and controller."""
 
@@ -128,7 +136,7 @@ class Cluster:
         self._jars = fetch_jars()
         self._properties = dict(properties)
         self._nodes = [_Node(number, folder / f"node-{number}") for number in range(nodes)]
-        self._cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[:22]
+        self._cluster_id = _kafka_uuid()
 
     @classmethod
     def start(
@@ -155,10 +163,7 @@ class Cluster:
         return ",".join(f"127.0.0.1:{node.port}" for node in self._nodes)
 
     def _format(self) -> None:
-        directories = {
-            node.number: base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[:22]
-            for node in self._nodes
-        }
+        directories = {node.number: _kafka_uuid() for node in self._nodes}
         for node in self._nodes:
             node.folder.mkdir(parents=True, exist_ok=True)
             (node.folder / "server.properties").write_text(self._config(node))

@@ -1,0 +1,362 @@
+"""Golden cases: users' own files, run through the functions that book real events.
+
+A case that needs what this build does not support is skipped and says what is missing.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from schemas.commands import Compare, GrantKind, Method
+from schemas.money import NANOS, text_from
+from streams.billing import grants, rating, recharge
+from streams.billing.account import Account, Grant, Policy
+from streams.billing.coverage import is_e164
+from streams.billing.prefixes import Prefixes
+from streams.billing.tariff import DeckError, Rate, Rounding, Tariff, parse_deck, scaled
+
+SCHEMA_VERSION: Final = 1
+SUPPORTED: Final = frozenset(
+    {
+        # rating
+        "session_continuation",
+        # grants
+        "overage_carries_to_next_grant",
+        "void",
+        "promo_before_paid",
+        "tie_break_by_id",
+        # recharge
+        "compare_le",
+        "gap_plus_amount",
+        "amount_limits",
+        "policy_validation",
+        "doubling_backoff",
+        "shortfall_net_of_pending",
+        # e164
+        "reject_non_e164",
+    }
+)
+
+
+class VectorError(Exception):
+    """The file is no golden-case file this build can read; the text says why."""
+
+
+class CaseResult(Struct, frozen=True, kw_only=True):
+    """What became of one case."""
+
+    id: str
+    status: str
+    expected: Any = None
+    got: Any = None
+    missing: tuple[str, ...] = ()
+
+
+def run_file(document: Any, *, deck_text: str | None = None) -> list[CaseResult]:
+    """Run every case of a file. `deck_text` is the deck for e164 cases.
+
+    Raises VectorError when the file itself makes no sense.
+    """
+    if not isinstance(document, dict) or not isinstance(document.get("cases"), list):
+        raise VectorError("a golden-case file is an object with a list named cases")
+    if document.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+        raise VectorError(f"schema_version {document['schema_version']} is not supported")
+    tariff = None
+    if deck_text is not None:
+        try:
+            tariff = parse_deck(deck_text, deck="vectors", version="vectors")
+        except DeckError as error:
+            raise VectorError(f"the deck cannot be used: {error}") from None
+    return [_run_case(case, document.get("kind"), tariff) for case in document["cases"]]
+
+
+def _run_case(case: dict[str, Any], kind: str | None, tariff: Tariff | None) -> CaseResult:
+    name = str(case.get("id", ""))
+    missing = tuple(sorted(set(case.get("needs", ())) - SUPPORTED))
+    if missing:
+        return CaseResult(id=name, status="skipped", missing=missing)
+    run = _RUNNERS.get(kind or _kind_of(case))
+    if run is None:
+        raise VectorError(f"case {name}: its kind is none of {', '.join(_RUNNERS)}")
+    try:
+        expected, got = run(case, tariff)
+    except (KeyError, ValueError, TypeError) as error:
+        raise VectorError(f"case {name} cannot be read: {type(error).__name__} {error}") from None
+    return CaseResult(
+        id=name,
+        status="pass" if expected == got else "fail",
+        expected=_plain(expected),
+        got=_plain(got),
+    )
+
+
+def _kind_of(case: dict[str, Any]) -> str:
+    for kind, member in (
+        ("rating", "rates"),
+        ("grants", "grants"),
+        ("recharge", "policy"),
+        ("e164", "number"),
+    ):
+        if member in case:
+            return kind
+    return ""
+
+
+def _plain(value: Any) -> Any:
+    """Values as a file would write them."""
+    if isinstance(value, Fraction):
+        nanos = value * NANOS
+        return text_from(nanos.numerator) if nanos.denominator == 1 else str(value)
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return value
+
+
+def _value(text: Any) -> Fraction:
+    """A decimal string or whole number, exactly."""
+    if isinstance(text, bool) or not isinstance(text, str | int):
+        raise ValueError(f"{text!r} is no decimal text")
+    return Fraction(text)
+
+
+def _nanos(text: Any) -> int:
+    value = _value(text) * NANOS
+    if value.denominator != 1:
+        raise ValueError(f"{text!r} has more than nine decimals")
+    return value.numerator
+
+
+def _at(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+# -- rating ------------------------------------------------------------------------------------
+
+
+def _rating(case: dict[str, Any], _: Tariff | None) -> tuple[Any, Any]:
+    prefixes = Prefixes({row["prefix"]: _rate(row) for row in case["rates"]})
+    rate = prefixes.find(str(case["destination"]))
+    wanted_cost = case.get("expected_cost")
+    expected = {
+        "prefix": case.get("expected_prefix"),
+        "cost": None if wanted_cost is None else _value(wanted_cost),
+    }
+    if rate is None:
+        return expected, {"prefix": None, "cost": None}
+    if case.get("continuation"):
+        rate = msgspec.structs.replace(rate, connect_fee=0)
+    billed_s = rating.billed_seconds(rate, int(case["duration_s"]))
+    numerator, denominator = rating.exact_cost(rate, billed_s)
+    cost = Fraction(numerator, denominator)
+    if rate.rounding is not None:
+        whole = rating.rounded(numerator, denominator, rate.rounding)
+        cost = Fraction(whole, 10**rate.rounding.decimals)
+    return expected, {"prefix": rate.prefix, "cost": cost}
+
+
+def _rate(row: dict[str, Any]) -> Rate:
+    texts = [str(row.get("per_minute", "0")), str(row.get("connect_fee") or "0")]
+    scale = max(9, *(len(text.partition(".")[2]) for text in texts))
+    rule = row.get("rounding")
+    return Rate(
+        prefix=row["prefix"],
+        per_minute=scaled(texts[0], scale),
+        connect_fee=scaled(texts[1], scale),
+        scale=scale,
+        initial_increment_s=int(row.get("initial_increment_s") or 60),
+        increment_s=int(row.get("increment_s") or 60),
+        rounding=None if rule is None else Rounding(rule["mode"], int(rule["decimals"])),
+    )
+
+
+# -- grants ------------------------------------------------------------------------------------
+
+
+def _grants(case: dict[str, Any], _: Tariff | None) -> tuple[Any, Any]:
+    at = _at(case["at"])
+    account = Account(tenant_id="vector", currency="USD", opened_at=at, billing_from=at)
+    steps: list[tuple[datetime, int, Any]] = []
+    voided: dict[str, datetime] = {}
+    for one in case["grants"]:
+        grant = _grant(one)
+        steps.append((grant.effective_at, 0, grant))
+        if one.get("voided_at"):
+            voided[grant.id] = _at(one["voided_at"])
+            steps.append((voided[grant.id], 1, grant.id))
+    steps += [(_at(one["at"]), 2, _nanos(one["amount"])) for one in case.get("usage", ())]
+    for instant, rank, what in sorted(steps, key=lambda step: step[:2]):
+        # Money that begins at the read time counts; usage at it does not.
+        if instant > at or (rank == 2 and instant == at):
+            continue
+        if rank == 0:
+            burnt = grants.put_in(account, what)
+        elif rank == 1:
+            kept = tuple(grant for grant in account.grants if grant.id != what)
+            burnt = grants.Burnt(kept, account.overdraft_nanos, ())
+        else:
+            burnt = grants.burn(account, what, instant, instant)
+        account = msgspec.structs.replace(
+            account, grants=burnt.grants, overdraft_nanos=burnt.overdraft_nanos
+        )
+    left = {grant.id: grant.left_nanos for grant in account.grants if grants.active(grant, at)}
+    got: dict[str, Any] = {
+        "grants": {one["id"]: Fraction(left.get(one["id"], 0), NANOS) for one in case["grants"]}
+    }
+    expected: dict[str, Any] = {
+        "grants": {name: _value(text) for name, text in case["expected"].items()}
+    }
+    got["grants"] = {name: got["grants"][name] for name in expected["grants"]}
+    if "expected_overage" in case:
+        expected["overage"] = _value(case["expected_overage"])
+        got["overage"] = Fraction(account.overdraft_nanos, NANOS)
+    if "expected_total" in case:
+        expected["total"] = _value(case["expected_total"])
+        got["total"] = Fraction(sum(left.values()), NANOS)
+    return expected, got
+
+
+def _grant(one: dict[str, Any]) -> Grant:
+    amount_nanos = _nanos(one["amount"])
+    effective_at = _at(one["effective_at"])
+    return Grant(
+        id=one["id"],
+        kind=GrantKind(one.get("kind", "paid")),
+        priority=int(one.get("priority", 0)),
+        amount_nanos=amount_nanos,
+        left_nanos=amount_nanos,
+        effective_at=effective_at,
+        expires_at=None if one.get("expires_at") is None else _at(one["expires_at"]),
+        created_at=_at(one.get("created_at") or one["effective_at"]),
+    )
+
+
+# -- recharge ----------------------------------------------------------------------------------
+
+
+def _recharge(case: dict[str, Any], _: Tariff | None) -> tuple[Any, Any]:
+    expected = {
+        "request": None
+        if case["expected"].get("request") is None
+        else _value(case["expected"]["request"]),
+        "reason": case["expected"].get("reason"),
+    }
+    amount, reason = _decide(case)
+    return expected, {"request": amount, "reason": reason}
+
+
+def _policy(wire: dict[str, Any]) -> Policy:
+    limits = not wire.get("ignore_limits")
+
+    def limit(name: str) -> int | None:
+        return _nanos(wire[name]) if limits and wire.get(name) is not None else None
+
+    method = str(wire.get("method", "fixed")).removesuffix("_past")
+    return Policy(
+        enabled=True,
+        trigger_nanos=_nanos(wire.get("trigger", 0)),
+        # Without `compare_le` among its needs a case's `le` reads as `lt`.
+        compare=Compare(wire.get("compare", "lt")),
+        method=Method(method),
+        amount_nanos=_nanos(wire.get("amount") or 0),
+        target_nanos=_nanos(wire.get("target") or 0),
+        min_nanos=limit("min_amount"),
+        max_nanos=limit("max_amount"),
+    )
+
+
+def _decide(case: dict[str, Any]) -> tuple[Fraction | None, str]:
+    wire, state = case["policy"], case["state"]
+    needs = set(case.get("needs", ()))
+    policy = _policy(wire)
+    if "compare_le" not in needs:
+        policy = msgspec.structs.replace(policy, compare=Compare.LT)
+    if policy.method is Method.TARGET and policy.target_nanos < policy.trigger_nanos:
+        return None, "policy_rejected"
+    balance_nanos = _nanos(state["balance"])
+    pending_nanos = sum(_nanos(one["amount"]) for one in case.get("pending", ()))
+    if not recharge.below_trigger(policy, balance_nanos):
+        return None, "above_trigger"
+    if wire.get("one_in_flight"):
+        if case.get("pending"):
+            return None, "in_flight"
+    elif pending_nanos and not recharge.below_trigger(policy, balance_nanos + pending_nanos):
+        return None, "pending_covers"
+    held = _held_back(wire, case.get("history", ()))
+    if held is not None:
+        return None, held
+    if policy.method is not Method.TARGET and not policy.amount_nanos:
+        return None, "nothing_to_pay"
+    amount_nanos = recharge.wanted(policy, balance_nanos + pending_nanos, "USD")
+    if amount_nanos <= 0:
+        return None, "nothing_to_pay"
+    for period in ("day", "week", "month"):
+        cap = (wire.get("caps") or {}).get(period)
+        spent = (state.get("spent") or {}).get(period, 0)
+        if cap is not None and _nanos(spent) + amount_nanos > _nanos(cap):
+            return None, f"cap_{period}"
+    return Fraction(amount_nanos, NANOS), "below_trigger"
+
+
+def _held_back(wire: dict[str, Any], history: Any) -> str | None:
+    """Guards that look at what happened before, `disabled` first."""
+    settled = [one for one in history if one["kind"] == "settled"]
+    run = []
+    for one in sorted(history, key=lambda one: int(one["ago_s"])):
+        if one["kind"] == "settled":
+            break
+        if one["kind"] == "declined" and one.get("source", "auto") == "auto":
+            run.append(one)
+    if wire.get("disable_after_declines") and len(run) >= int(wire["disable_after_declines"]):
+        return "disabled"
+    automatic = [one for one in settled if one.get("source", "auto") == "auto"]
+    if wire.get("cooldown_s") and any(
+        int(one["ago_s"]) < int(wire["cooldown_s"]) for one in automatic
+    ):
+        return "cooldown"
+    if wire.get("decline_backoff_s") and run:
+        backoff = timedelta(seconds=int(wire["decline_backoff_s"]))
+        if wire.get("backoff") == "doubling":
+            backoff *= 2 ** (len(run) - 1)
+        if timedelta(seconds=int(run[0]["ago_s"])) < backoff:
+            return "decline_backoff"
+    today = [one for one in settled if int(one["ago_s"]) < 86_400]
+    if wire.get("max_per_day") and len(today) >= int(wire["max_per_day"]):
+        return "max_per_day"
+    return None
+
+
+# -- e164 --------------------------------------------------------------------------------------
+
+
+def _e164(case: dict[str, Any], tariff: Tariff | None) -> tuple[Any, Any]:
+    if tariff is None:
+        raise VectorError("an e164 file needs a deck: name it in the file or with --deck")
+    wanted = case.get("expected_per_minute")
+    expected = {
+        "prefix": case.get("expected_prefix"),
+        "per_minute": None if wanted is None else _value(wanted),
+        "type": case.get("expected_type"),
+        "country": case.get("expected_country"),
+    }
+    number = str(case["number"])
+    rate = tariff.find(number[1:]) if is_e164(number) else None
+    if rate is None:
+        return expected, dict.fromkeys(expected)
+    return expected, {
+        "prefix": rate.prefix,
+        "per_minute": Fraction(rate.per_minute, 10**rate.scale),
+        "type": rate.type,
+        "country": rate.country,
+    }
+
+
+_RUNNERS: Final[dict[str, Callable[[dict[str, Any], Tariff | None], tuple[Any, Any]]]] = {
+    "rating": _rating,
+    "grants": _grants,
+    "recharge": _recharge,
+    "e164": _e164,
+}
