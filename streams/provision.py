@@ -1,11 +1,22 @@
 """Topics as the manifest wants them: what is missing, what differs, and making it so."""
 
 import asyncio
+from collections.abc import Sequence
+from time import monotonic
 from typing import Any, Final
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError
+from aiokafka.errors import (
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    NodeNotReadyError,
+    NoError,
+    RequestTimedOutError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
 from msgspec import Struct
 
 from schemas import topics
@@ -14,6 +25,10 @@ from streams.settings import Settings
 
 TIMEOUT_MS: Final = 30_000
 _VISIBLE_WITHIN_S: Final = 30
+# How aiokafka says that nobody answers.
+_AWAY: Final = (KafkaConnectionError, KafkaTimeoutError, NodeNotReadyError, RequestTimedOutError)
+# Kafka's number for where a value comes from: set on the topic itself.
+_SET_ON_TOPIC: Final = 1
 
 
 class BrokerAwayError(Exception):
@@ -57,8 +72,10 @@ class _Admin:
             raise BrokerAwayError(self._settings.broker) from None
         return self._client
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
         await self._client.close()
+        if isinstance(error, _AWAY):
+            raise BrokerAwayError(self._settings.broker) from None
 
 
 def wanted_config(topic: topics.Topic, settings: Settings) -> dict[str, str]:
@@ -132,24 +149,59 @@ def _shape(
 
 
 async def _describe(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, dict[str, Any]]:
-    return {
-        found["topic"]: found
-        for found in await admin.describe_topics(names)
-        if not found["error_code"]
-    }
+    described = {}
+    for found in await admin.describe_topics(names):
+        error = for_code(found["error_code"])
+        if error is NoError:
+            described[found["topic"]] = found
+        elif error is not UnknownTopicOrPartitionError:
+            raise ProvisionError(f"{found['topic']} cannot be described: {error.__name__}")
+    return described
 
 
 async def _configs(
-    admin: AIOKafkaAdminClient, names: list[str]
+    admin: AIOKafkaAdminClient, names: list[str], *, overrides_only: bool = False
 ) -> dict[str, dict[str, str | None]]:
+    """The configurations by topic; `overrides_only` leaves out what comes from the cluster."""
     if not names:
         return {}
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
     configs: dict[str, dict[str, str | None]] = {}
     for response in await admin.describe_configs(resources):
         for resource in response.resources:
-            configs[resource[3]] = {entry[0]: entry[1] for entry in resource[4]}
+            code, text, _, name, entries = resource
+            # A node that has not heard of a new topic yet: nothing is set there so far.
+            if code not in (NoError.errno, UnknownTopicOrPartitionError.errno):
+                raise ProvisionError(f"{name} cannot be described: {text or code}")
+            configs[name] = {
+                entry[0]: entry[1]
+                for entry in entries
+                if not overrides_only or entry[3] == _SET_ON_TOPIC
+            }
     return configs
+
+
+async def require(settings: Settings, names: Sequence[str]) -> None:
+    """Return when all these topics are there with this installation's partition count.
+
+    Raises BrokerAwayError, and ProvisionError that says what to do.
+    """
+    async with _Admin(settings) as admin:
+        described = await _describe(admin, list(names))
+    missing = [name for name in names if name not in described]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise ProvisionError(
+            f"No topic {missing[0]}{more} on {settings.broker}. Create it with `credits topics "
+            "apply`, or set CREDITS_NAMESPACE to the installation you mean."
+        )
+    for name in names:
+        count = len(described[name]["partitions"])
+        if count != settings.partitions:
+            raise ProvisionError(
+                f"{name} has {count} partitions, this installation {settings.partitions}. Set "
+                f"CREDITS_PARTITIONS={count}, or CREDITS_NAMESPACE to the installation you mean."
+            )
 
 
 async def apply(settings: Settings) -> list[Difference]:
@@ -172,16 +224,15 @@ async def apply(settings: Settings) -> list[Difference]:
             await _create(admin, settings, {name: names[name] for name in missing})
         changed = {one.topic for one in differences if one.what != "missing"}
         if changed:
-            await admin.alter_configs(
-                [
-                    ConfigResource(
-                        ConfigResourceType.TOPIC,
-                        name,
-                        configs=wanted_config(names[name], settings),
-                    )
-                    for name in sorted(changed)
-                ]
-            )
+            await _alter(admin, settings, {name: names[name] for name in sorted(changed)})
+        deadline = monotonic() + _VISIBLE_WITHIN_S
+        while left := await _plan(admin, settings):  # other nodes learn of it a little later
+            if monotonic() > deadline:
+                raise ProvisionError(
+                    f"{left[0].topic}: {left[0].what} is still {left[0].found}, wanted "
+                    f"{left[0].wanted}. Does something else change the topics?"
+                )
+            await asyncio.sleep(0.1)
         return differences
 
 
@@ -203,9 +254,25 @@ async def _create(
     for name, code, *text in response.topic_errors:
         if code not in (0, 36):  # 36: somebody else created it in between
             raise ProvisionError(f"{name} cannot be created: {text[0] if text else code}")
-    async with asyncio.timeout(_VISIBLE_WITHIN_S):
-        while len(await _describe(admin, list(missing))) < len(missing):  # noqa: ASYNC110
-            await asyncio.sleep(0.1)  # another process makes them visible, no event of ours
+
+
+async def _alter(
+    admin: AIOKafkaAdminClient, settings: Settings, changed: dict[str, topics.Topic]
+) -> None:
+    # The request replaces all that a topic overrides: what others set there must go along.
+    overridden = await _configs(admin, list(changed), overrides_only=True)
+    resources = [
+        ConfigResource(
+            ConfigResourceType.TOPIC,
+            name,
+            configs={**overridden[name], **wanted_config(topic, settings)},
+        )
+        for name, topic in changed.items()
+    ]
+    for response in await admin.alter_configs(resources):
+        for code, text, _, name in response.resources:
+            if code:
+                raise ProvisionError(f"{name} cannot be changed: {text or code}")
 
 
 async def remove_namespace(settings: Settings) -> None:

@@ -172,6 +172,7 @@ def remembered_at(event: Event, now: datetime) -> datetime:
 
 
 # Who asked, and when, may differ in a repeat; what is asked for may not.
+_pack: Final = msgspec.msgpack.Encoder().encode
 _NOT_CONTENT: Final = frozenset({"command_id", "result_id", "source", "issued_at", "issued_by"})
 
 
@@ -180,12 +181,20 @@ def content(event: Event) -> bytes:
     content is a conflict."""
     if isinstance(event, UsageEvent):
         usage = event.usage
-        started_us = event.started_at.timestamp()
-        return (
-            f"{usage.kind}\0{usage.call_type}\0{usage.number_type}\0{usage.capability}\0"
-            f"{usage.phase}\0{usage.callee}\0{started_us}\0{event.duration_s}\0{usage.currency}\0"
-            f"{usage.corrects}"
-        ).encode()
+        return _pack(
+            (
+                usage.kind,
+                usage.call_type,
+                usage.number_type,
+                usage.capability,
+                usage.phase,
+                usage.callee,
+                event.started_at,
+                event.duration_s,
+                usage.currency,
+                usage.corrects,
+            )
+        )
     if isinstance(event, CommandEvent):
         members = asdict(event.command)
         members["command"] = event.command.__struct_config__.tag

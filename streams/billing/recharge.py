@@ -206,7 +206,7 @@ def consider(draft: Draft, *, stale: bool, result_timeout_s: int) -> None:
     account = draft.account
     policy = account.policy
     recharging = account.recharging
-    available_nanos = account.balance_nanos
+    available_nanos = draft.balance_nanos
     if not below_trigger(policy, available_nanos):
         # Nearly every event ends here. Money that is there again ends an epoch between tries.
         if recharging.withheld is not None or recharging.retry:

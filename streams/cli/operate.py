@@ -10,9 +10,11 @@ from typing import Annotated, Any, Final
 import orjson
 import typer
 
+from schemas import topics
 from streams.cli.output import (
     EXIT_FAILED,
     EXIT_USAGE,
+    Output,
     fail,
     output_of,
     settings_now,
@@ -140,6 +142,7 @@ def load(
     not_production: NotProduction = False,
 ) -> None:
     """Write real-shaped usage, and say what should come of it."""
+    from streams import provision
     from streams.testbed import load as generator
     from streams.testbed.kafka import require_namespace
 
@@ -165,6 +168,7 @@ def load(
     start = datetime.now(UTC)
 
     async def run() -> Any:
+        await provision.require(settings, settings.topics.sources)
         if open_first:
             output.say(f"opening {tenants} tenants")
             await generator.open_tenants(settings, plan, now=start)
@@ -203,6 +207,7 @@ def run_payments(
     not_production: NotProduction = False,
 ) -> None:
     """Answer recharge requests as a payment service would, until stopped."""
+    from streams import provision
     from streams.testbed.kafka import require_namespace
     from streams.testbed.payments import Behaviour, Simulator
 
@@ -220,6 +225,9 @@ def run_payments(
     simulator = Simulator(settings, behaviour)
 
     async def run() -> None:
+        await provision.require(
+            settings, [settings.topics.of(name) for name in (topics.REQUESTED, topics.RESULT)]
+        )
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -261,15 +269,19 @@ def verify(
         if path is not None and not path.is_file():
             fail(EXIT_USAGE, f"{path} is no file.")
     report = wait_for(auditor.verify(settings_now(), options))
-    output = output_of(context)
+    show_report(output_of(context), report)
+    raise SystemExit(report.exit_code)
+
+
+def show_report(output: Output, report: Any) -> None:
+    """Print an audit's report: lines for a person, one JSON line for a program."""
     if output.as_json:
         output.row(report.to_json())
-        for line in report.lines():
+    for line in report.lines():
+        if output.as_json:
             output.say(line)
-    else:
-        for line in report.lines():
-            typer.echo(line)
-    raise SystemExit(report.exit_code)
+        else:
+            output.line(line)
 
 
 def vectors(

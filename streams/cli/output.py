@@ -34,44 +34,56 @@ class Output:
         if not self.quiet:
             sys.stderr.write(text + "\n")
 
+    def line(self, text: str) -> None:
+        """A line of data that has a form of its own."""
+        sys.stdout.write(text + "\n")
+
     def row(self, row: dict[str, Any]) -> None:
         """One result."""
         if self.as_json:
-            sys.stdout.write(orjson.dumps(row).decode() + "\n")
+            self.line(orjson.dumps(row).decode())
             return
         width = max(len(name) for name in row)
         for name, value in row.items():
-            sys.stdout.write(f"{name.ljust(width)}  {_shown(value)}\n")
+            self.line(f"{name.ljust(width)}  {_shown(value)}")
 
     def table(self, rows: Sequence[dict[str, Any]], empty: str) -> None:
         """Many results of one shape; `empty` is said when there are none."""
         if self.as_json:
             for row in rows:
-                sys.stdout.write(orjson.dumps(row).decode() + "\n")
+                self.line(orjson.dumps(row).decode())
             return
         if not rows:
             self.say(empty)
             return
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name, value in rows[0].items():
             number = isinstance(value, int) or name in ("balance", "amount", "available")
             table.add_column(name, justify="right" if number else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(_shown(value) for value in row.values()))
+            # Text, not markup: a value may hold square brackets.
+            table.add_row(*(Text(_shown(value)) for value in row.values()))
         Console(file=sys.stdout, no_color=bool(os.environ.get("NO_COLOR"))).print(table)
 
 
 def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, datetime):
-        return value.isoformat(timespec="seconds")
-    return str(value)
+    match value:
+        case None | "":
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case datetime():
+            return value.isoformat(timespec="seconds")
+        case list() | tuple():
+            return ", ".join(_shown(one) for one in value) or "-"
+        case dict():
+            return ", ".join(f"{name} {_shown(one)}" for name, one in value.items()) or "-"
+        case _:
+            return str(value)
 
 
 def output_of(context: typer.Context) -> Output:
@@ -94,5 +106,4 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
 def fail(code: int, text: str) -> NoReturn:
     """End with one line that says what, why and what next."""
     sys.stderr.write(text + "\n")
-    sys.stderr.flush()
     raise SystemExit(code)

@@ -111,16 +111,12 @@ class Reader:
             self._in_flight[part.tp] -= 1
             self._changed.set()
 
-    def read_up_to(self, tp: TopicPartition) -> int:
-        """The offset the next slice will follow on from; −1 when the partition is not read."""
-        return self._ends.get(tp, -1)
-
-    def highwater(self, tp: TopicPartition) -> int | None:
-        """The log's end as last told with a fetch; None before the first."""
-        if tp not in self._ends:
-            return None
-        mark = self._consumer.highwater(tp)
-        return None if mark is None else int(mark)
+    async def read_up_to(self, tp: TopicPartition) -> int:
+        """How far a partition is read when nothing of it is in flight, control records at the
+        log's end included (they never come as records); −1 when it is not read or in flight."""
+        if tp not in self._ends or self._in_flight[tp]:
+            return -1
+        return int(await self._consumer.position(tp))
 
     async def fetch(self) -> list[Slice]:
         """The next slices, or none after a short wait.

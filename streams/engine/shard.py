@@ -193,7 +193,8 @@ class Shard:
     ) -> None:
         self.partition = partition
         self.committed_at = -1.0
-        self.progressed_at = monotonic()
+        # When each source topic was last read further, or had nothing more; ticks do not count.
+        self.moved_at: dict[str, float] = {}
         self._settings = settings
         self._names: Names = settings.topics
         self._manifest_of = {self._names.of(name): name for name in topics.SOURCES}
@@ -202,6 +203,7 @@ class Shard:
         self._terms = terms
         self._accepted_losses = accepted_losses
         self._wall = wall
+        self._ledger_topic = self._names.of(topics.LEDGER)
         self._entry_headers = [
             ("ce_specversion", b"1.0"),
             ("content-type", b"application/json"),
@@ -223,7 +225,7 @@ class Shard:
         self._ledger_end = 0
         self._defects: list[float] = []
         self._last_commit = 0.0
-        self.catch_up: dict[TopicPartition, int] = {}
+        self._catch_up: dict[TopicPartition, int] = {}
 
     # -- opening -----------------------------------------------------------------------------
 
@@ -257,13 +259,14 @@ class Shard:
         for tp in tps:
             # A topic that was never read starts at its beginning, sought explicitly.
             self._sources.setdefault(tp.topic, SourcePosition(next=starts[tp]))
+            self.moved_at[tp.topic] = monotonic()
         self.now()
         waiting = [
             TopicPartition(self._names.of(name), self.partition)
             for name in (topics.COMMAND, topics.RESULT)
         ]
         ends = await self._marks.ends(waiting)
-        self.catch_up = {tp: ends[tp] for tp in waiting if self.next_of(tp.topic) < ends[tp]}
+        self._catch_up = {tp: ends[tp] for tp in waiting if self.next_of(tp.topic) < ends[tp]}
         self._meters["credits_restore_seconds",].observe(monotonic() - started)
 
     def next_of(self, topic: str) -> int:
@@ -299,16 +302,13 @@ class Shard:
         return self._now
 
     def caught_up(self) -> bool:
-        """Whether the commands and results that waited on opening are booked. Control records
-        at a log's end count as read: they never come as records."""
-        return not self.catch_up
+        """Whether the commands and results that waited on opening are booked."""
+        return not self._catch_up
 
-    def check_caught_up(self, read_up_to: Callable[[TopicPartition], int]) -> bool:
-        """Drop what has been booked from the list of what waits; True when nothing does."""
-        for tp, end in list(self.catch_up.items()):
-            if max(self.next_of(tp.topic), read_up_to(tp)) >= end:
-                del self.catch_up[tp]
-        return not self.catch_up
+    def reached(self, tp: TopicPartition, offset: int) -> None:
+        """A source is booked, or holds nothing more to book, up to an offset."""
+        if offset >= self._catch_up.get(tp, offset + 1):
+            del self._catch_up[tp]
 
     # -- inbox -------------------------------------------------------------------------------
 
@@ -459,7 +459,8 @@ class Shard:
         self._publish(work)
         self._last_commit = ended
         self.committed_at = ended
-        self.progressed_at = ended
+        for tp in offsets:
+            self.moved_at[tp.topic] = ended
         self._meters["credits_transaction_seconds",].observe(ended - committing)
         self._meters["credits_batch_seconds",].observe(ended - started)
         if taken and taken[-1].records:
@@ -694,10 +695,12 @@ class Shard:
         account = outcome.account
         if account is None and not outcome.notices:
             return
-        tenant_id = key.decode()
         if account is not None:
+            if account is work.accounts.get(key):
+                return  # free usage: nothing changed, nothing to tell
             work.before.setdefault(key, None)
             work.accounts[key] = account
+        tenant_id = key.decode()
         caused_by = f"{cause.source}/{cause.id}"
         traced = [header for header in headers if header[0] in TRACE_HEADERS] if headers else []
         if outcome.payment is not None:
@@ -705,10 +708,9 @@ class Shard:
         if outcome.entries:
             assert account is not None
             first = account.seq - len(outcome.entries) + 1
-            name = self._names.of(topics.LEDGER)
             for index, entry in enumerate(outcome.entries):
                 work.outputs.append(
-                    name,
+                    self._ledger_topic,
                     self.partition,
                     key,
                     entry,

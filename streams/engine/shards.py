@@ -39,9 +39,10 @@ FENCED_WAIT_S: Final = 30.0
 SETTLE_IN_REVOKE_S: Final = 8.0
 SETTLE_ON_STOP_S: Final = 6.0
 SAME_ERROR_LIMIT: Final = 3
-WATCH_EVERY_S: Final = 2.0
+WATCH_EVERY_S: Final = 1.0
 LOST_SLICE_AFTER_S: Final = 5.0
 STALLED_AFTER_S: Final = 60.0
+BROKER_AWAY_AFTER_S: Final = 15.0
 EXIT_GAVE_UP: Final = 70
 TENANT_STATES: Final = ("idle", "requested", "cooling", "paused", "needs_approval", "closed")
 
@@ -109,6 +110,7 @@ class Shards:
         self._assigned_at = -1.0
         self._stopping = False
         self._broker_seen_at = monotonic()
+        self._broker_back_at = monotonic()
         self._watcher: asyncio.Task[None] | None = None
         self._farewells: set[asyncio.Future[Any]] = set()
         self._halves: list[int] = []
@@ -385,8 +387,11 @@ class Shards:
         ready = [keeper for keeper in self._keepers.values() if keeper.ready and keeper.shard]
         tps = [tp for keeper in ready if keeper.shard for tp in keeper.shard.positions()]
         ends = await self._marks.ends(tps) if tps else {}
-        self._broker_seen_at = now = monotonic()
-        lag_of_worker = 0
+        now = monotonic()
+        if now - self._broker_seen_at > BROKER_AWAY_AFTER_S:
+            # Nobody could book while it was away; the minute for a stall begins anew.
+            self._broker_back_at = now
+        self._broker_seen_at = now
         oldest = 0.0
         rows = remembered = 0
         balances: dict[tuple[str, str], int] = {}
@@ -395,33 +400,7 @@ class Shards:
             shard = keeper.shard
             if shard is None:
                 continue
-            if not shard.caught_up() and shard.check_caught_up(self._reader.read_up_to):
-                self._reader.release_held(list(self._usage_of(keeper.partition)))
-            lag = 0
-            for tp, position in shard.positions().items():
-                behind = max(0, ends.get(tp, 0) - position)
-                self._lag(tp).set(behind)
-                lag += behind
-                in_flight = self._reader.in_flight(tp)
-                if (
-                    in_flight
-                    and shard.idle
-                    and not shard.waiting
-                    and now - shard.progressed_at > LOST_SLICE_AFTER_S
-                ):
-                    # Nothing came after the lost slice, so no gap can show.
-                    self._meters["credits_slices_dropped_total", "lost"].inc()
-                    self._reader.seek(tp, position)
-            if not lag:
-                shard.progressed_at = now
-            elif self._gate.is_set() and now - shard.progressed_at > STALLED_AFTER_S:
-                self.give_up(
-                    f"partition {keeper.partition} has {lag} records waiting and has booked "
-                    f"nothing for {STALLED_AFTER_S:.0f} s"
-                )
-            if lag:
-                oldest = max(oldest, now - shard.progressed_at)
-            lag_of_worker += lag
+            oldest = max(oldest, await self._look_at(keeper, shard, ends, now))
             rows += shard.row_count
             remembered += shard.remembered
             for currency, (positive, negative) in shard.totals.balances.items():
@@ -430,6 +409,36 @@ class Shards:
             for state, count in shard.totals.tenants.items():
                 tenants[state] = tenants.get(state, 0) + count
         self._publish(oldest, rows, remembered, balances, tenants)
+
+    async def _look_at(
+        self, keeper: _Keeper, shard: Shard, ends: Mapping[TopicPartition, int], now: float
+    ) -> float:
+        """One shard's lag, lost slices and stalls; for how long its worst source has stood."""
+        held = self._usage_of(keeper.partition) if not shard.caught_up() else set()
+        oldest = 0.0
+        for tp, position in shard.positions().items():
+            reached = max(position, await self._reader.read_up_to(tp))
+            shard.reached(tp, reached)
+            behind = max(0, ends.get(tp, 0) - reached)
+            self._lag(tp).set(behind)
+            if not behind or tp in held:
+                shard.moved_at[tp.topic] = now
+                continue
+            stood = now - max(shard.moved_at[tp.topic], self._broker_back_at)
+            oldest = max(oldest, stood)
+            fetched = self._reader.in_flight(tp)
+            if fetched and shard.idle and not shard.waiting and stood > LOST_SLICE_AFTER_S:
+                # Nothing came after the lost slice, so no gap can show.
+                self._meters["credits_slices_dropped_total", "lost"].inc()
+                self._reader.seek(tp, position)
+            if self._gate.is_set() and stood > STALLED_AFTER_S:
+                self.give_up(
+                    f"{tp.topic}/{tp.partition} has {behind} records waiting and nothing of it "
+                    f"was booked for {STALLED_AFTER_S:.0f} s"
+                )
+        if held and shard.caught_up():
+            self._reader.release_held(list(held))
+        return oldest
 
     def _publish(
         self,
@@ -462,7 +471,7 @@ class Shards:
             reasons.append("no assignment yet")
         elif not self._gate.is_set():
             reasons.append("rebalancing")
-        if monotonic() - self._broker_seen_at > 15:
+        if monotonic() - self._broker_seen_at > BROKER_AWAY_AFTER_S:
             reasons.append("the broker is away")
         for keeper in self._keepers.values():
             if keeper.stopped is not None:

@@ -25,21 +25,26 @@ KAFKA_VERSION: Final = "4.2.1"
 EXTERNAL: Final = "CREDITS_TEST_BROKER"
 READY_WITHIN_S: Final = 60
 STOP_WITHIN_S: Final = 15
+FREEZE_WITHIN_S: Final = 5
 _POM: Final = Path(__file__).parents[2] / "deploy" / "kafka"
 
-# Kills the node when the parent's end of the pipe closes: after a SIGKILL of the parent too.
+# Kills the node when the parent's end of the pipe closes: after a SIGKILL of the parent too. Ends
+# when the node ends, so that the parent can ask the guard whether the node lives.
 _GUARD: Final = """
-import os, signal, subprocess, sys
-node = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL)
+import os, signal, subprocess, sys, threading
+node = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, stdout=2)
 for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(name, signal.SIG_IGN)
-print(node.pid, flush=True)
-os.close(1)
-while os.read(0, 1):
-    pass
-node.send_signal(signal.SIGCONT)
-node.kill()
-node.wait()
+def watch():
+    while os.read(0, 1):
+        pass
+    node.kill()
+threading.Thread(target=watch, daemon=True).start()
+try:
+    print(node.pid, flush=True)
+    os.close(1)
+finally:
+    node.wait()
 """
 
 
@@ -95,8 +100,11 @@ def fetch_jars() -> Path:
             raise BrokerError(
                 f"Maven could not fetch Kafka {KAFKA_VERSION}: {last[-1] if last else 'no output'}"
             )
-        with contextlib.suppress(OSError):  # another process was faster: its jars are the same
+        try:
             made.rename(jars)
+        except OSError as error:
+            if not jars.is_dir():  # else another process was faster: its jars are the same
+                raise BrokerError(f"{jars} cannot be made: {error}") from None
     return jars
 
 
@@ -132,7 +140,7 @@ class Cluster:
     """One or three real Kafka nodes. A context manager; leaving it stops them."""
 
     def __init__(self, folder: Path, nodes: int, properties: Mapping[str, str]) -> None:
-        self._folder = folder
+        folder = folder.absolute()  # every node runs in a folder of its own
         self._jars = fetch_jars()
         self._properties = dict(properties)
         self._nodes = [_Node(number, folder / f"node-{number}") for number in range(nodes)]
@@ -194,7 +202,8 @@ class Cluster:
                 check=False,
             )
             if done.returncode != 0:
-                raise BrokerError(f"Kafka's storage cannot be formatted: {done.stderr[-400:]}")
+                (node.folder / "log").write_text(done.stdout + done.stderr)
+                raise BrokerError(f"Kafka's storage cannot be formatted; see {node.folder / 'log'}")
 
     def _config(self, node: _Node) -> str:
         copies = min(3, len(self._nodes))
@@ -267,7 +276,9 @@ class Cluster:
         deadline = monotonic() + within_s
         for node in self._nodes:
             while node.guard is not None and not _names_a_controller(node.port):
-                if node.guard.poll() is not None or monotonic() > deadline:
+                if node.guard.poll() is not None:
+                    raise BrokerError(f"Kafka ended while starting; see {node.folder / 'log'}")
+                if monotonic() > deadline:
                     raise BrokerError(
                         f"Kafka was not ready within {within_s:.0f} s; see {node.folder / 'log'}"
                     )
@@ -275,7 +286,7 @@ class Cluster:
 
     def kill(self, node: int = 0) -> None:
         """SIGKILL a node; what it acknowledged must be there after `restart`."""
-        self._end(self._nodes[node], signal.SIGKILL)
+        self._end(self._nodes[node], deadline=monotonic())
 
     def restart(self, node: int = 0) -> None:
         """Start a killed node again on its old data and port."""
@@ -283,8 +294,14 @@ class Cluster:
         self.wait_ready()
 
     def freeze(self, node: int = 0) -> None:
-        """SIGSTOP a node."""
-        os.kill(self._nodes[node].pid, signal.SIGSTOP)
+        """SIGSTOP a node; returns when none of its threads runs any more."""
+        pid = self._nodes[node].pid
+        os.kill(pid, signal.SIGSTOP)
+        deadline = monotonic() + FREEZE_WITHIN_S
+        while not _stopped(pid):
+            if monotonic() > deadline:
+                raise BrokerError(f"node {node} does not stop within {FREEZE_WITHIN_S} s")
+            sleep(0.01)
 
     def thaw(self, node: int = 0) -> None:
         """SIGCONT a node."""
@@ -296,26 +313,23 @@ class Cluster:
             if node.guard is not None and not kill:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(node.pid, signal.SIGTERM)
+        # One deadline for all: the last of three controllers has no quorum to take leave of.
+        deadline = monotonic() + (0 if kill else STOP_WITHIN_S)
         for node in self._nodes:
-            self._end(node, None if not kill else signal.SIGKILL)
+            self._end(node, deadline)
 
-    def _end(self, node: _Node, signal_number: signal.Signals | None) -> None:
+    def _end(self, node: _Node, deadline: float) -> None:
         guard, node.guard = node.guard, None
         if guard is None:
             return
-        if signal_number is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(node.pid, signal_number)
-        else:
-            deadline = monotonic() + STOP_WITHIN_S
-            while _alive(node.pid) and monotonic() < deadline:
-                sleep(0.05)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            guard.wait(max(0, deadline - monotonic()))
         # The guard kills what is left, reaps it and ends.
         assert guard.stdin is not None
+        assert guard.stdout is not None
         guard.stdin.close()
         guard.wait()
-        if guard.stdout is not None:
-            guard.stdout.close()
+        guard.stdout.close()
 
     def __enter__(self) -> Self:
         return self
@@ -329,12 +343,10 @@ class Cluster:
         self.stop(kill=kind is not None)
 
 
-def _alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
+def _stopped(pid: int) -> bool:
+    """Whether every thread is stopped; a signal's sender does not wait for that."""
+    states = (stat.read_text() for stat in Path(f"/proc/{pid}/task").glob("*/stat"))
+    return all(state.rpartition(")")[2].split()[0] == "T" for state in states)
 
 
 def _names_a_controller(port: int) -> bool:

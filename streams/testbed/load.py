@@ -7,9 +7,11 @@ Ids carry seed and index, so that an auditor can tell what should exist without 
 import asyncio
 import json
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from bisect import bisect
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from time import monotonic
@@ -151,6 +153,11 @@ VARIETIES: Final = (
     Variety("no E.164", _with("callee", '"extension 12"'), DeadLetterReason.UNRATED),
     Variety("unrated", _with("callee", '"+999123456789"'), DeadLetterReason.UNRATED),
     Variety("tenant not the key", _with("tenant_id", '"t-other"'), _KEY),
+    Variety(
+        "tenant never opened",
+        lambda event, _: (b"t-nobody", orjson.dumps({**event, "tenant_id": "t-nobody"})),
+        DeadLetterReason.UNKNOWN_TENANT,
+    ),
     Variety("null key", lambda event, _: (None, orjson.dumps(event)), _KEY),
     Variety("too old", _shifted(-36), DeadLetterReason.TOO_LATE),
     Variety("from the future", _shifted(1), DeadLetterReason.FROM_THE_FUTURE),
@@ -196,7 +203,7 @@ class _Weighted:
         self._bounds = list(accumulate(weight for _, weight in choices))
 
     def draw(self, dice: random.Random) -> str:
-        return dice.choices(self._names, cum_weights=self._bounds)[0]
+        return self._names[bisect(self._bounds, dice.randrange(self._bounds[-1]))]
 
 
 def tenant_id(number: int) -> str:
@@ -208,9 +215,10 @@ def events(plan: Plan, start: datetime) -> Iterator[Planned]:
     """The records of a load, in order. The same plan and start give the same bytes."""
     dice = random.Random(plan.seed)
     kinds = _Weighted(_MIXES[plan.profile])
-    numbers = range(1, plan.tenants + 1)
-    scale = 1_000_000
-    weights = list(accumulate(scale // number if plan.zipf else 1 for number in numbers))
+    scale = 1_000_000_000
+    weights = list(
+        accumulate(scale // number if plan.zipf else 1 for number in range(1, plan.tenants + 1))
+    )
     recent: list[Planned] = []
     for index in range(plan.events):
         roll = dice.randrange(PER_MILLION)
@@ -224,7 +232,7 @@ def events(plan: Plan, start: datetime) -> Iterator[Planned]:
         if plan.profile is Profile.HOT_TENANT and dice.randrange(10):
             tenant = tenant_id(1)
         else:
-            tenant = tenant_id(dice.choices(numbers, cum_weights=weights)[0])
+            tenant = tenant_id(1 + bisect(weights, dice.randrange(weights[-1])))
         event = _usage(plan, dice, index, tenant, kinds.draw(dice), start)
         roll = dice.randrange(PER_MILLION)
         if roll < plan.malformed_ppm:
@@ -365,7 +373,10 @@ def partition_of(planned: Planned, partitions: int) -> int:
     if planned.key is None:
         return 0
     home: int = (murmur2(planned.key) & 0x7FFF_FFFF) % partitions
-    return (home + planned.misplaced) % partitions
+    if not planned.misplaced or partitions == 1:
+        return home
+    # Never by a multiple of the count, which would lead home again.
+    return (home + 1 + (planned.misplaced - 1) % (partitions - 1)) % partitions
 
 
 async def produce(
@@ -378,15 +389,26 @@ async def produce(
 ) -> Produced:
     """Write a load, at its rate (open loop: late records do not slow down the ones after).
 
-    Returns when every record is acknowledged. Raises BrokerAwayError.
+    Returns when every record is acknowledged. Raises BrokerAwayError, and the first KafkaError
+    of a record that was not.
     """
     producer = await started_producer(settings, linger_ms=5, max_batch_size=131_072)
     produced = Produced()
     began = monotonic()
     pending: set[asyncio.Future[Any]] = set()
+    failed: list[BaseException] = []
+
+    def settled(planned: Planned, future: asyncio.Future[Any]) -> None:
+        pending.discard(future)
+        error = None if future.cancelled() else future.exception()
+        if error is not None:
+            failed.append(error)
+        elif not future.cancelled():
+            produced.count(planned)
+
     try:
         for index, planned in enumerate(events(plan, start or datetime.now(UTC))):
-            if stop is not None and stop.is_set():
+            if failed or (stop is not None and stop.is_set()):
                 break
             if plan.rate:
                 ahead = index / plan.rate - (monotonic() - began)
@@ -400,13 +422,16 @@ async def produce(
                 partition=partition_of(planned, settings.partitions),
             )
             pending.add(future)
-            future.add_done_callback(pending.discard)
-            produced.count(planned)
+            future.add_done_callback(partial(settled, planned))
             if index % 100 == 0:
                 await asyncio.sleep(0)
                 if on_progress is not None:
                     on_progress(produced)
-        await asyncio.gather(*pending)
+        if pending:
+            await asyncio.wait(pending)
+        await asyncio.sleep(0)  # the last callbacks
+        if failed:
+            raise failed[0]
     finally:
         await producer.stop()
     produced.seconds = int(monotonic() - began)
@@ -415,10 +440,10 @@ async def produce(
     return produced
 
 
-async def preload(settings: Settings, plan: Plan, start: datetime) -> int:
-    """Write a load as fast as this machine can, in whole record batches; returns the records.
+async def preload(settings: Settings, records: Iterable[Planned], start: datetime) -> int:
+    """Write records as fast as this machine can, in whole record batches; returns how many.
 
-    For the benchmark: a prepared topic, no rate.
+    For the benchmark: a prepared topic, no rate. Raises BrokerAwayError.
     """
     producer = await started_producer(
         settings, max_batch_size=900_000, compression_type="lz4", linger_ms=0
@@ -428,7 +453,7 @@ async def preload(settings: Settings, plan: Plan, start: datetime) -> int:
     stamp = int(start.timestamp() * 1000)
     count = 0
     try:
-        for planned in events(plan, start):
+        for planned in records:
             tp = TopicPartition(
                 settings.topics.of(planned.topic), partition_of(planned, settings.partitions)
             )
@@ -482,7 +507,12 @@ def write_expectation(path: Path, plan: Plan, start: datetime, produced: Produce
 
 
 def opening_commands(plan: Plan, now: datetime) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(tenant, command id, command) for every tenant: an account, then a policy of its own."""
+    """(tenant, command id, command) for every tenant: an account, then a policy of its own.
+
+    The ids tell the start as well: `billing_from` follows from it, and one id never says two
+    things.
+    """
+    name = f"{plan.seed}/{now.isoformat()}"
     for number in range(1, plan.tenants + 1):
         tenant = tenant_id(number)
         opened = {
@@ -493,7 +523,7 @@ def opening_commands(plan: Plan, now: datetime) -> Iterator[tuple[str, str, dict
             "issued_at": now.isoformat(),
             "issued_by": SOURCE,
         }
-        yield tenant, str(uuid5(LOADS, f"{plan.seed}/{number}/open")), opened
+        yield tenant, str(uuid5(LOADS, f"{name}/{number}/open")), opened
         settings = {
             "command": "settings",
             "expected_version": 0,
@@ -502,7 +532,7 @@ def opening_commands(plan: Plan, now: datetime) -> Iterator[tuple[str, str, dict
             "issued_at": now.isoformat(),
             "issued_by": SOURCE,
         }
-        yield tenant, str(uuid5(LOADS, f"{plan.seed}/{number}/settings")), settings
+        yield tenant, str(uuid5(LOADS, f"{name}/{number}/settings")), settings
 
 
 def _policy(number: int) -> dict[str, Any]:
@@ -516,6 +546,16 @@ def _policy(number: int) -> dict[str, Any]:
             return base | {"method": "target", "target": "250", "monthly_cap": "500"}
         case _:
             return base | {"method": "fixed", "amount": "60", "max_per_day": 3}
+
+
+def openings(plan: Plan, now: datetime) -> Iterator[Planned]:
+    """The opening commands as records."""
+    for tenant, command_id, command in opening_commands(plan, now):
+        headers = binary_headers(topics.COMMAND, source=SOURCE, event_id=command_id)
+        yield Planned(
+            topics.COMMAND, tenant.encode(), orjson.dumps(command), tuple(headers), Expected.BOOK,
+            None, 0, command_id,
+        )  # fmt: skip
 
 
 async def open_tenants(settings: Settings, plan: Plan, *, now: datetime | None = None) -> int:
@@ -533,14 +573,14 @@ async def open_tenants(settings: Settings, plan: Plan, *, now: datetime | None =
             reader.seek(tp, ends[tp])
         waiting: dict[str, str] = {}
         sends: list[Awaitable[Any]] = []
-        for tenant, command_id, command in opening_commands(plan, now):
-            waiting[command_id] = tenant
+        for planned in openings(plan, now):
+            waiting[planned.event_id] = (planned.key or b"").decode()
             sends.append(
                 await producer.send(
                     settings.topics.of(topics.COMMAND),
-                    key=tenant.encode(),
-                    value=orjson.dumps(command),
-                    headers=binary_headers(topics.COMMAND, source=SOURCE, event_id=command_id),
+                    key=planned.key,
+                    value=planned.value,
+                    headers=list(planned.headers),
                 )
             )
         await asyncio.gather(*sends)

@@ -6,7 +6,7 @@ restarted simulator get the same answer under the same ids.
 
 import asyncio
 import random
-from datetime import UTC, datetime
+from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID, uuid5
 
@@ -27,7 +27,8 @@ from streams.testbed.kafka import started_producer
 
 PAYMENTS: Final = UUID("5f2e9f0c-7a3c-5c0b-9c59-90f0f6f2a7d3")
 SOURCE: Final = "payments-simulator"
-_CODES: Final = ("insufficient_funds", "do_not_honor", "card_velocity_exceeded")
+# One of them is final: such a card is not asked again.
+_CODES: Final = ("insufficient_funds", "do_not_honor", "card_velocity_exceeded", "lost_card")
 
 
 class Behaviour(Struct, frozen=True, kw_only=True):
@@ -50,8 +51,9 @@ class Answer(Struct, frozen=True):
     result: RechargeResult
 
 
-def answers(request: RechargeRequest, behaviour: Behaviour, now: datetime) -> list[Answer]:
-    """Everything the service will say to a request, the same each time but for `occurred_at`."""
+def answers(request: RechargeRequest, behaviour: Behaviour) -> list[Answer]:
+    """Everything the service will say to a request, the same each time: also `occurred_at`
+    follows from the request, or a repeated answer would contradict the first."""
     dice = random.Random(f"{behaviour.seed}/{request.recharge_id}")
     roll = dice.randrange(100)
     delay_ms = dice.randrange(behaviour.delay_ms + 1)
@@ -75,7 +77,7 @@ def answers(request: RechargeRequest, behaviour: Behaviour, now: datetime) -> li
         status=status,
         amount=Money(amount=request.amount, currency=request.currency) if paid else None,
         decline_code=code,
-        occurred_at=now,
+        occurred_at=request.requested_at + timedelta(milliseconds=delay_ms),
     )
     said = [Answer(delay_ms, result)]
     if dice.randrange(100) < behaviour.duplicate:
@@ -92,7 +94,7 @@ def answers(request: RechargeRequest, behaviour: Behaviour, now: datetime) -> li
             amount=None,
             decline_code=_CODES[0],
         )
-        said.append(Answer(delay_ms + dice.randrange(behaviour.delay_ms + 1), decline))
+        said.append(Answer(dice.randrange(2 * behaviour.delay_ms + 1), decline))
     return said
 
 
@@ -124,7 +126,11 @@ class Simulator:
         except (KafkaError, OSError):
             await consumer.stop()
             raise BrokerAwayError(self._settings.broker) from None
-        producer = await started_producer(self._settings)
+        try:
+            producer = await started_producer(self._settings)
+        except BrokerAwayError:
+            await consumer.stop()
+            raise
         try:
             while not stop.is_set():
                 fetched = await consumer.getmany(timeout_ms=200)
@@ -136,11 +142,8 @@ class Simulator:
                 if not requests:
                     continue
                 self.requests += len(requests)
-                now = datetime.now(UTC)
                 said = [
-                    answer
-                    for request in requests
-                    for answer in answers(request, self._behaviour, now)
+                    answer for request in requests for answer in answers(request, self._behaviour)
                 ]
                 await self._send(producer, said)
                 await consumer.commit()

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.protocol.admin import DescribeConfigsRequest
 
 from schemas import topics
 from streams import provision
@@ -44,8 +45,25 @@ async def replicated(three_nodes: Cluster) -> AsyncIterator[Settings]:
 
 
 async def configure(settings: Settings, name: str, values: dict[str, str]) -> None:
+    """Replace what a topic overrides; return when every node knows it."""
+    resource = ConfigResource(ConfigResourceType.TOPIC, name, configs=values)
     async with provision._Admin(settings) as admin:
-        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, configs=values)])
+        await admin.alter_configs([resource])
+        asked = [(resource.resource_type, name, list(values))]
+        for node in admin._client.cluster.brokers():
+            deadline = monotonic() + 30
+            found: dict[str, str] = {}
+            while found != values:
+                assert monotonic() < deadline, f"node {node.nodeId} still has {found}"
+                answer = await admin._send_request_to_node(
+                    node.nodeId, DescribeConfigsRequest(asked, False)
+                )
+                found = {entry[0]: entry[1] for entry in answer.resources[0][4]}
+
+
+async def overrides(settings: Settings, name: str) -> dict[str, str | None]:
+    async with provision._Admin(settings) as admin:
+        return (await provision._configs(admin, [name], overrides_only=True))[name]
 
 
 async def names_on(admin: AIOKafkaAdminClient, namespace: str) -> set[str]:
@@ -94,9 +112,18 @@ async def test_a_setting_the_manifest_does_not_name_is_left_alone(replicated: Se
     name = replicated.topics.of(topics.LEDGER)
     await configure(replicated, name, {"retention.ms": "1000", "flush.messages": "7"})
     await provision.apply(replicated)
-    async with provision._Admin(replicated) as admin:
-        configs = await provision._configs(admin, [name])
-    assert configs[name]["flush.messages"] == "7"
+    left = await overrides(replicated, name)
+    assert left["flush.messages"] == "7"
+    assert left["retention.ms"] == "-1"
+
+
+async def test_a_setting_the_broker_refuses_is_an_error(
+    replicated: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await provision.apply(replicated)
+    monkeypatch.setattr(provision, "wanted_config", lambda topic, settings: {"segment.ms": "no"})
+    with pytest.raises(ProvisionError, match=r"cannot be changed: Invalid value no"):
+        await provision.apply(replicated)
 
 
 async def test_another_partition_count_is_refused_and_nothing_is_changed(

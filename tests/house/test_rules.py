@@ -120,11 +120,6 @@ def test_no_module_has_a_name_that_means_nothing() -> None:
     assert {part for path in paths for part in path.with_suffix("").parts} & EMPTY_NAMES == set()
 
 
-def test_no_two_test_modules_share_a_name() -> None:
-    names = [path.name for path in modules("tests") if path.name.startswith("test_")]
-    assert len(names) == len(set(names))
-
-
 def test_wire_and_core_load_no_framework_when_they_are_imported(tmp_path: Path) -> None:
     loaded = in_a_new_interpreter(
         "import importlib, pkgutil, sys\n"

@@ -187,10 +187,7 @@ def test_the_varieties_have_names_of_their_own() -> None:
         DeadLetterReason.FROM_THE_FUTURE,
         DeadLetterReason.UNRATED,
         DeadLetterReason.REFUSED,
-        pytest.param(
-            DeadLetterReason.UNKNOWN_TENANT,
-            marks=pytest.mark.xfail(reason="no variety names a tenant that was never opened"),
-        ),
+        DeadLetterReason.UNKNOWN_TENANT,
     ],
 )
 def test_a_variety_leads_to(reason: DeadLetterReason) -> None:
@@ -294,18 +291,7 @@ def test_a_record_goes_where_java_would_send_its_key(key: bytes, hashed: int) ->
     assert load.partition_of(planned, 12) == (hashed & 0x7FFF_FFFF) % 12
 
 
-@pytest.mark.parametrize(
-    "partitions",
-    [
-        pytest.param(
-            number,
-            marks=pytest.mark.xfail(reason="a shift by the partition count leads home")
-            if number in (2, 3)
-            else (),
-        )
-        for number in (2, 3, 4, 12)
-    ],
-)
+@pytest.mark.parametrize("partitions", [2, 3, 4, 12])
 def test_a_misplaced_record_is_never_at_home(partitions: int) -> None:
     for shift in (1, 2, 3):
         planned = Planned("any", b"t-000001", b"", (), Expected.BOOK, misplaced=shift)
@@ -346,7 +332,6 @@ def test_command_ids_are_told_by_seed_and_tenant() -> None:
     assert set(first).isdisjoint(one[1] for one in commands(Plan(tenants=20, seed=2), NOW))
 
 
-@pytest.mark.xfail(reason="the ids do not tell the start, `billing_from` does: a conflict")
 def test_opening_the_same_tenants_again_later_repeats_no_id_with_other_content() -> None:
     seen: dict[str, bytes] = {}
     for now in (NOW, NOW + timedelta(hours=1)):
@@ -378,8 +363,6 @@ class FailingProducer:
         """Nothing to stop."""
 
 
-@pytest.mark.xfail(reason="a future that failed is dropped before anybody looks at it")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_record_that_was_not_acknowledged_is_not_passed_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,0 +1,61 @@
+"""Commands about this installation's own settings."""
+
+import os
+from typing import Any
+
+import msgspec
+import typer
+
+from streams.cli.output import EXIT_USAGE, fail, output_of
+from streams.settings import IGNORED, PREFIX, Settings, SettingsError, from_environment
+
+config_app = typer.Typer(no_args_is_help=True, help="Settings of this installation.")
+
+
+@config_app.command("show")
+def show_config(context: typer.Context) -> None:
+    """Every setting: its variable, its value now, its default, what it means.
+
+    Works with wrong settings too, to see what is wrong: then it ends with 2.
+    """
+    output = output_of(context)
+    faults = []
+    values: dict[str, Any] = {}
+    for name, text in sorted(os.environ.items()):
+        if not name.startswith(PREFIX) or name in IGNORED:
+            continue
+        try:
+            settings = from_environment({name: text})
+        except SettingsError as error:
+            faults.append(str(error))
+        else:
+            field = name.removeprefix(PREFIX).lower()
+            values[field] = getattr(settings, field)
+    rows = [
+        {
+            "variable": PREFIX + field.name.upper(),
+            "value": _text(values.get(field.name, field.default)),
+            "default": _text(field.default),
+            "meaning": _meaning(field.type),
+        }
+        for field in msgspec.structs.fields(Settings)
+    ]
+    output.table(rows, "")
+    if faults:
+        fail(EXIT_USAGE, "\n".join(faults))
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _meaning(kind: Any) -> str:
+    for extra in getattr(kind, "__metadata__", ()):
+        if isinstance(extra, msgspec.Meta) and extra.description:
+            return extra.description
+    return ""
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.add_typer(config_app, name="config")

@@ -1,0 +1,241 @@
+"""Things to test with. Defaults stay silent, so whatever a test writes matters."""
+
+import itertools
+import json
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+
+from schemas import topics
+from schemas.commands import (
+    Adjustment,
+    AnyCommand,
+    BookPayment,
+    CloseTenant,
+    Fund,
+    OpenTenant,
+    RechargePolicy,
+    Settings,
+)
+from schemas.funding import RechargeRequest, RechargeResult, Status
+from schemas.money import NANOS, Money
+from schemas.usage import CallUsage, Kind
+from streams.billing import ledger
+from streams.billing.account import NO_HASH, Account
+from streams.billing.events import (
+    Cause,
+    CommandEvent,
+    Event,
+    ResultEvent,
+    Tick,
+    UsageEvent,
+    usage_event,
+)
+from streams.billing.ledger import Outcome, Terms
+from streams.billing.tariff import Rate, Tariff
+
+NOW = datetime(2026, 3, 2, 10, 0, tzinfo=UTC)
+LONDON = "+442079460018"
+_places = itertools.count()
+
+
+def usd(text: str) -> int:
+    """An amount in nanos."""
+    units, _, decimals = text.lstrip("-").partition(".")
+    nanos = int(units) * NANOS + int(decimals.ljust(9, "0") or 0)
+    return -nanos if text.startswith("-") else nanos
+
+
+def some_terms(**changes: Any) -> Terms:
+    """London costs one dollar a minute, so that charges are easy to read."""
+    rates = {
+        "4420": Rate(prefix="4420", per_minute=NANOS, per_minute_text="1"),
+        "33": Rate(prefix="33", per_minute=6_000_000, per_minute_text="0.006"),
+    }
+    return Terms(tariff=Tariff("default", "file-test", rates), **changes)
+
+
+def a_cause(topic: str = topics.CALL_USAGE, name: str | None = None) -> Cause:
+    place = next(_places)
+    return Cause(topic, 0, place, "test", name or f"e{place}")
+
+
+def a_call(**changes: Any) -> UsageEvent:
+    """A call to London that ended just now; one minute, one dollar."""
+    cause = changes.pop("cause", None) or a_cause()
+    members: dict[str, Any] = {
+        "kind": Kind.INTERNATIONAL,
+        "call_id": "c",
+        "callee": LONDON,
+        "started_at": NOW - timedelta(seconds=60),
+        "duration_s": 60,
+    } | changes
+    return usage_event(CallUsage(**members), cause)
+
+
+def minutes(count: int, **changes: Any) -> UsageEvent:
+    """A call that costs that many dollars."""
+    return a_call(duration_s=60 * count, started_at=NOW - timedelta(seconds=60 * count), **changes)
+
+
+def a_command(command: AnyCommand, name: str | None = None, **more: Any) -> CommandEvent:
+    return CommandEvent(command, a_cause(topics.COMMAND, name), **more)
+
+
+def opening(**changes: Any) -> OpenTenant:
+    members: dict[str, Any] = {
+        "tenant_id": "t-1",
+        "issued_at": NOW,
+        "currency": "USD",
+        "billing_from": NOW - timedelta(days=40),
+    } | changes
+    return OpenTenant(**members)
+
+
+def an_account(balance: str = "0", **policy: Any) -> Account:
+    """An open account with money in it; with a policy when one is given."""
+    outcome = apply(None, a_command(opening(opening_balance=balance)))
+    account = outcome.account
+    assert account is not None
+    if policy:
+        account = with_policy(account, **policy)
+    return account
+
+
+def with_policy(account: Account, methods: list[str] | None = None, **policy: Any) -> Account:
+    members: dict[str, Any] = {"enabled": True, "trigger": "100", "amount": "200"} | policy
+    command = Settings(
+        tenant_id="t-1",
+        issued_at=NOW,
+        expected_version=account.settings_version,
+        policy=RechargePolicy(**members),
+        payment_methods=methods,
+    )
+    outcome = apply(account, a_command(command))
+    assert outcome.label == "applied", outcome.notices
+    assert outcome.account is not None
+    return outcome.account
+
+
+def requested(account: Account, by: int = 0) -> tuple[Account, RechargeRequest]:
+    """The account after a call has taken it below its trigger, and the request."""
+    outcome = apply(account, minutes(by or 1))
+    assert len(outcome.requests) == 1, outcome
+    assert outcome.account is not None
+    return outcome.account, outcome.requests[0]
+
+
+def a_result(recharge_id: str, status: Status = Status.SUCCEEDED, **changes: Any) -> ResultEvent:
+    payment = changes.pop("payment", None)
+    amount = changes.pop("amount", None)
+    members: dict[str, Any] = {
+        "tenant_id": "t-1",
+        "recharge_id": recharge_id,
+        "payment_id": f"p-{recharge_id}",
+        "status": status,
+        "amount": None if amount is None else Money(amount=amount, currency="USD"),
+        "occurred_at": NOW,
+    } | changes
+    return ResultEvent(RechargeResult(**members), a_cause(topics.RESULT), payment)
+
+
+def apply(account: Account | None, event: Event, now: datetime = NOW, **terms: Any) -> Outcome:
+    """The one door, with defaults."""
+    return ledger.apply(account, event, some_terms(**terms), now)
+
+
+class Book:
+    """A shard in miniature: one tenant, its payments and its ledger."""
+
+    def __init__(self, account: Account | None = None) -> None:
+        self.account = account
+        self.payments: dict[str, Any] = {}
+        self.entries: list[bytes] = []
+        self.requests: list[RechargeRequest] = []
+        self.notices: list[Any] = []
+        self.moved = account.balance_nanos if account else 0
+
+    def feed(self, event: Event, now: datetime = NOW, **terms: Any) -> Outcome:
+        """Tick what is due, then apply."""
+        while self.account is not None:
+            due = self.account.next_due()
+            if due is None or due > now:
+                break
+            self._apply(Tick(due), now, terms)
+        return self._apply(event, now, terms)
+
+    def _apply(self, event: Event, now: datetime, terms: Any) -> Outcome:
+        if isinstance(event, ResultEvent):
+            known = self.payments.get(event.result.payment_id)
+            event = ResultEvent(event.result, event.cause, known)
+        elif isinstance(event, CommandEvent) and isinstance(event.command, BookPayment):
+            known = self.payments.get(event.command.payment_id)
+            event = CommandEvent(event.command, event.cause, known)
+        outcome = apply(self.account, event, now, **terms)
+        self.account = outcome.account
+        if outcome.payment is not None:
+            self.payments[outcome.payment.payment_id] = outcome.payment
+        self.entries += outcome.entries
+        self.requests += outcome.requests
+        self.notices += outcome.notices
+        self.moved += sum(nanos for _, nanos in outcome.moved)
+        return outcome
+
+    @property
+    def balance_nanos(self) -> int:
+        assert self.account is not None
+        return self.account.balance_nanos
+
+
+def chain_holds(entries: list[bytes], head: bytes = NO_HASH, seq: int = 0) -> bool:
+    """Check numbers and hashes on raw bytes, as anybody could."""
+    for value in entries:
+        body, _, rest = value.rpartition(b',"hash":"')
+        head = sha256(head + body).digest()
+        seq += 1
+        if rest != head.hex().encode() + b'"}' or json.loads(value)["seq"] != seq:
+            return False
+    return True
+
+
+def told(outcome: Outcome) -> list[str]:
+    """The kinds of notices."""
+    return [notice.notice.value for notice in outcome.notices]
+
+
+def a_fund(amount: str, currency: str = "USD") -> Fund:
+    return Fund(tenant_id="t-1", issued_at=NOW, amount=Money(amount=amount, currency=currency))
+
+
+def an_adjustment(amount: str, **changes: Any) -> Adjustment:
+    return Adjustment(
+        tenant_id="t-1",
+        issued_at=NOW,
+        amount=Money(amount=amount, currency=changes.pop("currency", "USD")),
+        reason="a test",
+        **changes,
+    )
+
+
+def a_payment(amount: str, payment_id: str = "wire-1") -> BookPayment:
+    return BookPayment(
+        tenant_id="t-1",
+        issued_at=NOW,
+        payment_id=payment_id,
+        amount=Money(amount=amount, currency="USD"),
+    )
+
+
+def closing() -> CloseTenant:
+    return CloseTenant(tenant_id="t-1", issued_at=NOW)
+
+
+def settings(expected_version: int, **members: Any) -> Settings:
+    return Settings(tenant_id="t-1", issued_at=NOW, expected_version=expected_version, **members)
+
+
+def decoded(entry: bytes) -> dict[str, Any]:
+    members: dict[str, Any] = msgspec.json.decode(entry)
+    return members

@@ -1,0 +1,430 @@
+"""The one door: money in, money out, commands, results, and the laws that hold after anything."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import settings as search
+from hypothesis import strategies as st
+
+from schemas.commands import Method, RechargePolicy
+from schemas.funding import Status
+from schemas.ledger import LedgerEntry
+from schemas.money import Money
+from schemas.notices import DeadLetterReason, NoticeKind
+from streams.billing import account as rows
+from streams.billing import grants, ledger
+from streams.billing.account import NewerRowError, decode_row, encode_row
+from streams.billing.booking import months_later
+from streams.billing.events import Event
+from tests.billing.builders import (
+    NOW,
+    Book,
+    a_call,
+    a_command,
+    a_fund,
+    a_payment,
+    a_result,
+    an_account,
+    an_adjustment,
+    apply,
+    chain_holds,
+    closing,
+    decoded,
+    minutes,
+    opening,
+    requested,
+    settings,
+    told,
+    usd,
+)
+
+YEAR = timedelta(days=365)
+
+
+# -- money in and out -----------------------------------------------------------------------------
+
+
+def test_usage_is_booked_below_zero_and_the_next_money_pays_that_first() -> None:
+    book = Book(an_account("5"))
+    book.feed(minutes(8))
+    assert book.account is not None
+    assert (book.balance_nanos, book.account.overdraft_nanos) == (usd("-3"), usd("3"))
+    book.feed(a_command(a_payment("10")))
+    assert book.account.overdraft_nanos == 0
+    assert book.balance_nanos == usd("7")
+
+
+def test_bought_money_expires_twelve_months_later_with_an_entry_and_a_notice() -> None:
+    book = Book(an_account("10"))
+    book.feed(minutes(4))
+    book.feed(a_call(kind="free"), NOW + YEAR)
+    entry = decoded(book.entries[-1])
+    assert (entry["kind"], entry["amount"], entry["at"]) == ("expiry", "-6", "2027-03-02T10:00:00Z")
+    assert book.balance_nanos == 0
+    assert [notice.notice for notice in book.notices] == [NoticeKind.GRANT_EXPIRED]
+
+
+def test_what_expires_first_is_burnt_first() -> None:
+    book = Book(an_account("0"))
+    book.feed(a_command(an_adjustment("10")))
+    book.feed(a_command(an_adjustment("10", expires_at=NOW + timedelta(days=1))))
+    book.feed(minutes(12))
+    assert [grant["left"] for grant in decoded(book.entries[-1])["grants"]] == ["0", "8"]
+
+
+def test_an_expired_lot_never_pays_for_later_usage() -> None:
+    book = Book(an_account("0"))
+    book.feed(a_command(an_adjustment("10", expires_at=NOW + timedelta(days=1))))
+    later = NOW + timedelta(days=1)
+    book.feed(
+        minutes(
+            1,
+        ),
+        later,
+    )
+    assert book.balance_nanos == usd("-1")
+
+
+@pytest.mark.parametrize(
+    ("at", "months", "later"),
+    [
+        ("2026-01-31", 1, "2026-02-28"),
+        ("2024-02-29", 12, "2025-02-28"),
+        ("2026-11-25", 12, "2027-11-25"),
+    ],
+)
+def test_months_end_on_the_same_day_or_the_last(at: str, months: int, later: str) -> None:
+    started = NOW.fromisoformat(at)
+    assert months_later(started, months) == NOW.fromisoformat(later)
+
+
+def test_a_balance_beyond_its_range_is_refused_whole() -> None:
+    account = an_account("999999999")
+    outcome = None
+    for _ in range(10):
+        outcome = apply(account, a_command(an_adjustment("999999999")))
+        assert outcome.account is not None
+        account = outcome.account
+    assert outcome is not None
+    assert (outcome.label, outcome.notices[0].rule) == ("refused", "overflow")
+    assert account.balance_nanos == usd("999999999") * 9
+
+
+# -- results --------------------------------------------------------------------------------------
+
+
+def credited(amount: str = "200") -> tuple[Book, str]:
+    account, request = requested(an_account("100", trigger="100", amount="200"))
+    book = Book(account)
+    book.feed(a_result(request.recharge_id, amount=amount))
+    return book, request.recharge_id
+
+
+def test_a_success_repeated_credits_once() -> None:
+    book, recharge_id = credited()
+    for _ in range(3):
+        assert book.feed(a_result(recharge_id, amount="200")).entries == ()
+    assert book.balance_nanos == usd("299")
+
+
+def test_amounts_are_cumulative_per_payment() -> None:
+    book, recharge_id = credited("50")
+    book.feed(a_result(recharge_id, amount="200"))
+    book.feed(a_result(recharge_id, amount="120"))
+    assert book.balance_nanos == usd("299")
+
+
+def test_money_nobody_asked_for_is_an_orphan_credited_and_flagged() -> None:
+    book = Book(an_account("1"))
+    outcome = book.feed(a_result("who-knows", amount="30"))
+    assert (book.balance_nanos, told(outcome)) == (usd("31"), ["orphan_payment"])
+    assert decoded(outcome.entries[0])["kind"] == "orphan"
+
+
+def test_a_result_in_another_currency_is_refused() -> None:
+    account, request = requested(an_account("100", trigger="100"))
+    event = a_result(request.recharge_id, amount="5")
+    foreign = msgspec.structs.replace(event.result, amount=Money(amount="5", currency="EUR"))
+    refused = apply(account, msgspec.structs.replace(event, result=foreign)).refused
+    assert refused is not None
+    assert refused.reason is DeadLetterReason.CURRENCY_MISMATCH
+
+
+@pytest.mark.parametrize("amount", ["-5", "0"])
+def test_a_success_of_nothing_is_refused(amount: str) -> None:
+    account, request = requested(an_account("100", trigger="100"))
+    refused = apply(account, a_result(request.recharge_id, amount=amount)).refused
+    assert refused is not None
+    assert (refused.reason, refused.path) == (DeadLetterReason.SCHEMA_VIOLATION, "$.amount.amount")
+
+
+def test_refunds_add_up() -> None:
+    book, recharge_id = credited()
+    for amount in ("20", "20", "50"):
+        book.feed(a_result(recharge_id, Status.REFUNDED, amount=amount))
+    assert book.balance_nanos == usd("249")
+
+
+@given(
+    st.permutations(
+        [
+            (Status.SUCCEEDED, "200"),
+            (Status.DECLINED, None),
+            (Status.REFUNDED, "30"),
+            (Status.DISPUTE_OPENED, "100"),
+            (Status.DISPUTE_WON, "100"),
+        ]
+    ),
+    st.lists(st.integers(0, 4), max_size=6),
+)
+def test_answers_in_any_order_any_number_of_times_end_in_the_same_money(
+    answers: list[tuple[Status, str | None]], repeats: list[int]
+) -> None:
+    account, request = requested(an_account("100", trigger="100", amount="200"))
+    book = Book(account)
+    for status, amount in [*answers, *(answers[at] for at in repeats)]:
+        book.feed(a_result(request.recharge_id, status, amount=amount))
+    assert book.balance_nanos == usd("269")
+
+
+@given(
+    st.permutations(
+        [(Status.SUCCEEDED, "200"), (Status.DISPUTE_OPENED, "200"), (Status.DISPUTE_LOST, "200")]
+    )
+)
+def test_a_lost_dispute_ends_in_one_debit(answers: list[tuple[Status, str]]) -> None:
+    account, request = requested(an_account("100", trigger="100", amount="200"))
+    book = Book(account)
+    for status, amount in answers:
+        book.feed(a_result(request.recharge_id, status, amount=amount))
+    assert book.balance_nanos == usd("99")
+
+
+# -- commands -------------------------------------------------------------------------------------
+
+
+def refusal(outcome: ledger.Outcome) -> str | None:
+    assert outcome.label == "refused", outcome
+    assert [notice.notice for notice in outcome.notices] == [NoticeKind.COMMAND_REFUSED]
+    assert outcome.notices[0].fix
+    assert outcome.entries == ()
+    return outcome.notices[0].rule
+
+
+def policy(**members: object) -> RechargePolicy:
+    return RechargePolicy(**{"enabled": True, "trigger": "100", "amount": "200"} | members)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("command", "rule"),
+    [
+        (opening(), "already_open"),
+        (settings(7), "version_conflict"),
+        (settings(0, policy=policy(trigger="4.99")), "trigger_minimum"),
+        (settings(0, policy=policy(amount="49.99")), "amount_minimum"),
+        (settings(0, policy=policy(method=Method.TARGET, target="99")), "target_below_trigger"),
+        (settings(0, policy=policy(min_amount="60", max_amount="55")), "min_above_max"),
+        (settings(0, policy=policy(monthly_cap="-1")), "monthly_cap"),
+        (settings(0, overdraft_floor="-1"), "overdraft_floor"),
+        (a_fund("49"), "amount_minimum"),
+        (a_fund("50", "EUR"), "currency_mismatch"),
+        (a_payment("-1"), "amount_positive"),
+        (a_payment("1000000000"), "amount_maximum"),
+        (an_adjustment("0"), "amount_zero"),
+        (an_adjustment("5", currency="EUR"), "currency_mismatch"),
+        (an_adjustment("5", expires_at=NOW), "expires_at"),
+    ],
+)
+def test_a_command_that_makes_no_sense_is_refused_with_rule_and_fix(
+    command: object, rule: str
+) -> None:
+    account = an_account("10")
+    outcome = apply(account, a_command(command))  # type: ignore[arg-type]
+    assert refusal(outcome) == rule
+    assert outcome.account == account
+
+
+def test_the_minimum_is_named_in_the_accounts_currency() -> None:
+    outcome = apply(an_account("10"), a_command(settings(0, policy=policy(trigger="1"))))
+    assert outcome.notices[0].fix == "Trigger must be at least 5.00 USD."
+
+
+@pytest.mark.parametrize(
+    ("command", "rule"),
+    [(a_fund("50"), "unknown_tenant"), (opening(currency="XXX"), "unknown_currency")],
+)
+def test_a_command_about_nobody_is_refused(command: object, rule: str) -> None:
+    outcome = apply(None, a_command(command))  # type: ignore[arg-type]
+    assert refusal(outcome) == rule
+    assert outcome.account is None
+
+
+def test_every_applied_command_has_exactly_one_answer() -> None:
+    account = an_account("10")
+    for command in (settings(0), a_fund("50"), a_payment("5"), an_adjustment("1"), closing()):
+        outcome = apply(account, a_command(command))
+        answers = [name for name in told(outcome) if name.startswith("command_")]
+        assert answers == ["command_applied"]
+
+
+def test_a_payment_received_elsewhere_is_booked_once() -> None:
+    book = Book(an_account("0"))
+    book.feed(a_command(a_payment("30")))
+    assert refusal(book.feed(a_command(a_payment("30")))) == "already_booked"
+    assert book.balance_nanos == usd("30")
+
+
+def test_a_closed_account_can_be_opened_again_and_its_numbers_go_on() -> None:
+    book = Book(an_account("10"))
+    book.feed(a_command(closing()))
+    assert refusal(book.feed(a_command(a_fund("50")))) == "closed"
+    assert book.feed(a_command(opening(currency="USD"))).label == "applied"
+    book.feed(minutes(1), NOW)
+    assert decoded(book.entries[-1])["seq"] == 2
+
+
+def test_a_closed_account_keeps_its_currency() -> None:
+    book = Book(an_account("10"))
+    book.feed(a_command(closing()))
+    assert refusal(book.feed(a_command(opening(currency="EUR")))) == "currency_fixed"
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+
+def test_a_row_is_read_back_as_written_and_tells_when_it_is_due() -> None:
+    account, request = requested(an_account("100", trigger="100", methods=["card-1"]))
+    value = encode_row(account)
+    assert decode_row(value) == account
+    due_us = int.from_bytes(value[:8], "big")
+    assert due_us == (request.expires_at - rows._EPOCH) // timedelta(microseconds=1)
+
+
+def test_a_row_of_a_newer_version_is_refused() -> None:
+    newer = msgspec.structs.replace(an_account("1"), version=rows.VERSION + 1)
+    with pytest.raises(NewerRowError, match="upgrade it first"):
+        decode_row(encode_row(newer))
+    shaped_otherwise = rows.NEVER + msgspec.msgpack.encode([rows.VERSION + 1, {"all": "new"}])
+    with pytest.raises(NewerRowError):
+        decode_row(shaped_otherwise)
+
+
+def test_entries_are_what_the_wire_promises() -> None:
+    book = Book(an_account("10"))
+    book.feed(minutes(1))
+    for value in book.entries:
+        entry = msgspec.json.decode(value, type=LedgerEntry)
+        assert msgspec.json.encode(entry) == value
+
+
+# -- laws -----------------------------------------------------------------------------------------
+
+AMOUNTS = st.integers(1, 400)
+STATUSES = st.sampled_from(list(Status))
+STEPS = st.one_of(
+    st.tuples(st.just("call"), st.integers(0, 200)),
+    st.tuples(st.just("late"), st.integers(1, 200)),
+    st.tuples(st.just("pay"), AMOUNTS),
+    st.tuples(st.just("adjust"), st.integers(-300, 300)),
+    st.tuples(st.just("short"), AMOUNTS),
+    st.tuples(st.just("answer"), st.tuples(STATUSES, AMOUNTS, st.integers(0, 3))),
+    st.tuples(st.just("fund"), st.integers(50, 90)),
+    st.tuples(st.just("wait"), st.integers(1, 100_000)),
+    st.tuples(st.just("close"), st.none()),
+    st.tuples(st.just("open"), st.none()),
+    st.tuples(st.just("settings"), st.integers(5, 300)),
+)
+
+
+def play(steps: list[tuple[str, object]]) -> Book:
+    """Feed a story to the books; the laws are checked by `apply` after every event."""
+    book = Book(None)
+    now = NOW
+    book.feed(a_command(opening(opening_balance="120")), now)
+    for number, (what, value) in enumerate(steps):
+        event = _event(book, number, what, value, now)
+        if what == "wait":
+            now += timedelta(seconds=int(str(value)))
+        book.feed(event, now)
+        check_laws(book)
+    return book
+
+
+def _event(book: Book, number: int, what: str, value: Any, now: datetime) -> Event:
+    name = f"step-{number}"
+    at = {"started_at": now}
+    match what, value:
+        case "call", int(count):
+            return a_call(duration_s=60 * count, **at)
+        case "late", int(count):
+            return a_call(duration_s=60 * count, started_at=NOW - timedelta(days=3))
+        case "pay", int(amount):
+            return a_command(a_payment(str(amount), f"wire-{amount % 7}"), name)
+        case "adjust", int(amount):
+            return a_command(an_adjustment(str(amount)), name)
+        case "short", int(amount):
+            expires_at = now + timedelta(hours=2)
+            return a_command(an_adjustment(str(amount), expires_at=expires_at), name)
+        case "answer", (status, amount, back):
+            asked = book.requests[-1 - back].recharge_id if len(book.requests) > back else "?"
+            return a_result(asked, status, amount=str(amount))
+        case "fund", int(amount):
+            return a_command(a_fund(str(amount)), name)
+        case "close", _:
+            return a_command(closing(), name)
+        case "open", _:
+            return a_command(opening(), name)
+        case "settings", int(trigger):
+            assert book.account is not None
+            version = book.account.settings_version
+            return a_command(settings(version, policy=policy(trigger=str(trigger))), name)
+        case _:
+            return a_call(kind="free", **at)
+
+
+def check_laws(book: Book) -> None:
+    account = book.account
+    assert account is not None
+    assert account.balance_nanos == book.moved, "money is conserved"
+    assert all(grant.left_nanos > 0 for grant in account.grants), "no lot at or below zero"
+    assert list(account.grants) == sorted(account.grants, key=grants.burn_order)
+    if account.overdraft_nanos:
+        assert not account.grants, "overdrawn beside a lot that could pay"
+    assert account.seq == len(book.entries)
+    assert decode_row(encode_row(account)) == account
+    unanswered = account.recharging.asked
+    assert (unanswered is not None) == (account.recharging.stage == "requested")
+
+
+@given(st.lists(STEPS, max_size=25))
+@search(max_examples=150)
+def test_the_laws_hold_after_anything(steps: list[tuple[str, object]]) -> None:
+    book = play(steps)
+    assert chain_holds(book.entries)
+    assert sum(usd(decoded(entry)["amount"]) for entry in book.entries) == book.balance_nanos
+    ids: dict[tuple[int, int], str] = {}
+    for request in book.requests:
+        if request.epoch is not None and request.attempt is not None:
+            place = (request.epoch, request.attempt)
+            assert ids.setdefault(place, request.recharge_id) == request.recharge_id
+
+
+def test_an_altered_byte_breaks_the_chain() -> None:
+    book = Book(an_account("10"))
+    book.feed(minutes(1))
+    entries = apply(None, a_command(opening(opening_balance="10"))).entries + tuple(book.entries)
+    assert not chain_holds([entries[0].replace(b'"10"', b'"11"', 1)])
+
+
+def test_the_same_log_gives_the_same_bytes() -> None:
+    call, money = minutes(3), a_command(a_payment("9"))
+    account = an_account("10")
+    one, two = Book(account), Book(account)
+    for event in (call, money):
+        one.feed(event)
+        two.feed(event)
+    assert one.entries == two.entries
+    assert encode_row(one.account) == encode_row(two.account)  # type: ignore[arg-type]

@@ -1,0 +1,382 @@
+"""When money is asked for, how much, and why it is not."""
+
+from datetime import timedelta
+from itertools import product
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from schemas.commands import Compare, Method
+from schemas.funding import Reason, Status
+from schemas.notices import Withheld
+from streams.billing.account import Account, Policy
+from streams.billing.recharge import AFTER, GUARDS, Stage, recharge_id, wanted
+from tests.billing.builders import (
+    NOW,
+    Book,
+    a_call,
+    a_command,
+    a_fund,
+    a_payment,
+    a_result,
+    an_account,
+    apply,
+    closing,
+    minutes,
+    requested,
+    settings,
+    some_terms,
+    told,
+    usd,
+    with_policy,
+)
+
+COOLDOWN = timedelta(seconds=900)
+
+
+def test_every_result_is_answered_in_every_stage() -> None:
+    assert AFTER.keys() == set(product(Stage, Status))
+
+
+def test_every_reason_has_a_guard_and_they_are_asked_in_the_documented_order() -> None:
+    assert [reason for reason, _ in GUARDS] == list(Withheld)
+
+
+def test_a_balance_exactly_at_the_trigger_asks_for_nothing() -> None:
+    assert apply(an_account("101", trigger="100"), a_call()).requests == ()
+
+
+def test_a_balance_below_the_trigger_asks_once() -> None:
+    account, request = requested(an_account("100.50", trigger="100", amount="200"))
+    assert (request.amount, request.amount_minor, request.exponent) == ("200", 20_000, 2)
+    assert (request.reason, request.balance, request.trigger) == (
+        Reason.BELOW_TRIGGER,
+        "99.5",
+        "100",
+    )
+    again = apply(account, a_call())
+    assert again.requests == ()
+    assert again.withheld is Withheld.IN_FLIGHT
+
+
+def test_compare_le_asks_at_the_trigger_too() -> None:
+    account = an_account("101", trigger="100", compare=Compare.LE)
+    assert len(apply(account, a_call()).requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "balance", "amount"),
+    [
+        ({"method": Method.FIXED, "amount": "200", "trigger": "100"}, "99.99", "200"),
+        ({"method": Method.FIXED_MULTIPLE, "amount": "20", "trigger": "100"}, "10", "100"),
+        ({"method": Method.FIXED_MULTIPLE, "amount": "20", "trigger": "100"}, "99.99", "20"),
+        ({"method": Method.TARGET, "target": "50", "trigger": "25"}, "21", "29"),
+        ({"method": Method.TARGET, "target": "50", "trigger": "5"}, "4.90", "45.1"),
+        ({"method": Method.GAP_PLUS_AMOUNT, "amount": "104", "trigger": "104"}, "50", "158"),
+        ({"method": Method.FIXED, "amount": "10", "trigger": "9", "min": "50"}, "1", "50"),
+        ({"method": Method.FIXED, "amount": "90", "trigger": "9", "max": "60"}, "1", "60"),
+        ({"method": Method.TARGET, "target": "90", "trigger": "9", "max": "60"}, "1", "89"),
+        ({"method": Method.TARGET, "target": "50", "trigger": "25"}, "21.005", "29"),
+    ],
+)
+def test_methods_ask_for_what_the_published_figures_say(
+    policy: dict[str, str], balance: str, amount: str
+) -> None:
+    made = Policy(
+        method=Method(policy["method"]),
+        trigger_nanos=usd(policy["trigger"]),
+        amount_nanos=usd(policy.get("amount", "0")),
+        target_nanos=usd(policy.get("target", "0")),
+        min_nanos=usd(policy["min"]) if "min" in policy else None,
+        max_nanos=usd(policy["max"]) if "max" in policy else None,
+    )
+    assert wanted(made, usd(balance), "USD") == usd(amount)
+
+
+@pytest.mark.parametrize(
+    ("currency", "asked"), [("JPY", "30"), ("USD", "29.01"), ("KWD", "29.001")]
+)
+def test_a_request_is_rounded_up_to_the_minor_unit(currency: str, asked: str) -> None:
+    policy = Policy(method=Method.TARGET, trigger_nanos=usd("25"), target_nanos=usd("50"))
+    assert wanted(policy, usd("20.9991"), currency) == usd(asked)
+
+
+def test_the_same_shortage_has_the_same_id_however_often_it_is_asked() -> None:
+    account = an_account("100", trigger="100")
+    one = apply(account, a_call()).requests[0]
+    two = apply(account, a_call()).requests[0]
+    assert one.recharge_id == two.recharge_id == recharge_id("t-1", 1, 1)
+
+
+def test_a_success_credits_cools_and_then_a_new_epoch_may_begin() -> None:
+    account, request = requested(an_account("100", trigger="100", amount="50"))
+    outcome = apply(account, a_result(request.recharge_id, amount="50"))
+    book = Book(outcome.account)
+    assert book.balance_nanos == usd("149")
+    assert told(outcome) == ["recharge_succeeded"]
+    withheld = book.feed(minutes(50), NOW)
+    assert withheld.withheld is Withheld.COOLING
+    book.feed(a_call(), NOW + COOLDOWN)
+    assert [(one.epoch, one.attempt) for one in book.requests] == [(2, 1)]
+
+
+def test_a_partial_success_credits_what_came() -> None:
+    account, request = requested(an_account("100", trigger="100", amount="200"))
+    outcome = apply(account, a_result(request.recharge_id, amount="120.50"))
+    assert outcome.account is not None
+    assert outcome.account.balance_nanos == usd("219.5")
+
+
+def declined(book: Book, now: object, code: str = "insufficient_funds") -> None:
+    assert book.account is not None
+    asked = book.account.recharging.asked
+    assert asked is not None
+    book.feed(
+        a_result(
+            asked.recharge_id,
+            Status.DECLINED,
+            payment_id=f"p-{asked.attempt}",
+            decline_code=code,
+            occurred_at=now,
+        ),
+        now,  # type: ignore[arg-type]
+    )
+
+
+def test_declines_are_retried_after_one_three_and_seven_hours_and_then_paused() -> None:
+    book = Book(an_account("100", trigger="100"))
+    book.feed(a_call())
+    now = NOW
+    for hours in (1, 2, 4):
+        declined(book, now)
+        assert book.account is not None
+        assert book.account.recharging.until == now + timedelta(hours=hours)
+        now += timedelta(hours=hours)
+        book.feed(a_call(kind="free", started_at=now, duration_s=0), now)
+    assert [(one.epoch, one.attempt) for one in book.requests] == [(1, 1), (1, 2), (1, 3), (1, 4)]
+    assert book.requests[-1].reason is Reason.RETRY
+    declined(book, now)
+    assert book.account.state == "paused"
+    assert "recharge_paused" in [notice.notice.value for notice in book.notices]
+
+
+@pytest.mark.parametrize(
+    "code", ["lost_card", "stolen_card", "fraud", "authentication_required", "expired_card"]
+)
+def test_a_terminal_decline_pauses_at_once(code: str) -> None:
+    book = Book(an_account("100", trigger="100"))
+    book.feed(a_call())
+    declined(book, NOW, code)
+    assert book.account is not None
+    assert book.account.state == "paused"
+
+
+def test_the_next_payment_method_is_asked_at_once_in_the_same_epoch() -> None:
+    book = Book(an_account("100", trigger="100", methods=["card-1", "card-2"]))
+    book.feed(a_call())
+    declined(book, NOW, "expired_card")
+    assert [(one.attempt, one.payment_method) for one in book.requests] == [
+        (1, "card-1"),
+        (2, "card-2"),
+    ]
+
+
+def paused() -> Book:
+    book = Book(an_account("100", trigger="100", methods=["card-1"]))
+    book.feed(a_call())
+    declined(book, NOW, "lost_card")
+    return book
+
+
+def test_a_new_payment_method_clears_a_pause_and_asks() -> None:
+    book = paused()
+    book.feed(a_command(settings(1, payment_methods=["card-9"])))
+    assert book.requests[-1].payment_method == "card-9"
+    assert book.requests[-1].epoch == 2
+
+
+def test_money_by_hand_clears_a_pause() -> None:
+    book = paused()
+    book.feed(a_command(a_payment("500")))
+    assert book.account is not None
+    assert book.account.state == "idle"
+
+
+def test_a_late_success_of_a_declined_attempt_is_credited_and_cools() -> None:
+    book = Book(an_account("100", trigger="100", amount="200"))
+    book.feed(a_call())
+    first = book.requests[0].recharge_id
+    declined(book, NOW)
+    book.feed(a_result(first, amount="200", payment_id="p-1"))
+    assert book.balance_nanos == usd("299")
+    assert book.account is not None
+    assert book.account.state == "cooling"
+    assert book.account.recharging.declines_in_row == 0
+    assert not book.account.recharging.retry
+
+
+def test_money_that_brings_the_balance_back_ends_the_epoch_between_tries() -> None:
+    book = Book(an_account("100", trigger="100"))
+    book.feed(a_call())
+    declined(book, NOW)
+    book.feed(a_command(a_payment("500")))
+    assert book.account is not None
+    assert (book.account.state, book.account.recharging.retry) == ("idle", False)
+    book.feed(minutes(550), NOW)
+    assert (book.requests[-1].epoch, book.requests[-1].attempt) == (2, 1)
+
+
+def test_a_request_without_answer_is_published_again_word_for_word() -> None:
+    book = Book(an_account("100", trigger="100"))
+    book.feed(a_call())
+    book.feed(a_call(), NOW + timedelta(minutes=16))
+    first, second = book.requests
+    assert replace(second, expires_at=first.expires_at) == first
+    assert "recharge_overdue" in [notice.notice.value for notice in book.notices]
+
+
+def test_after_a_day_without_answer_a_person_decides() -> None:
+    book = Book(an_account("100", trigger="100"))
+    book.feed(a_call())
+    book.feed(a_call(), NOW + timedelta(hours=30))
+    published = len(book.requests)
+    assert book.account is not None
+    book.feed(a_call(), NOW + timedelta(hours=90))
+    assert len(book.requests) == published
+    assert book.account.state == "requested"
+
+
+def test_needs_action_stays_in_flight_and_is_not_published_again() -> None:
+    account, request = requested(an_account("100", trigger="100"))
+    book = Book(account)
+    book.feed(a_result(request.recharge_id, Status.NEEDS_ACTION))
+    book.feed(a_call(), NOW + timedelta(hours=2))
+    assert book.requests == []
+    assert book.account is not None
+    assert book.account.state == "requested"
+
+
+@pytest.mark.parametrize("status", [Status.CANCELLED, Status.EXPIRED])
+def test_a_cancelled_or_expired_request_ends_the_epoch(status: Status) -> None:
+    account, request = requested(an_account("100", trigger="100"))
+    book = Book(account)
+    book.feed(a_result(request.recharge_id, status))
+    book.feed(a_call(), NOW + COOLDOWN)
+    assert [(one.epoch, one.attempt) for one in book.requests] == [(2, 1)]
+
+
+def with_spent(account: Account, *amounts: str) -> Account:
+    book = Book(account)
+    for at, amount in enumerate(amounts):
+        book.feed(a_command(a_payment(amount, f"wire-{at}")))
+    assert book.account is not None
+    return book.account
+
+
+@pytest.mark.parametrize(
+    ("policy", "spent", "reason"),
+    [
+        ({"monthly_cap": "500"}, ["475"], Withheld.MONTHLY_AMOUNT),
+        ({"monthly_cap": "525"}, ["475"], None),
+        ({"weekly_cap": "500"}, ["475"], Withheld.WEEKLY_AMOUNT),
+        ({"daily_cap": "500"}, ["475"], Withheld.DAILY_AMOUNT),
+        ({"max_per_day": 2}, ["50", "50"], Withheld.DAILY_COUNT),
+        ({"max_per_day": 3}, ["50", "50"], None),
+    ],
+)
+def test_caps_withhold_above_them_and_pass_at_them(
+    policy: dict[str, Any], spent: list[str], reason: Withheld | None
+) -> None:
+    account = with_spent(an_account("0"), *spent)
+    account = with_policy(account, amount="50", trigger="1000", **policy)
+    outcome = apply(account, a_call(), NOW)
+    if reason is None:
+        assert account.recharging.asked is not None
+    else:
+        assert account.recharging.withheld is reason
+        assert outcome.requests == ()
+
+
+def test_a_cap_looks_back_over_whole_days_and_then_forgets() -> None:
+    account = with_policy(
+        with_spent(an_account("0"), "475"), amount="50", trigger="1000", monthly_cap="500"
+    )
+    book = Book(account)
+    book.feed(a_call(kind="free"), NOW + timedelta(days=30))
+    assert book.requests == []
+    book.feed(a_call(), NOW + timedelta(days=31))
+    assert len(book.requests) == 1
+
+
+def test_a_stale_balance_asks_for_nothing() -> None:
+    outcome = apply(an_account("100", trigger="100"), a_call(), stale=True)
+    assert outcome.withheld is Withheld.STALE
+
+
+def test_a_reason_is_told_on_the_edge_and_not_with_every_event() -> None:
+    book = Book(an_account("100", trigger="100"))
+    for _ in range(4):
+        book.feed(a_call())
+    assert [n.withheld for n in book.notices if n.withheld] == [Withheld.IN_FLIGHT]
+
+
+def test_a_policy_that_is_switched_on_below_the_trigger_asks_at_once() -> None:
+    outcome = apply(
+        an_account("50"),
+        a_command(settings(0, policy=_policy(trigger="100", amount="200"))),
+    )
+    assert len(outcome.requests) == 1
+
+
+def _policy(**members: object) -> object:
+    from schemas.commands import RechargePolicy
+
+    return RechargePolicy(enabled=True, **members)  # type: ignore[arg-type]
+
+
+def test_a_closed_account_asks_for_nothing_and_publishes_nothing_again() -> None:
+    account, request = requested(an_account("100", trigger="100", amount="200"))
+    book = Book(account)
+    book.feed(a_command(closing()))
+    book.feed(a_call(kind="free", started_at=NOW - timedelta(hours=1)), NOW + timedelta(hours=2))
+    assert book.requests == []
+    book.feed(a_result(request.recharge_id, amount="200"), NOW + timedelta(hours=2))
+    assert book.balance_nanos == usd("299")
+
+
+def test_funding_by_hand_asks_under_the_commands_id_and_has_no_epoch() -> None:
+    outcome = apply(an_account("0"), a_command(a_fund("75"), "my-own-id"))
+    request = outcome.requests[0]
+    assert (request.recharge_id, request.epoch, request.attempt, request.trigger) == (
+        "my-own-id",
+        None,
+        None,
+        None,
+    )
+    assert request.reason is Reason.FUND
+    credited = apply(outcome.account, a_result("my-own-id", amount="75"))
+    assert credited.account is not None
+    assert credited.account.balance_nanos == usd("75")
+    assert credited.account.funds == ()
+    assert credited.moved[0][0].value == "purchase"
+
+
+def test_funding_may_run_beside_an_auto_recharge() -> None:
+    account, _ = requested(an_account("100", trigger="100"))
+    assert len(apply(account, a_command(a_fund("75"))).requests) == 1
+
+
+def test_a_ninth_open_funding_is_refused() -> None:
+    book = Book(an_account("0"))
+    for _ in range(8):
+        assert book.feed(a_command(a_fund("50"))).label == "applied"
+    outcome = book.feed(a_command(a_fund("50")))
+    assert (outcome.label, outcome.notices[0].rule) == ("refused", "too_many_open")
+
+
+def test_terms_say_how_long_an_answer_may_take() -> None:
+    account = an_account("100", trigger="100")
+    outcome = apply(account, a_call(), result_timeout_s=3)
+    assert outcome.requests[0].expires_at == NOW + timedelta(seconds=3)
+    assert some_terms().result_timeout_s == 900

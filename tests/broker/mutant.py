@@ -1,0 +1,122 @@
+"""Workers with one protection taken out: what the tests must notice.
+
+Run as `python -m tests.broker.mutant worker` with MUTANT naming what is missing. Test-only: the
+product has no such switches.
+"""
+
+import os
+import secrets
+import signal
+from collections.abc import Callable
+from typing import Any, Final
+
+from streams.engine import rows, seen, shard, shards, transaction
+
+
+def _replace(owner: Any, name: str, new: Any) -> None:
+    setattr(owner, name, new)
+
+
+def position_check() -> None:
+    """Book records below the position again (and read the topics from their start)."""
+    original = shard.Shard.positions
+
+    def from_the_start(self: Any) -> Any:
+        return dict.fromkeys(original(self), 0)
+
+    def chained(self: Any, taken: Any, _: Any) -> list[Any]:
+        for topic, source in list(self._sources.items()):
+            self._sources[topic] = rows.SourcePosition(next=0, last=source.last)
+        return list(taken)
+
+    _replace(shard.Shard, "positions", from_the_start)
+    _replace(shard.Shard, "_chained", chained)
+    seen_ids()
+
+
+def seen_ids() -> None:
+    """Recognise nothing: every repeat is new."""
+    _replace(seen, "fingerprint", lambda *_: secrets.randbits(64) | 1)
+
+
+def offsets_first() -> None:
+    """Commit the offsets in a transaction before that of the rows, and go by them."""
+    original = transaction.Transactor.commit
+    group_position: dict[Any, int] = {}
+
+    async def split(self: Any, outputs: Any, offsets: Any) -> None:
+        await original(self, self.outputs(0), offsets)
+        group_position.update(offsets)
+        if os.environ.get("MUTANT_DIES") and sum(group_position.values()) > 500:
+            os.kill(os.getpid(), signal.SIGKILL)
+        await original(self, outputs, {})
+
+    _replace(transaction.Transactor, "commit", split)
+
+    async def by_the_group(self: Any) -> None:
+        await opened(self)
+        from aiokafka.admin import AIOKafkaAdminClient
+
+        from streams.engine.kafka import connection
+
+        admin = AIOKafkaAdminClient(**connection(self._settings))
+        await admin.start()
+        committed = await admin.list_consumer_group_offsets(self._settings.app_id)
+        await admin.close()
+        for tp, found in committed.items():
+            if tp.partition == self.partition and tp.topic in self._sources and found.offset > 0:
+                self._sources[tp.topic] = rows.SourcePosition(next=found.offset)
+
+    opened = shard.Shard.open
+    _replace(shard.Shard, "open", by_the_group)
+
+
+def broken_chain() -> None:
+    """Lose a quarter of the slices of usage on the way, and take whatever comes after them."""
+    keeps_chain = "MUTANT_KEEPS_CHAIN" in os.environ
+    deliver = shards.Shards.deliver
+
+    def lossy(self: Any, part: Any) -> None:
+        if "usage" in part.tp.topic and secrets.randbelow(4) == 0:
+            if not keeps_chain:
+                self._reader.done(part)
+            return
+        deliver(self, part)
+
+    def chained(self: Any, taken: Any, _: Any) -> list[Any]:
+        return list(taken)
+
+    _replace(shards.Shards, "deliver", lossy)
+    if not keeps_chain:
+        _replace(shard.Shard, "_chained", chained)
+
+
+def fence() -> None:
+    """Write without transactional id protection: a producer that cannot be fenced."""
+    from streams.settings import Settings
+
+    def unshared(self: Any, partition: int) -> str:
+        return f"{self.app_id}-{partition}-{os.getpid()}"
+
+    _replace(Settings, "transactional_id", unshared)
+
+
+MUTANTS: Final[dict[str, Callable[[], None]]] = {
+    "position_check": position_check,
+    "seen_ids": seen_ids,
+    "offsets_first": offsets_first,
+    "broken_chain": broken_chain,
+    "fence": fence,
+}
+
+
+def main() -> None:
+    """Take one protection out and run the command line."""
+    MUTANTS[os.environ["MUTANT"]]()
+    from streams.cli import run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()
