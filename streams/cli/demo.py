@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import secrets
 import shutil
 import signal
@@ -11,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime
 from fractions import Fraction
-from os import environ
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Annotated, Any, Final, TextIO, TypeVar
@@ -64,8 +64,12 @@ class _Signals:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Take the signals; give them back afterwards."""
-        before = {number: signal.signal(number, self._take) for number in _SIGNALS}
+        """Take the signals; give them back afterwards. What is ignored (nohup) stays ignored."""
+        before = {
+            number: signal.signal(number, self._take)
+            for number in _SIGNALS
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
         try:
             yield
         finally:
@@ -131,11 +135,16 @@ class _Worker:
 
     def start(self) -> None:
         """Start it; its log goes to a file."""
-        environment = {name: text for name, text in environ.items() if not name.startswith(PREFIX)}
+        environment = {
+            name: text for name, text in os.environ.items() if not name.startswith(PREFIX)
+        }
+        # The same code as here, whatever folder we stand in.
+        code = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, code))
         self._log = self.log_path.open("a")
         self.started += 1
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "streams", "worker"],
+            [sys.executable, "-P", "-m", "streams", "worker"],
             env=environment | environment_of(self._settings),
             stdin=subprocess.DEVNULL,
             stdout=self._log,

@@ -157,6 +157,7 @@ def test_declines_are_retried_after_one_three_and_seven_hours_and_then_paused() 
     assert [(one.epoch, one.attempt) for one in book.requests] == [(1, 1), (1, 2), (1, 3), (1, 4)]
     assert book.requests[-1].reason is Reason.RETRY
     declined(book, now)
+    assert book.account is not None
     assert book.account.state == "paused"
     assert "recharge_paused" in [notice.notice.value for notice in book.notices]
 
