@@ -27,7 +27,13 @@ class SettingsError(Exception):
 class Settings(Struct, frozen=True, kw_only=True):
     """The settings of one installation; field x is the variable CREDITS_X."""
 
-    broker: Annotated[str, Meta(description="host:port, several by comma")] = "127.0.0.1:9092"
+    broker: Annotated[
+        str,
+        Meta(
+            pattern=r"^ *[^\s,]+:[0-9]{1,5}( *, *[^\s,]+:[0-9]{1,5})* *$(?!\n)",
+            description="host:port, several by comma",
+        ),
+    ] = "127.0.0.1:9092"
     broker_security: Annotated[
         str,
         Meta(
@@ -76,12 +82,23 @@ class Settings(Struct, frozen=True, kw_only=True):
     result_timeout_s: Annotated[
         int, Meta(ge=1, le=86_400, description="a recharge request without answer is overdue")
     ] = 900
-    metrics_host: str = "127.0.0.1"
+    metrics_host: Annotated[
+        str, Meta(description="address that metrics and probes listen on; 0.0.0.0 is all")
+    ] = "127.0.0.1"
     metrics_port: Annotated[
         int, Meta(ge=0, le=65_535, description="/metrics, /livez, /readyz; 0 picks a free port")
     ] = 8090
-    log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
-    log_format: Annotated[str, Meta(pattern="^(auto|console|json)$")] = "auto"
+    log_level: Annotated[
+        str,
+        Meta(pattern="^(debug|info|warning|error)$", description="debug, info, warning or error"),
+    ] = "info"
+    log_format: Annotated[
+        str,
+        Meta(
+            pattern="^(auto|console|json)$",
+            description="console or json; auto: console on a terminal, JSON elsewhere",
+        ),
+    ] = "auto"
 
     @property
     def app_id(self) -> str:

@@ -12,6 +12,7 @@ from streams.cli.output import (
     EXIT_NOT_FOUND,
     EXIT_USAGE,
     fail,
+    given,
     output_of,
     settings_now,
     wait_for,
@@ -46,7 +47,7 @@ def currency_from(text: str) -> str:
     return text.upper()
 
 
-Tenant = Annotated[str, typer.Argument(help="Tenant id.", callback=tenant_from)]
+Tenant = Annotated[str, typer.Argument(help="Tenant id.", callback=given(tenant_from))]
 Id = Annotated[str | None, IdOption]
 Wait = Annotated[float, WaitOption]
 
@@ -97,7 +98,8 @@ def balances(
     sort: Annotated[str, typer.Option(help="balance or tenant_id.")] = "balance",
     limit: Annotated[int, typer.Option(min=1, help="Most rows to show.")] = 20,
     below: Annotated[
-        str | None, typer.Option(help="Only balances below this amount.", callback=amount_from)
+        str | None,
+        typer.Option(help="Only balances below this amount.", callback=given(amount_from)),
     ] = None,
 ) -> None:
     """The lowest balances, as last published."""
@@ -124,8 +126,12 @@ def balances(
 def topup(
     context: typer.Context,
     tenant: Tenant,
-    amount: Annotated[str, typer.Argument(help="How much, such as 50.00.", callback=amount_from)],
-    currency: Annotated[str, typer.Argument(help="ISO 4217 code.", callback=currency_from)] = "USD",
+    amount: Annotated[
+        str, typer.Argument(help="How much, such as 50.00.", callback=given(amount_from))
+    ],
+    currency: Annotated[
+        str, typer.Argument(help="ISO 4217 code.", callback=given(currency_from))
+    ] = "USD",
     already_paid: Annotated[
         str | None,
         typer.Option("--already-paid", metavar="REF", help="Book a payment received elsewhere."),
@@ -161,8 +167,12 @@ def topup(
 def adjust(
     context: typer.Context,
     tenant: Tenant,
-    amount: Annotated[str, typer.Argument(help="Up or, with a minus, down.", callback=amount_from)],
-    currency: Annotated[str, typer.Argument(help="ISO 4217 code.", callback=currency_from)] = "USD",
+    amount: Annotated[
+        str, typer.Argument(help="Up or, with a minus, down.", callback=given(amount_from))
+    ],
+    currency: Annotated[
+        str, typer.Argument(help="ISO 4217 code.", callback=given(currency_from))
+    ] = "USD",
     reason: Annotated[str, typer.Option(help="Why; it stands in the ledger.")] = "",
     command_id: Id = None,
     wait: Wait = 10,

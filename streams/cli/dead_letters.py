@@ -12,6 +12,7 @@ from streams.cli.output import (
     EXIT_NOT_FOUND,
     EXIT_USAGE,
     fail,
+    given,
     output_of,
     settings_now,
     wait_for,
@@ -31,7 +32,7 @@ def reason_from(text: str) -> str:
     return text
 
 
-Reason = Annotated[str | None, typer.Option(help="Only this reason.", callback=reason_from)]
+Reason = Annotated[str | None, typer.Option(help="Only this reason.", callback=given(reason_from))]
 TenantOption = Annotated[str | None, typer.Option(help="Only this tenant.")]
 TopicOption = Annotated[
     str | None, typer.Option(help="Only of this source topic, with or without its namespace.")

@@ -254,11 +254,13 @@ def _run(
     from streams import provision
     from streams.testbed import broker as kafka
 
+    bootstrap = kafka.external()
+    if bootstrap is None:
+        kafka.require_programs()
     output.say(
         f"{course.tenants} tenants, {course.rate} events a second for {course.seconds} s; a minute "
         "more to start, drain and check. Ctrl-C stops it and leaves nothing behind."
     )
-    bootstrap = kafka.external()
     if bootstrap is None:
         output.say(f"starting Kafka {kafka.KAFKA_VERSION}")
         with signals.interruptible():

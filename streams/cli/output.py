@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -101,6 +101,11 @@ def settings_now() -> Settings:
 def wait_for(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end."""
     return asyncio.run(work)
+
+
+def given(check: Callable[[str], str]) -> Callable[[str | None], str | None]:
+    """A check of an option that may be absent."""
+    return lambda text: None if text is None else check(text)
 
 
 def fail(code: int, text: str) -> NoReturn:

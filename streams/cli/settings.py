@@ -15,6 +15,7 @@ from streams.cli.output import (
     EXIT_NOT_FOUND,
     EXIT_USAGE,
     fail,
+    given,
     output_of,
     settings_now,
     wait_for,
@@ -47,7 +48,7 @@ def compare_from(text: str) -> str:
 
 
 Limit = Annotated[
-    str | None, typer.Option(metavar="AMOUNT|none", callback=limit_from, show_default=False)
+    str | None, typer.Option(metavar="AMOUNT|none", callback=given(limit_from), show_default=False)
 ]
 
 
@@ -142,18 +143,20 @@ def set_settings(
         bool | None, typer.Option("--enable/--disable", help="Auto-recharge on or off.")
     ] = None,
     trigger: Annotated[
-        str | None, typer.Option(help="When the balance falls below.", callback=amount_from)
+        str | None, typer.Option(help="When the balance falls below.", callback=given(amount_from))
     ] = None,
     amount: Annotated[
-        str | None, typer.Option(help="Recharge amount.", callback=amount_from)
+        str | None, typer.Option(help="Recharge amount.", callback=given(amount_from))
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help="Recharge up to this level.", callback=amount_from)
+        str | None, typer.Option(help="Recharge up to this level.", callback=given(amount_from))
     ] = None,
-    method: Annotated[str | None, typer.Option(help=f"{_METHODS}.", callback=method_from)] = None,
+    method: Annotated[
+        str | None, typer.Option(help=f"{_METHODS}.", callback=given(method_from))
+    ] = None,
     compare: Annotated[
         str | None,
-        typer.Option(help="lt: below the trigger; le: at it, too.", callback=compare_from),
+        typer.Option(help="lt: below the trigger; le: at it, too.", callback=given(compare_from)),
     ] = None,
     min_amount: Limit = None,
     max_amount: Limit = None,
@@ -170,7 +173,7 @@ def set_settings(
         list[str] | None, typer.Option(help="References, in the order to try; replaces them all.")
     ] = None,
     overdraft_floor: Annotated[
-        str | None, typer.Option(help="How far below zero is meant.", callback=amount_from)
+        str | None, typer.Option(help="How far below zero is meant.", callback=given(amount_from))
     ] = None,
     expected_version: Annotated[
         int | None,

@@ -15,6 +15,7 @@ from streams.cli.output import (
     EXIT_UNKNOWN,
     EXIT_USAGE,
     fail,
+    given,
     output_of,
     settings_now,
     wait_for,
@@ -37,10 +38,10 @@ def open_tenant(
     context: typer.Context,
     tenant: Tenant,
     currency: Annotated[
-        str, typer.Option(help="ISO 4217 code, fixed for ever.", callback=currency_from)
+        str, typer.Option(help="ISO 4217 code, fixed for ever.", callback=given(currency_from))
     ] = "USD",
     opening_balance: Annotated[
-        str | None, typer.Option(help="Money to begin with.", callback=amount_from)
+        str | None, typer.Option(help="Money to begin with.", callback=given(amount_from))
     ] = None,
     billing_from: Annotated[
         str | None, typer.Option(help="Usage that started before is not billed (RFC 3339).")

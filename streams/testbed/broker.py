@@ -57,7 +57,8 @@ def external() -> str | None:
     return os.environ.get(EXTERNAL) or None
 
 
-def _require_programs() -> None:
+def require_programs() -> None:
+    """Raises BrokerError without Java or Maven."""
     missing = [name for name in ("java", "mvn") if shutil.which(name) is None]
     if missing:
         raise BrokerError(
@@ -72,7 +73,7 @@ def fetch_jars() -> Path:
 
     Raises BrokerError without Java or Maven, or when Maven fails.
     """
-    _require_programs()
+    require_programs()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "credits"
     jars = cache / f"kafka-{KAFKA_VERSION}"
     if jars.is_dir():
