@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from aiokafka import TopicPartition
@@ -37,6 +37,7 @@ from streams import VERSION
 from streams.billing import ledger
 from streams.billing.account import (
     Account,
+    NewerRowError,
     Payment,
     decode_payment,
     decode_row,
@@ -91,6 +92,8 @@ MOST_DEFECTS_A_MINUTE: Final = 10
 # What a moved record's header and the broker's own framing may add to it.
 MOVED_HEADROOM_BYTES: Final = 512
 DEFECT_RETRY_US: Final = 3_600_000_000
+
+T = TypeVar("T")
 
 _USAGE: Final = (topics.CALL_USAGE, topics.CONFERENCE_USAGE)
 _encode: Final = msgspec.json.Encoder().encode
@@ -595,6 +598,8 @@ class Shard:
                 at = instant_from(due)
                 try:
                     outcome = ledger.apply(account, Tick(at), self._terms, work.now)
+                except StoppedError:
+                    raise
                 except Exception as error:
                     raise _DefectError(error, key=key) from error
                 cause = Cause("tick", -1, -1, "tick", at.isoformat())
@@ -634,6 +639,8 @@ class Shard:
                     if not isinstance(event, UsageEvent):
                         event = self._with_payment(work, event, candidate.decoded.tenant_id)
                     outcome = ledger.apply(account, event, self._terms, work.now)
+                except StoppedError:
+                    raise
                 except Exception as error:
                     raise _DefectError(error, at=at) from error
                 label = outcome.label
@@ -662,10 +669,22 @@ class Shard:
             value = self._rows.values.get(key)
             if value is None:
                 return None
-            account = decode_row(value)
+            account = self._decoded(decode_row, key, value)
             work.accounts[key] = account
             work.before[key] = account
         return account
+
+    def _decoded(self, decode: Callable[[bytes], T], key: bytes, value: bytes) -> T:
+        """A row of ours. One that cannot be read is no event's fault: the shard stops."""
+        name = key.partition(b"\0")[0].decode()
+        try:
+            return decode(value)
+        except NewerRowError as error:
+            raise StoppedError(Stop.NEWER_ROWS, f"the row of {name}: {error}") from None
+        except msgspec.DecodeError as error:
+            raise StoppedError(
+                Stop.STATE_LOST, f"the row of {name} cannot be read: {error}"
+            ) from None
 
     def _with_payment(self, work: Work, event: Event, tenant_id: str) -> Event:
         """What an event touches enters with it."""
@@ -683,7 +702,7 @@ class Shard:
         payment = work.payments.get(key)
         if payment is None:
             value = self._rows.values.get(key)
-            payment = None if value is None else decode_payment(value)
+            payment = None if value is None else self._decoded(decode_payment, key, value)
         return payment
 
     # -- announcing --------------------------------------------------------------------------
