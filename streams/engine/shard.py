@@ -715,8 +715,9 @@ class Shard:
         if account is None and not outcome.notices:
             return
         if account is not None:
-            if account is work.accounts.get(key):
-                return  # free usage: nothing changed, nothing to tell
+            # Free usage changes nothing and tells nothing; a refused command must be answered.
+            if account is work.accounts.get(key) and not outcome.notices:
+                return
             work.before.setdefault(key, None)
             work.accounts[key] = account
         tenant_id = key.decode()

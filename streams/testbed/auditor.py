@@ -113,6 +113,7 @@ class Report:
         self.findings = {name: Finding() for name in INVARIANTS}
         self.counts: dict[str, int] = {}
         self.dead_letters: dict[str, int] = {}
+        self.expectation_asked = False
 
     def violate(self, invariant: str, text: str) -> None:
         """Something is wrong, here."""
@@ -144,7 +145,9 @@ class Report:
         """The verdict for a person."""
         lines = []
         for name, finding in self.findings.items():
-            if finding.violations:
+            if name == "expectation" and not self.expectation_asked:
+                lines.append(f"not asked {name}: {INVARIANTS[name]}")
+            elif finding.violations:
                 lines.append(f"VIOLATED  {name}: {finding.violations} times; {INVARIANTS[name]}")
                 lines += [f"          - {text}" for text in finding.shown]
             elif finding.unknown:
@@ -1126,6 +1129,7 @@ def audit(
 def _expectation(report: Report, options: Options) -> None:
     if options.expect is None:
         return
+    report.expectation_asked = True
     expected = json.loads(options.expect.read_text())
     for reason, count in expected["by_reason"].items():
         found = report.dead_letters.get(reason, 0)
@@ -1211,8 +1215,8 @@ async def verify(settings: Settings, options: Options) -> Report:
     report = Report()
     reader = _Reader(settings)
     try:
-        await reader.start()
         try:
+            await reader.start()
             await _verify(settings, options, reader, report)
         finally:
             await reader.stop()

@@ -1,0 +1,197 @@
+"""A small set of correct books, written by hand: neither core nor engine had a part in it."""
+
+import json
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+from xxhash import xxh3_64_intdigest
+
+from schemas import topics
+from streams.testbed.auditor import Deck, Log, Options, Record, Report, audit
+
+TENANT = "contoso"
+AT = "2026-03-02T10:00:00Z"
+DECK = Deck(
+    b"Destination Name,Destination Type,Country,Prefix,Price / min\nLondon,landline,GB,4420,0.60\n"
+)
+NAMES = {topic.name: topic.name for topic in topics.MANIFEST}
+NAMESPACE = uuid.UUID("6f1b2f3e-2f57-5a0c-9a5e-0d1c6f5b7a11")
+RECHARGE = str(uuid.uuid5(NAMESPACE, f"{TENANT}/1/1"))
+
+
+def record(
+    topic: str, offset: int, value: Any, key: bytes | None = TENANT.encode(), **headers: str
+) -> Record:
+    raw = value if isinstance(value, bytes) else json.dumps(value, separators=(",", ":")).encode()
+    named = tuple((name.replace("_", "-"), text.encode()) for name, text in headers.items())
+    return Record(topic, 0, offset, 0, key, raw, named)
+
+
+def usage(event_id: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "event_id": event_id,
+        "source": "pbx",
+        "tenant_id": TENANT,
+        "kind": "international",
+        "call_id": "c",
+        "callee": "+442079460018",
+        "started_at": AT,
+        "duration_s": 60,
+    } | changes
+
+
+class Books:
+    """One tenant: opened with 100, one call of 0.60, a recharge of 50; a repeat, a free call and a
+    broken record beside them. Change what you like, then `audited`."""
+
+    def __init__(self) -> None:
+        self.entries: list[dict[str, Any]] = [
+            self.entry(1, "grant", "100", "100", (topics.COMMAND, 0, "cli", "open")),
+            self.charge(2, 0, "e1", "-0.6", "99.4"),
+            self.entry(
+                3, "recharge", "50", "149.4", (topics.RESULT, 0, "pay", "r1"),
+                recharge_id=RECHARGE, payment_id="p1",
+            ),
+        ]  # fmt: skip
+        self.records: dict[str, list[Record]] = {
+            topics.COMMAND: [
+                record(
+                    topics.COMMAND, 0,
+                    {"command": "open_tenant", "command_id": "open", "source": "cli",
+                     "currency": "USD", "billing_from": "2026-01-01T00:00:00Z"},
+                )
+            ],
+            topics.NOTIFICATION: [
+                record(
+                    topics.NOTIFICATION, 0, {"notice": "command_applied", "command_id": "open"}
+                )
+            ],
+            topics.CALL_USAGE: [
+                record(topics.CALL_USAGE, 0, usage("e1")),
+                record(topics.CALL_USAGE, 1, usage("e1")),
+                record(topics.CALL_USAGE, 2, b"{broken"),
+                record(topics.CALL_USAGE, 3, usage("e2", kind="free")),
+            ],
+            topics.dead_letters_of(topics.CALL_USAGE): [self.letter(2, b"{broken")],
+            topics.REQUESTED: [record(topics.REQUESTED, 0, self.request(1, 1, RECHARGE))],
+            topics.RESULT: [record(topics.RESULT, 0, self.result("r1"))],
+        }  # fmt: skip
+        self.next = {topics.COMMAND: 1, topics.CALL_USAGE: 4, topics.RESULT: 1}
+        self.starts: dict[str, int] = {}
+        self.row_changes: dict[int, Any] = {}
+        self.public_changes: dict[str, Any] = {}
+        self.position_changes: dict[str, Any] = {}
+        self.tamper: Callable[[list[bytes]], list[bytes]] = lambda values: values
+
+    @staticmethod
+    def entry(
+        seq: int, kind: str, amount: str, after: str, cause: tuple[str, int, str, str], **more: Any
+    ) -> dict[str, Any]:
+        topic, offset, source, name = cause
+        return {
+            "tenant_id": TENANT,
+            "seq": seq,
+            "kind": kind,
+            "amount": amount,
+            "currency": "USD",
+            "balance_after": after,
+            "at": AT,
+            "booked_at": AT,
+            "caused_by": {
+                "topic": topic, "partition": 0, "offset": offset, "source": source, "id": name,
+            },
+            **more,
+        }  # fmt: skip
+
+    def charge(self, seq: int, offset: int, name: str, amount: str, after: str) -> dict[str, Any]:
+        rate = {"version": DECK.version, "prefix": "4420", "duration_s": 60}
+        cause = (topics.CALL_USAGE, offset, "pbx", name)
+        return self.entry(seq, "charge", amount, after, cause, rate=rate)
+
+    @staticmethod
+    def letter(offset: int, value: bytes, reason: str = "malformed_json") -> Record:
+        return record(
+            topics.dead_letters_of(topics.CALL_USAGE), 0, value,
+            credits_dlq_partition="0", credits_dlq_offset=str(offset), credits_dlq_reason=reason,
+            credits_dlq_path="$", credits_dlq_failed_at=AT,
+        )  # fmt: skip
+
+    @staticmethod
+    def request(epoch: int, attempt: int, recharge_id: str, **changes: Any) -> dict[str, Any]:
+        return {
+            "recharge_id": recharge_id, "tenant_id": TENANT, "epoch": epoch, "attempt": attempt,
+            "amount": "50", "expires_at": AT,
+        } | changes  # fmt: skip
+
+    @staticmethod
+    def result(name: str, **changes: Any) -> dict[str, Any]:
+        return {
+            "result_id": name, "source": "pay", "recharge_id": RECHARGE, "payment_id": "p1",
+            "status": "succeeded", "amount": {"amount": "50", "currency": "USD"},
+            "occurred_at": AT,
+        } | changes  # fmt: skip
+
+    def ledger(self) -> tuple[list[bytes], bytes]:
+        """The entries as bytes, chained, and the chain's head."""
+        head = bytes(32)
+        values = []
+        for entry in self.entries:
+            body = json.dumps(entry, separators=(",", ":")).encode()[:-1]
+            head = sha256(head + body).digest()
+            values.append(body + b',"hash":"' + head.hex().encode() + b'"}')
+        return self.tamper(values), head
+
+    def log(self) -> Log:
+        values, head = self.ledger()
+        last = self.entries[-1]
+        left = round(float(last["balance_after"]) * 10**9)
+        at = datetime(2026, 3, 2, tzinfo=UTC)
+        row: list[Any] = [
+            1, TENANT, "USD", last["seq"], head, 0,
+            [["g1", "paid", 100, left, left, at, None, at]],
+        ]  # fmt: skip
+        for place, changed in self.row_changes.items():
+            row[place] = changed
+        key, value = TENANT.encode(), b"\xff" * 8 + msgspec.msgpack.encode(row)
+        position = {
+            "version": 1,
+            "now": AT,
+            "sources": {topic: {"next": offset} for topic, offset in self.next.items()},
+            "rows": 1,
+            "digest": f"{xxh3_64_intdigest(key + value):016x}",
+            "balances": {},
+            "tenants": {},
+            "seen_next": 1,
+        } | self.position_changes
+        public = {
+            "tenant_id": TENANT,
+            "balance": last["balance_after"],
+            "seq": last["seq"],
+            "hash": head.hex(),
+        } | self.public_changes
+        return Log(
+            partition=0,
+            rows={key: value, b"\0position": json.dumps(position).encode()},
+            records={
+                **self.records,
+                topics.LEDGER: [
+                    record(topics.LEDGER, offset, value) for offset, value in enumerate(values)
+                ],
+                topics.BALANCE: [record(topics.BALANCE, 0, public)],
+            },
+            starts=self.starts,
+        )
+
+    def audited(self, partitions: int = 1, options: Options | None = None) -> Report:
+        report, _ = audit(
+            [self.log()], names=NAMES, partitions=partitions, deck=DECK, options=options
+        )
+        return report
+
+
+def violated(report: Report) -> set[str]:
+    return {name for name, finding in report.findings.items() if finding.violations}

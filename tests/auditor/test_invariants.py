@@ -1,0 +1,298 @@
+"""Every invariant has a breach that turns it red; correct books turn none."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from schemas import topics
+from streams.settings import Settings
+from streams.testbed import auditor
+from streams.testbed.auditor import HOLDS, INVARIANTS, UNKNOWN, VIOLATED, Deck, Options
+from tests.auditor.books import DECK, RECHARGE, Books, record, usage, violated
+
+
+def test_correct_books_hold() -> None:
+    report = Books().audited()
+    assert report.exit_code == HOLDS, report.lines()
+    assert report.counts["entries"] == 3
+
+
+def charged_twice(books: Books) -> None:
+    books.entries.append(books.charge(4, 1, "e1", "-0.6", "148.8"))
+
+
+def charged_twice_at_one_place(books: Books) -> None:
+    books.entries.append(books.charge(4, 0, "e1", "-0.6", "148.8"))
+
+
+def lost(books: Books) -> None:
+    books.records[topics.CALL_USAGE].append(record(topics.CALL_USAGE, 4, usage("e9")))
+    books.next[topics.CALL_USAGE] = 5
+
+
+def booked_and_buried(books: Books) -> None:
+    letters = books.records[topics.dead_letters_of(topics.CALL_USAGE)]
+    raw = books.records[topics.CALL_USAGE][0].value or b""
+    letters.append(books.letter(0, raw, "unrated"))
+
+
+def altered_letter(books: Books) -> None:
+    books.records[topics.dead_letters_of(topics.CALL_USAGE)] = [books.letter(2, b"{broker")]
+
+
+def no_letter(books: Books) -> None:
+    books.records[topics.dead_letters_of(topics.CALL_USAGE)] = []
+
+
+def wrong_reason(books: Books) -> None:
+    value = json.dumps(usage("e7"), separators=(",", ":")).encode()
+    books.records[topics.CALL_USAGE].append(record(topics.CALL_USAGE, 4, value))
+    books.next[topics.CALL_USAGE] = 5
+    books.records[topics.dead_letters_of(topics.CALL_USAGE)].append(
+        books.letter(4, value, "too_late")
+    )
+
+
+def conflict_unreported(books: Books) -> None:
+    changed = record(topics.CALL_USAGE, 1, usage("e1", duration_s=600))
+    books.records[topics.CALL_USAGE][1] = changed
+
+
+def request_changed(books: Books) -> None:
+    again = books.request(1, 1, RECHARGE, amount="51")
+    books.records[topics.REQUESTED].append(record(topics.REQUESTED, 1, again))
+
+
+def request_with_another_id(books: Books) -> None:
+    again = books.request(1, 1, "made-up")
+    books.records[topics.REQUESTED].append(record(topics.REQUESTED, 1, again))
+
+
+def two_in_flight(books: Books) -> None:
+    import uuid
+
+    from tests.auditor.books import NAMESPACE, TENANT
+
+    for epoch in (2, 3):
+        derived = str(uuid.uuid5(NAMESPACE, f"{TENANT}/{epoch}/1"))
+        books.records[topics.REQUESTED].append(
+            record(topics.REQUESTED, epoch, books.request(epoch, 1, derived))
+        )
+
+
+def credited_twice(books: Books) -> None:
+    cause = (topics.RESULT, 1, "pay", "r2")
+    links = {"recharge_id": RECHARGE, "payment_id": "p1"}
+    books.entries.append(books.entry(4, "recharge", "50", "199.4", cause, **links))
+    books.records[topics.RESULT].append(record(topics.RESULT, 1, books.result("r2")))
+    books.next[topics.RESULT] = 2
+
+
+def not_credited(books: Books) -> None:
+    other = books.result("r2", payment_id="p2", recharge_id="by-hand")
+    books.records[topics.RESULT].append(record(topics.RESULT, 1, other))
+    books.next[topics.RESULT] = 2
+
+
+def unanswered(books: Books) -> None:
+    books.records[topics.NOTIFICATION] = []
+
+
+def answered_twice(books: Books) -> None:
+    books.records[topics.NOTIFICATION] *= 2
+
+
+def gap(books: Books) -> None:
+    books.entries[2]["seq"] = 4
+
+
+def altered_byte(books: Books) -> None:
+    books.tamper = lambda values: [
+        value.replace(b'"usage_kind"', b'"usage_Kind"').replace(
+            b'"source":"pbx"', b'"source":"PBX"'
+        )
+        for value in values
+    ]
+    books.records[topics.CALL_USAGE][0] = record(topics.CALL_USAGE, 0, usage("e1", source="PBX"))
+    books.records[topics.CALL_USAGE][1] = record(topics.CALL_USAGE, 1, usage("e1", source="PBX"))
+
+
+def wrong_price(books: Books) -> None:
+    books.entries[1]["amount"], books.entries[1]["balance_after"] = "-0.7", "99.3"
+    books.entries[2]["balance_after"] = "149.3"
+
+
+def wrong_balance_after(books: Books) -> None:
+    books.entries[1]["balance_after"] = "99"
+
+
+def wrong_public_balance(books: Books) -> None:
+    books.public_changes["balance"] = "149"
+
+
+def row_behind(books: Books) -> None:
+    books.row_changes[3] = 9
+
+
+def wrong_digest(books: Books) -> None:
+    books.position_changes["digest"] = "0" * 16
+
+
+def wrong_row_count(books: Books) -> None:
+    books.position_changes["rows"] = 2
+
+
+def wrong_cause(books: Books) -> None:
+    books.entries[0]["caused_by"]["id"] = "somebody-else"
+
+
+def cause_not_there(books: Books) -> None:
+    books.entries[0]["caused_by"]["offset"] = 7
+    books.next[topics.COMMAND] = 8
+
+
+BREACHES: list[tuple[Callable[[Books], None], set[str]]] = [
+    (charged_twice, {"at_most_once"}),
+    (charged_twice_at_one_place, {"at_most_once"}),
+    (lost, {"at_least_once"}),
+    (booked_and_buried, {"at_least_once"}),
+    (altered_letter, {"at_least_once"}),
+    (no_letter, {"at_least_once"}),
+    (wrong_reason, {"at_least_once"}),
+    (conflict_unreported, {"at_least_once"}),
+    (request_changed, {"one_request"}),
+    (request_with_another_id, {"one_request"}),
+    (two_in_flight, {"one_request"}),
+    (credited_twice, {"credit_once"}),
+    (not_credited, {"credit_once"}),
+    (unanswered, {"answered"}),
+    (answered_twice, {"answered"}),
+    (gap, {"sequence"}),
+    (altered_byte, {"chain"}),
+    (wrong_price, {"price"}),
+    (wrong_balance_after, {"conservation"}),
+    (wrong_public_balance, {"conservation"}),
+    (row_behind, {"changelog"}),
+    (wrong_digest, {"changelog"}),
+    (wrong_row_count, {"changelog"}),
+    (wrong_cause, {"cause"}),
+    (cause_not_there, {"cause"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("breach", "expected"), BREACHES, ids=[breach.__name__ for breach, _ in BREACHES]
+)
+def test_a_breach_turns_its_invariant_red_and_no_other(
+    breach: Callable[[Books], None], expected: set[str]
+) -> None:
+    books = Books()
+    breach(books)
+    report = books.audited()
+    assert violated(report) == expected, report.lines()
+    assert report.exit_code == VIOLATED
+
+
+def test_every_invariant_can_turn_red() -> None:
+    covered = {name for _, names in BREACHES for name in names}
+    # These three have tests of their own below.
+    assert covered | {"partition", "stable", "expectation"} == set(INVARIANTS)
+
+
+def test_records_on_a_partition_of_another_key_are_noticed() -> None:
+    assert "partition" in violated(Books().audited(partitions=7))
+
+
+def test_a_strayed_record_that_never_arrives_is_noticed() -> None:
+    key = next(
+        name.encode()
+        for name in (f"t-{number}" for number in range(99))
+        if auditor.home(name.encode(), 2) == 1
+    )
+    books = Books()
+    home_key = b"contoso"
+    assert auditor.home(home_key, 2) in (0, 1)
+    if auditor.home(home_key, 2) != 0:
+        pytest.skip("the books' tenant does not belong to partition 0 of 2")
+    event = usage("strayed", tenant_id=key.decode())
+    books.records[topics.CALL_USAGE].append(record(topics.CALL_USAGE, 4, event, key=key))
+    books.next[topics.CALL_USAGE] = 5
+    assert "partition" in violated(books.audited(partitions=2))
+
+
+def test_what_lies_beyond_the_position_is_pending() -> None:
+    books = Books()
+    books.records[topics.CALL_USAGE].append(record(topics.CALL_USAGE, 4, usage("e9")))
+    report = books.audited()
+    assert report.exit_code == HOLDS
+    assert report.counts["pending"] == 1
+
+
+def test_a_trimmed_source_is_unknown_and_never_a_pass() -> None:
+    books = Books()
+    books.records[topics.COMMAND] = []
+    books.records[topics.NOTIFICATION] = []
+    books.starts = {topics.COMMAND: 1}
+    report = books.audited()
+    assert report.exit_code == UNKNOWN
+    assert report.findings["cause"].unknown
+
+
+def test_a_deck_that_is_not_at_hand_is_unknown() -> None:
+    other = Deck(
+        b"Destination Name,Destination Type,Country,Prefix,Price / min\nA,m,GB,4420,0.60\n"
+    )
+    report, _ = auditor.audit(
+        [Books().log()],
+        names={topic.name: topic.name for topic in topics.MANIFEST},
+        partitions=1,
+        deck=other,
+    )
+    assert report.exit_code == UNKNOWN
+    assert report.findings["price"].unknown
+
+
+@pytest.mark.parametrize(
+    ("foreseen", "holds"),
+    [
+        ({"by_reason": {"malformed_json": 1}, "distinct_ids": 2}, True),
+        ({"by_reason": {"malformed_json": 2}, "distinct_ids": 2}, False),
+        ({"by_reason": {}, "distinct_ids": 3}, False),
+    ],
+)
+def test_what_a_load_foresaw_is_compared(
+    foreseen: dict[str, object], holds: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "expectation.json"
+    path.write_text(json.dumps(foreseen))
+    report = Books().audited(options=Options(expect=path))
+    assert ("expectation" not in violated(report)) is holds
+
+
+async def test_a_broker_that_is_away_is_unknown() -> None:
+    report = await auditor.verify(Settings(broker="127.0.0.1:1"), Options())
+    assert report.exit_code == UNKNOWN
+
+
+def test_own_arithmetic_agrees_with_the_published_figures() -> None:
+    deck = Deck(
+        b"Destination Name,Destination Type,Country,Prefix,Price / min,Connect fee,"
+        b"Initial increment,Increment,Rounding\n"
+        b"A,m,GB,4420,0.015,0,30,6,\nB,m,ZW,263,0.223,0.05,60,60,\nC,m,US,1,0.015,0,1,1,up/2\n"
+    )
+    for prefix, seconds, cost in (("4420", 219, 55_500_000), ("263", 600, 2_280_000_000)):
+        assert deck.cost(deck.rows[prefix], seconds) == cost
+    assert deck.cost(deck.rows["1"], 219) == 60_000_000
+    assert deck.cost(deck.rows["1"], 0) == 0
+    assert deck.find("12125550123") == ("1", deck.rows["1"])
+    assert DECK.find("99") is None
+
+
+@pytest.mark.parametrize(
+    ("key", "hashed"),
+    [(b"21", -973932308), (b"foobar", -790332482), (b"a-little-bit-long-string", -985981536)],
+)
+def test_the_key_hash_is_kafkas(key: bytes, hashed: int) -> None:
+    assert auditor.murmur2(key) == hashed & 0xFFFFFFFF
