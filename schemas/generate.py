@@ -175,12 +175,13 @@ def documents() -> dict[str, dict[str, Any]]:
     return made
 
 
-def stale() -> list[str]:
-    """The committed files that differ from what the types say."""
+def stale(folder: Path = FOLDER) -> list[str]:
+    """The files of a folder that differ from what the types say."""
     return [
         name
         for name, schema in documents().items()
-        if not (FOLDER / name).is_file() or (FOLDER / name).read_text() != _text(schema)
+        if not (folder / name).is_file()
+        or (folder / name).read_text(encoding="utf-8") != _text(schema)
     ]
 
 
@@ -188,15 +189,22 @@ def _text(schema: dict[str, Any]) -> str:
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
+def write(folder: Path = FOLDER) -> list[Path]:
+    """Write all schemas into a folder, made if need be; the paths written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, schema in documents().items():
+        (folder / name).write_text(_text(schema), encoding="utf-8")
+        written.append(folder / name)
+    return written
+
+
 def main() -> None:
     """Write the files, or check them."""
-    if "--check" in sys.argv:
-        if found := stale():
-            raise SystemExit(f"out of date: {', '.join(found)}; run python -m schemas.generate")
-        return
-    FOLDER.mkdir(exist_ok=True)
-    for name, schema in documents().items():
-        (FOLDER / name).write_text(_text(schema))
+    if "--check" not in sys.argv:
+        write()
+    elif found := stale():
+        raise SystemExit(f"out of date: {', '.join(found)}; run python -m schemas.generate")
 
 
 if __name__ == "__main__":

@@ -57,10 +57,18 @@ class Settings(Struct, frozen=True, kw_only=True):
     replication: Annotated[
         int, Meta(ge=1, le=9, description="replication factor of topics we create")
     ] = 1
-    call_usage_topic: Annotated[str | None, Meta(description="taken as it is")] = None
-    conference_usage_topic: Annotated[str | None, Meta(description="taken as it is")] = None
-    requested_topic: Annotated[str | None, Meta(description="taken as it is")] = None
-    result_topic: Annotated[str | None, Meta(description="taken as it is")] = None
+    call_usage_topic: Annotated[
+        str | None, Meta(description="name of the call usage topic, without namespace")
+    ] = None
+    conference_usage_topic: Annotated[
+        str | None, Meta(description="name of the conference usage topic, without namespace")
+    ] = None
+    requested_topic: Annotated[
+        str | None, Meta(description="name of the recharge request topic, without namespace")
+    ] = None
+    result_topic: Annotated[
+        str | None, Meta(description="name of the recharge result topic, without namespace")
+    ] = None
     deck: Annotated[
         Path | None, Meta(description="CSV file of the default rate deck; absent: the packaged one")
     ] = None

@@ -21,6 +21,7 @@ from streams.cli import (
     operate,
     settings,
     tenants,
+    wire,
 )
 from streams.cli.output import (
     EXIT_BROKER_AWAY,
@@ -118,7 +119,17 @@ def version(context: typer.Context) -> None:
     output_of(context).row({"version": VERSION})
 
 
-for _group in (demo, operate, tenants, balances, settings, dead_letters, doctor, configuration):
+for _group in (
+    demo,
+    operate,
+    tenants,
+    balances,
+    settings,
+    dead_letters,
+    doctor,
+    configuration,
+    wire,
+):
     _group.register(app)
 
 

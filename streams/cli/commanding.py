@@ -25,6 +25,8 @@ from streams.cli.output import (
 from streams.settings import Settings
 
 SOURCE: Final = "credits-cli"
+# How the pattern of an amount begins, wherever a library quotes it.
+_AMOUNT: Final = "^-?(0|[1-9][0-9]{0,9})"
 _FIRST_ANSWERS: Final = (NoticeKind.COMMAND_APPLIED, NoticeKind.COMMAND_REFUSED)
 
 IdOption = typer.Option("--id", help="Repeat an earlier command by its id; it is booked once.")
@@ -52,6 +54,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
             msgspec.json.decode(self.value(datetime.now(UTC)), type=AnyCommand)
         except msgspec.ValidationError as error:
             what = str(error).partition(" - at ")[0]
+            if _AMOUNT in what:
+                what = "no amount such as 20 or 20.00"
             return f"{fault_path(error).removeprefix('$.')}: {what}"
         return None
 

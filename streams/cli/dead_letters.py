@@ -131,7 +131,7 @@ def list_letters(
     letters = wait_for(_letters(settings_now(), reason, tenant, topic))
     output = output_of(context)
     if count:
-        counts = Counter((letter.topic, letter.reason) for letter in letters)
+        counts = Counter((letter.source, letter.reason) for letter in letters)
         rows = [
             {"topic": name, "reason": why, "letters": number}
             for (name, why), number in sorted(counts.items())
@@ -141,7 +141,7 @@ def list_letters(
     output.table(
         [
             {
-                "place": f"{letter.topic}/{letter.partition}/{letter.offset}",
+                "place": f"{letter.source}/{letter.partition}/{letter.offset}",
                 "reason": letter.reason,
                 "path": letter.path,
                 "tenant_id": letter.tenant,

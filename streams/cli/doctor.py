@@ -79,6 +79,7 @@ async def _checks(settings: Settings) -> AsyncIterator[Check]:
         remedy="Install Python 3.11 or newer.",
     )
     yield _libraries()
+    yield _schemas()
     try:
         differences = await provision.plan(settings)
     except provision.BrokerAwayError as error:
@@ -115,6 +116,18 @@ def _libraries() -> Check:
         ok=not missing,
         found=", ".join([*found, *(f"{name} is missing" for name in missing)]),
         remedy="pip install --require-hashes -r requirements/main.lock",
+    )
+
+
+def _schemas() -> Check:
+    from schemas import generate
+
+    different = generate.stale()
+    return Check(
+        check="schemas",
+        ok=not different,
+        found=f"{', '.join(different)}: not what the types say" if different else "as generated",
+        remedy="Install the package again; in a checkout: python -m schemas.generate",
     )
 
 

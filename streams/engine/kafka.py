@@ -7,6 +7,7 @@ import aiokafka.producer.sender
 import aiokafka.record._crecords.default_records as compiled_records
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.codec import lz4_encode
+from aiokafka.consumer import fetcher
 
 from streams.settings import Settings
 
@@ -36,12 +37,21 @@ def _lz4_level_1(payload: Any) -> bytes:
     return compressed
 
 
+class _PlainRecords(fetcher.PartitionRecords):  # type: ignore[misc]
+    """Hands out the compiled parser's records as they are. An object of the client's own for each
+    one costs 3 µs and the collector's time; who reads a slice knows its topic and partition."""
+
+    def _consumer_record(self, _: Any, record: Any) -> Any:
+        return record
+
+
 def tune_client() -> None:
-    """Set what aiokafka has no setting for; call once, before the first producer.
+    """Set what aiokafka has no setting for; call once, before the first client of a worker.
 
     Level 9 costs 2 µs a record for a few per cent of size; 20 ms between transactional requests
     are most of a small transaction.
     """
+    fetcher.PartitionRecords = _PlainRecords
     compiled_records.lz4_encode = _lz4_level_1
     aiokafka.producer.sender.BACKOFF_OVERRIDE = 0.002
 

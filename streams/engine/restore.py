@@ -160,7 +160,7 @@ async def restore(settings: Settings, partition: int, marks: Marks) -> Restored:
             restored.records += len(records)
             if tp == ids:
                 for record in records:
-                    batch = _unpacked(record)
+                    batch = _unpacked(record, tp)
                     restored.seen.remember(batch)
                     next_ordinal = batch.ordinal + 1
             else:
@@ -190,13 +190,13 @@ async def restore(settings: Settings, partition: int, marks: Marks) -> Restored:
     return restored
 
 
-def _unpacked(record: Any) -> seen.Ids:
+def _unpacked(record: Any, tp: TopicPartition) -> seen.Ids:
     try:
         return seen.unpack(record.value or b"")
     except ValueError as error:
         raise StoppedError(
             Stop.STATE_LOST,
-            f"{record.topic}/{record.partition} offset {record.offset} is damaged: {error}",
+            f"{tp.topic}/{tp.partition} offset {record.offset} is damaged: {error}",
         ) from None
 
 

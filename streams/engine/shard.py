@@ -489,7 +489,7 @@ class Shard:
     async def _decide(self, taken: Sequence[Slice]) -> Work:
         now = self.now()
         fates: list[tuple[Any, str, DeadLetterReason, str]] = []
-        moves: list[tuple[Any, int]] = []
+        moves: list[tuple[Any, str, int]] = []
         tally = Tally()
         candidates = await self._read(taken, now, fates, moves, tally)
         known = self._seen.probe([candidate.fingerprint for candidate in candidates])
@@ -513,8 +513,8 @@ class Shard:
             fates.append((candidate.record, candidate.topic, DeadLetterReason.DEFECT, ""))
         for record, topic, reason, path in fates:
             self._bury(work, record, topic, reason, path)
-        for record, target in moves:
-            self._move(work, record, target)
+        for record, topic, target in moves:
+            self._move(work, record, topic, target)
         self._close(work, taken)
         return work
 
@@ -523,7 +523,7 @@ class Shard:
         taken: Sequence[Slice],
         now: datetime,
         fates: list[tuple[Any, str, DeadLetterReason, str]],
-        moves: list[tuple[Any, int]],
+        moves: list[tuple[Any, str, int]],
         tally: Tally,
     ) -> list[_Candidate]:
         """Decode every record not booked yet; those that are no event of ours get their fate."""
@@ -549,7 +549,7 @@ class Shard:
                     if target != self.partition:
                         tally.add("credits_wrong_partition_total", topic)
                         if usage or topic == topics.RESULT:
-                            moves.append((record, target))
+                            moves.append((record, topic, target))
                         else:
                             fates.append((record, topic, DeadLetterReason.WRONG_PARTITION, ""))
                         continue
@@ -820,8 +820,8 @@ class Shard:
             record.value,
             [
                 *kept,
-                ("credits-dlq-topic", record.topic.encode()),
-                ("credits-dlq-partition", str(record.partition).encode()),
+                ("credits-dlq-topic", self._names.of(topic).encode()),
+                ("credits-dlq-partition", str(self.partition).encode()),
                 ("credits-dlq-offset", str(record.offset).encode()),
                 ("credits-dlq-timestamp", str(record.timestamp).encode()),
                 ("credits-dlq-reason", reason.value.encode()),
@@ -833,9 +833,8 @@ class Shard:
         )
         work.tally.add("credits_dead_letters_total", topic, reason.value)
 
-    def _move(self, work: Work, record: Any, target: int) -> None:
+    def _move(self, work: Work, record: Any, topic: str, target: int) -> None:
         """Publish a misplaced record again where its key belongs, value and headers unchanged."""
-        topic = self._manifest_of[record.topic]
         headers = list(record.headers or ())
         size = (
             len(record.key)
@@ -847,13 +846,13 @@ class Shard:
             self._bury(work, record, topic, DeadLetterReason.WRONG_PARTITION, "")
             work.tally.add("credits_events_total", topic, "rejected")
             return
-        place = f"{record.topic}/{record.partition}/{record.offset}"
+        name = self._names.of(topic)
         work.outputs.append(
-            record.topic,
+            name,
             target,
             record.key,
             record.value,
-            [*headers, (MOVED_FROM, place.encode())],
+            [*headers, (MOVED_FROM, f"{name}/{self.partition}/{record.offset}".encode())],
         )
         work.tally.add("credits_events_total", topic, "moved")
 

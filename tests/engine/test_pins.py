@@ -9,6 +9,7 @@ from importlib.metadata import version
 import aiokafka.producer.sender
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from faust.tables.manager import TableManager
 from faust.tables.recovery import Recovery
@@ -32,6 +33,7 @@ def test_faust_is_the_version_this_was_written_for() -> None:
         (BaseConsumer, "perform_seek", ["self"]),
         (BaseConsumer, "force_commit", ["self", "topics"]),
         (Consumer, "verify_event_path", ["self", "now", "tp"]),
+        (PartitionRecords, "_consumer_record", ["self", "tp", "record"]),
         (Recovery, "need_recovery", ["self"]),
         (Recovery, "on_recovery_completed", ["self", "generation_id"]),
         (Recovery, "_build_highwaters", ["self"]),

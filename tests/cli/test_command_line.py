@@ -1,0 +1,243 @@
+"""How the command line behaves whatever the command: help, errors, exit codes, forms of output."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import typer.main
+
+from streams import VERSION
+from streams.cli import app
+from streams.cli.output import Output
+from streams.settings import PREFIX, Settings
+from streams.testbed.broker import free_port
+from tests.cli.conftest import ROOT, Answer, plain_environment
+
+Call = Callable[..., Answer]
+SLOW = {"aiokafka", "faust", "aiohttp", "rich", "prometheus_client", "uvloop", "numpy"}
+
+
+def every_command() -> Iterator[tuple[str, ...]]:
+    def below(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        yield path
+        for name, one in getattr(command, "commands", {}).items():
+            yield from below(one, (*path, name))
+
+    return below(typer.main.get_command(app), ())
+
+
+def test_help_loads_nothing_that_is_slow_to_load() -> None:
+    code = "import sys\nfrom streams.cli import app\nprint(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert SLOW.isdisjoint(done.stdout.split())
+
+
+@pytest.mark.parametrize("path", list(every_command()), ids=" ".join)
+def test_every_command_says_what_it_is_for(said: Call, path: tuple[str, ...]) -> None:
+    answer = said(*path, "--help")
+    assert answer.code == 0
+    usage, _, rest = answer.stdout.partition("\n\n")
+    assert usage.startswith("Usage: ")
+    assert rest.strip()
+    assert not rest.strip().startswith("Options:")
+
+
+def test_the_version_is_data_on_stdout(said: Call) -> None:
+    assert said("version").row == {"version": VERSION}
+
+
+def test_common_options_may_stand_behind_the_command(said: Call) -> None:
+    assert said("version", "--json", "--quiet") == said("--json", "--quiet", "version")
+
+
+def test_words_behind_two_dashes_are_no_options(said: Call) -> None:
+    assert said("vectors", "--", "--json").stderr.startswith("--json cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["frobnicate"], "No such command"),
+        (["balence", "t-1"], "Did you mean 'balance'"),
+        (["balance"], "Missing argument"),
+        (["balance", "two words"], "is no tenant id"),
+        (["balances", "--below", "1e5"], "is no amount. Enter one such as 20 or 20.00."),
+        (["balances", "--sort", "colour"], "choose balance or tenant_id"),
+        (["topup", "t-1", "50", "dollars"], "is no currency. Enter three letters such as USD."),
+        (["topup", "t-1", "50", "--reason", "x"], "goes with --already-paid"),
+        (["adjust", "t-1", "-2.00"], "needs a --reason"),
+        (["adjust", "t-1", "-2.00", "--raeson", "x"], "unexpected extra argument"),
+        (["tenant", "open", "t-1", "--billing-from", "soon"], "billing_from: Invalid RFC3339"),
+        (["tenant", "open", "t-1", "--id", "i" * 256], "an id has 1 to 255 characters"),
+        (["tenant", "close", "t-1"], "Say --yes if that is meant"),
+        (["settings", "set", "t-1"], "Nothing to change"),
+        (["settings", "set", "t-1", "--method", "all"], "choose one of fixed, fixed_multiple"),
+        (["dlq", "list", "--reason", "bad"], "is no reason: malformed_json"),
+        (["dlq", "list", "--topic", "mine"], "is no source topic: credits.command.v1"),
+        (["dlq", "show", "telephony.call.usage.v1/1"], "is no TOPIC/PARTITION/OFFSET"),
+        (["demo", "--for", "soon"], "Write one such as 20s, 5m or 1h"),
+        (["demo", "--for", "0s"], "at least 1s"),
+        (["load", "--late", "101"], "more than 100 per cent"),
+        (["load"], "Set CREDITS_NAMESPACE (demo- or another), or say --yes-this-is-not"),
+        (["payments", "run"], "Set CREDITS_NAMESPACE (demo- or another), or say --yes-this-is-not"),
+        (["verify", "--expect", "nowhere.json"], "nowhere.json is no file"),
+        (["vectors", "nowhere.json"], "nowhere.json cannot be read"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_ends_with_2_and_says_what_is_right(
+    said: Call, arguments: list[str], told: str
+) -> None:
+    namespace = {} if arguments[0] in ("payments", "load") else {"CREDITS_NAMESPACE": "t-x-"}
+    if "--late" in arguments:
+        namespace = {"CREDITS_NAMESPACE": "t-x-"}
+    answer = said(*arguments, **namespace)
+    assert answer.code == 2
+    assert told in answer.stderr
+    assert answer.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["balance", "t-1"],
+        ["balances"],
+        ["tenant", "show", "t-1"],
+        ["tenant", "open", "t-1"],
+        ["topup", "t-1", "50"],
+        ["adjust", "t-1", "-1", "--reason", "x"],
+        ["settings", "show", "t-1"],
+        ["settings", "set", "t-1", "--disable"],
+        ["topics", "plan"],
+        ["topics", "apply"],
+        ["topics", "check"],
+        ["dlq", "list"],
+        ["dlq", "replay", "--yes"],
+        ["load", "--events", "1"],
+        ["payments", "run"],
+        ["worker"],
+    ],
+    ids=" ".join,
+)
+def test_a_missing_broker_ends_with_69_in_one_line(arguments: list[str]) -> None:
+    broker = f"127.0.0.1:{free_port()}"
+    done = subprocess.run(
+        [sys.executable, "-m", "streams", *arguments, "--quiet"],
+        cwd=ROOT,
+        env=plain_environment(CREDITS_BROKER=broker, CREDITS_NAMESPACE="t-x-"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 69
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1] == (
+        f"No broker at {broker}. Start one with `credits demo`, or set CREDITS_BROKER."
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_the_doctor_finds_a_missing_broker_and_looks_at_the_rest(said: Call) -> None:
+    answer = said(
+        "doctor",
+        CREDITS_BROKER=f"127.0.0.1:{free_port()}",
+        CREDITS_METRICS_PORT=str(free_port()),
+    )
+    assert answer.code == 69
+    found = {row["check"]: row for row in answer.rows}
+    assert found["python"]["ok"]
+    assert found["libraries"]["ok"]
+    assert not found["broker"]["ok"]
+    assert "CREDITS_BROKER" in found["broker"]["remedy"]
+    assert not found["worker"]["ok"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("CREDITS_BROKR", "x"), ("CREDITS_PARTITIONS", "0"), ("CREDITS_BROKER", "here:there")],
+)
+def test_a_wrong_setting_ends_with_2_in_one_line(said: Call, name: str, text: str) -> None:
+    answer = said("balances", **{name: text})
+    assert answer.code == 2
+    assert answer.stderr.startswith(name)
+    assert answer.stderr.count("\n") == 1
+
+
+def test_config_show_lists_every_setting_with_its_meaning(said: Call) -> None:
+    answer = said("config", "show", CREDITS_PARTITIONS="6")
+    assert answer.code == 0
+    found = {row["variable"]: row for row in answer.rows}
+    assert found.keys() == {
+        PREFIX + field.name.upper() for field in msgspec.structs.fields(Settings)
+    }
+    assert (found["CREDITS_PARTITIONS"]["value"], found["CREDITS_PARTITIONS"]["default"]) == (
+        "6",
+        "12",
+    )
+    assert [name for name, row in found.items() if not row["meaning"]] == []
+
+
+def test_config_show_works_with_wrong_settings_for_it_is_what_errors_point_to(said: Call) -> None:
+    answer = said("config", "show", CREDITS_PARTITIONS="6", CREDITS_PORTS="1")
+    assert answer.code == 2
+    assert answer.stderr.startswith("CREDITS_PORTS is no setting")
+    assert {row["variable"]: row["value"] for row in answer.rows}["CREDITS_PARTITIONS"] == "6"
+
+
+ROWS = [{"tenant_id": "t-1", "balance": "20.5"}, {"tenant_id": "[red]t-2", "balance": "-1"}]
+
+
+def test_a_terminal_gets_a_table_as_it_stands(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    Output(as_json=False, quiet=False).table(ROWS, "none")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["tenant_id", "balance"], ["t-1", "20.5"], ["[red]t-2", "-1"]]
+
+
+def test_a_pipe_gets_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(as_json=True, quiet=False).table(ROWS, "none")
+    assert [msgspec.json.decode(line) for line in capsys.readouterr().out.splitlines()] == ROWS
+
+
+@pytest.mark.parametrize(("quiet", "told"), [(False, "none\n"), (True, "")])
+def test_prose_goes_to_stderr_unless_it_shall_be_quiet(
+    capsys: pytest.CaptureFixture[str], quiet: bool, told: str
+) -> None:
+    Output(as_json=False, quiet=quiet).table([], "none")
+    assert capsys.readouterr() == ("", told)
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; '{sys.executable}' -m streams config show | true"],
+        cwd=ROOT,
+        env=plain_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_schemas_are_exported_and_a_changed_copy_is_found(said: Call, tmp_path: Path) -> None:
+    assert said("schemas", "check").code == 0
+    written = [Path(row["file"]) for row in said("schemas", "export", str(tmp_path / "out")).rows]
+    assert written
+    assert said("schemas", "check", str(tmp_path / "out")).code == 0
+    written[0].write_text("{}")
+    answer = said("schemas", "check", str(tmp_path / "out"))
+    assert (answer.code, [row["file"] for row in answer.rows]) == (1, [written[0].name])
+
+
+def test_a_file_that_cannot_be_read_is_named(said: Call, tmp_path: Path) -> None:
+    answer = said("tenant", "import", str(tmp_path / "none.csv"))
+    assert answer.code == 1
+    assert answer.stderr == f"{tmp_path / 'none.csv'}: No such file or directory.\n"
