@@ -218,14 +218,6 @@ DEFINITIONS: Final = (
         values=(("old", "gap", "lost"),),
     ),
     Definition(
-        name="credits_conservation_drift",
-        kind=Gauge,
-        meaning="Difference between the balances and what the entries sum to; must be 0.",
-        remedy="Stop the workers and run `credits verify`.",
-        labels=("currency",),
-        values=(None,),
-    ),
-    Definition(
         name="credits_build_info",
         kind=Gauge,
         meaning="Always 1; the labels say what runs.",

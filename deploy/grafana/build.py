@@ -132,10 +132,10 @@ def overview() -> Any:
             "max (credits_oldest_unprocessed_seconds{%})",
         ),
         _figure(
-            "Books out of balance",
+            "Shards that refuse to go on",
             "short",
-            "Must be 0. Anything else: stop the workers and run credits verify.",
-            "sum (credits_conservation_drift{%}) or vector(0)",
+            "Must be 0. /readyz of the worker and its log say what was found.",
+            _sum("credits_shard_stopped")[0],
         ),
         _graph(
             "Events by outcome",

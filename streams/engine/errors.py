@@ -18,12 +18,14 @@ class Stop(StrEnum):
 class StoppedError(Exception):
     """The shard must not go on: what Kafka holds contradicts what was booked.
 
-    `reason` is the name; the text says what was seen and what an operator can do next.
+    `reason` is the name; the text says what was seen and what an operator can do next. `topic`
+    is the source topic it is about, if it is about one.
     """
 
-    def __init__(self, reason: Stop, text: str) -> None:
+    def __init__(self, reason: Stop, text: str, topic: str | None = None) -> None:
         super().__init__(f"{reason.value}: {text}")
         self.reason = reason
+        self.topic = topic
 
 
 class FencedError(Exception):

@@ -273,6 +273,7 @@ async def check_sources(
                 f"before {source.next} is booked: {starts[tp] - source.next} records were deleted "
                 "unread. Find them elsewhere, or go on without them: `credits worker "
                 f"--accept-source-loss {tp.topic}:{tp.partition}:{starts[tp]}`",
+                tp.topic,
             )
         if ends[tp] < source.next:
             raise _lost(tp, source, f"ends at {ends[tp]}", ends[tp])
@@ -287,6 +288,7 @@ def _lost(tp: TopicPartition, source: SourcePosition, seen_now: str, offset: int
         f"{tp.topic}/{tp.partition} {seen_now}, but it was read up to {source.next}: it is not "
         "the topic it was. If it was made anew on purpose, name the offset to go on from: "
         f"`credits worker --accept-source-loss {tp.topic}:{tp.partition}:{offset}`",
+        tp.topic,
     )
 
 

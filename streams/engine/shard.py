@@ -244,18 +244,7 @@ class Shard:
         starts = await self._marks.starts(tps)
         if restored.position is not None:
             position = restored.position
-            lost = {
-                topic: SourcePosition(next=offset)
-                for topic, offset in self._accepted_losses.items()
-            }
-            sources = position.sources | lost
-            await check_sources(
-                self._settings,
-                self.partition,
-                msgspec.structs.replace(position, sources=sources),
-                self._marks,
-            )
-            self._sources = sources
+            self._sources = await self._sound_sources(position)
             self._totals = Totals.of(position)
             self._now = position.now
             self._seen_next = position.seen_next
@@ -271,6 +260,22 @@ class Shard:
         ends = await self._marks.ends(waiting)
         self._catch_up = {tp: ends[tp] for tp in waiting if self.next_of(tp.topic) < ends[tp]}
         self._meters["credits_restore_seconds",].observe(monotonic() - started)
+
+    async def _sound_sources(self, position: Position) -> dict[str, SourcePosition]:
+        """The source positions, once every topic is found to be what it was. Where it is not
+        and an operator has accepted that, the position he named; elsewhere it stays as it was,
+        so that the option may be left on a command line."""
+        accepted = dict(self._accepted_losses)
+        while True:
+            try:
+                await check_sources(self._settings, self.partition, position, self._marks)
+                return dict(position.sources)
+            except StoppedError as error:
+                if error.topic not in accepted:
+                    raise
+                lost = SourcePosition(next=accepted.pop(error.topic))
+                sources = {**position.sources, error.topic: lost}
+                position = msgspec.structs.replace(position, sources=sources)
 
     def next_of(self, topic: str) -> int:
         """The next offset of a source topic (its name on the cluster)."""
