@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from schemas import topics
 from schemas.commands import AnyCommand
-from schemas.envelope import Headers, RejectedError, fault_path, open_envelope
+from schemas.envelope import Envelope, Headers, RejectedError, fault_path, open_envelope
 from schemas.funding import RechargeResult
 from schemas.notices import DeadLetterReason
 from schemas.usage import CallUsage, ConferenceUsage, TenantId
@@ -28,6 +28,8 @@ _TYPES: Final = {
     topics.COMMAND: AnyCommand,
     topics.RESULT: RechargeResult,
 }
+_BRACE: Final = 0x7B
+_BARE: Final = Envelope(b"")
 _UNKNOWN: Final = "Object contains unknown field"
 
 
@@ -74,16 +76,19 @@ def decoder(topic: str) -> Callable[[bytes | None, bytes | None, Headers], Decod
     def decode(key: bytes | None, value: bytes | None, headers: Headers) -> Decoded:
         if not value:
             raise RejectedError(DeadLetterReason.MALFORMED_JSON, "$")
-        envelope = open_envelope(value, headers)
+        # Bare JSON has no envelope to open.
+        bare = not headers and value[0] == _BRACE
+        envelope = _BARE if bare else open_envelope(value, headers)
+        data = value if bare else envelope.data
         unknown = False
         try:
             try:
-                event = strict(envelope.data)
+                event = strict(data)
             except msgspec.ValidationError as error:
                 if not str(error).startswith(_UNKNOWN):
                     raise
                 unknown = True
-                event = tolerant(envelope.data)
+                event = tolerant(data)
         except msgspec.ValidationError as error:
             raise RejectedError(schema_violation, fault_path(error)) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -3,7 +3,9 @@
 A draft is made for one event and ends as an `Outcome`; it never leaves `ledger.apply`.
 """
 
+from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final
 
@@ -26,7 +28,10 @@ from streams.billing.money import MAX_BALANCE_NANOS
 PAID_MONTHS: Final = 12
 DEFAULT_PRIORITY: Final = 100
 
+_NOTHING: Final[Mapping[str, Any]] = {}
 _encode: Final = msgspec.json.Encoder().encode
+# Calls cost the same few amounts again and again; balances never.
+_amount_text: Final = lru_cache(maxsize=8_192)(text_from)
 
 
 class Refused(Struct, frozen=True, gc=False):
@@ -95,10 +100,11 @@ class Draft:
         self.balance_nanos = account.balance_nanos
         self.cause = cause
         self.now = now
-        self.entries: list[bytes] = []
-        self.moved: list[tuple[EntryKind, int]] = []
-        self.requests: list[RechargeRequest] = []
-        self.notices: list[Notice] = []
+        # Tuples, not lists: nearly every event adds one entry and nothing else.
+        self.entries: tuple[bytes, ...] = ()
+        self.moved: tuple[tuple[EntryKind, int], ...] = ()
+        self.requests: tuple[RechargeRequest, ...] = ()
+        self.notices: tuple[Notice, ...] = ()
         self.payment: Payment | None = None
         self.withheld: Withheld | None = None
 
@@ -108,9 +114,15 @@ class Draft:
         return f"{self.cause.source}/{self.cause.id}"
 
     def book(
-        self, kind: EntryKind, amount_nanos: int, burnt: Burnt, at: datetime, **details: Any
+        self,
+        kind: EntryKind,
+        amount_nanos: int,
+        burnt: Burnt,
+        at: datetime,
+        details: Mapping[str, Any] = _NOTHING,
     ) -> None:
-        """Write one ledger entry: `amount_nanos` is what the balance changes by.
+        """Write one ledger entry: `amount_nanos` is what the balance changes by, `details` are
+        members of the entry that only its kind has.
 
         Raises RefusedError(`overflow`) when the balance would leave the range a row can hold.
         """
@@ -120,7 +132,7 @@ class Draft:
         if not -MAX_BALANCE_NANOS <= balance_nanos <= MAX_BALANCE_NANOS:
             raise RefusedError(DeadLetterReason.OVERFLOW)
         cause = self.cause
-        amount = text_from(amount_nanos)
+        amount = _amount_text(amount_nanos)
         balance = text_from(balance_nanos)
         entry = LedgerEntry(
             tenant_id=account.tenant_id,
@@ -156,8 +168,8 @@ class Draft:
         # a chain on raw bytes without re-encoding anything.
         body = _encode(entry)[:-1]
         head = sha256(account.head + body).digest()
-        self.entries.append(b'%b,"hash":"%b"}' % (body, head.hex().encode()))
-        self.moved.append((kind, amount_nanos))
+        self.entries += (b'%b,"hash":"%b"}' % (body, head.hex().encode()),)
+        self.moved += ((kind, amount_nanos),)
         self.balance_nanos = balance_nanos
         self.account = replace(
             account,
@@ -174,7 +186,7 @@ class Draft:
         *,
         grant_kind: GrantKind = GrantKind.PAID,
         expires_at: datetime | None = None,
-        **details: Any,
+        details: Mapping[str, Any] = _NOTHING,
     ) -> None:
         """Put money in: a new lot, after it has paid what was overdrawn."""
         if expires_at is None:
@@ -190,26 +202,29 @@ class Draft:
             created_at=self.now,
         )
         burnt = grants.put_in(self.account, grant)
-        self.book(kind, amount_nanos, burnt, self.now, expires_at=expires_at, **details)
+        self.book(kind, amount_nanos, burnt, self.now, {"expires_at": expires_at, **details})
 
     def debit(
-        self, kind: EntryKind, amount_nanos: int, at: datetime | None = None, **details: Any
+        self,
+        kind: EntryKind,
+        amount_nanos: int,
+        at: datetime,
+        details: Mapping[str, Any] = _NOTHING,
     ) -> None:
         """Take money out, below zero if need be: what happened, happened."""
-        at = at or self.now
         burnt = grants.burn(self.account, amount_nanos, at, self.now)
-        self.book(kind, -amount_nanos, burnt, at, **details)
+        self.book(kind, -amount_nanos, burnt, at, details)
 
     def notify(self, notice: NoticeKind, **details: Any) -> None:
         """Announce something to people."""
-        self.notices.append(
+        self.notices += (
             Notice(
                 notice=notice,
                 tenant_id=self.account.tenant_id,
                 at=self.now,
                 caused_by=self.caused_by,
                 **details,
-            )
+            ),
         )
 
     def check_books(self) -> None:
@@ -230,10 +245,10 @@ class Draft:
         return Outcome(
             self.account,
             label,
-            tuple(self.entries),
-            tuple(self.moved),
-            tuple(self.requests),
-            tuple(self.notices),
+            self.entries,
+            self.moved,
+            self.requests,
+            self.notices,
             self.payment,
             None,
             self.withheld,

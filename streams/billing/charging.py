@@ -51,7 +51,8 @@ def charge(draft: Draft, event: UsageEvent, tariff: Tariff) -> str:
     callee = usage.callee
     if callee is None or not coverage.is_e164(callee):
         raise RefusedError(DeadLetterReason.UNRATED, "$.callee")
-    rate = tariff.find(callee[1:])
+    digits = callee[1:]
+    rate = tariff.find(digits)
     if rate is None:
         raise RefusedError(DeadLetterReason.UNRATED, "$.callee")
     priced = rating.price(rate, duration_s)
@@ -61,22 +62,24 @@ def charge(draft: Draft, event: UsageEvent, tariff: Tariff) -> str:
         EntryKind.CHARGE,
         priced.amount_nanos,
         event.ended_at,
-        usage_kind=kind.value,
-        call_id=usage.call_id,
-        callee=coverage.masked(rate.prefix, callee[1:]),
-        late=event.ended_at < draft.now - GRACE,
-        duration_disagrees=event.disagrees,
-        rate=RateUsed(
-            deck=tariff.deck,
-            version=tariff.version,
-            prefix=rate.prefix,
-            per_minute=rate.per_minute_text,
-            connect_fee=rate.connect_fee_text,
-            initial_increment_s=rate.initial_increment_s,
-            increment_s=rate.increment_s,
-            billed_s=priced.billed_s,
-            duration_s=duration_s,
-        ),
+        {
+            "usage_kind": kind,
+            "call_id": usage.call_id,
+            "callee": coverage.masked(rate.prefix, digits),
+            "late": event.ended_at < draft.now - GRACE,
+            "duration_disagrees": event.disagrees,
+            "rate": RateUsed(
+                deck=tariff.deck,
+                version=tariff.version,
+                prefix=rate.prefix,
+                per_minute=rate.per_minute_text,
+                connect_fee=rate.connect_fee_text,
+                initial_increment_s=rate.initial_increment_s,
+                increment_s=rate.increment_s,
+                billed_s=priced.billed_s,
+                duration_s=duration_s,
+            ),
+        },
     )
     return "charged"
 

@@ -100,7 +100,7 @@ def open_with_money(draft: Draft, command: OpenTenant) -> None:
                 "opening_balance", "An opening balance is zero or more, up to 999999999."
             )
         if amount_nanos:
-            draft.credit(EntryKind.GRANT, amount_nanos, reason="opening balance")
+            draft.credit(EntryKind.GRANT, amount_nanos, details={"reason": "opening balance"})
     draft.notify(
         NoticeKind.COMMAND_APPLIED,
         command_id=draft.cause.id,
@@ -304,7 +304,9 @@ def _book_payment(draft: Draft, command: BookPayment, payment: Payment | None) -
             "already_booked", f"The payment {command.payment_id} is booked already."
         )
     draft.credit(
-        EntryKind.PURCHASE, amount_nanos, payment_id=command.payment_id, reason=command.reason
+        EntryKind.PURCHASE,
+        amount_nanos,
+        details={"payment_id": command.payment_id, "reason": command.reason},
     )
     recharge.count_money(draft, amount_nanos)
     recharge.paid_by_hand(draft)
@@ -322,9 +324,14 @@ def _adjust(draft: Draft, command: Adjustment) -> None:
     if not amount_nanos:
         raise CommandRefusedError("amount_zero", "An adjustment of zero changes nothing.")
     if amount_nanos < 0:
-        draft.debit(EntryKind.ADJUSTMENT, -amount_nanos, reason=command.reason)
+        draft.debit(EntryKind.ADJUSTMENT, -amount_nanos, draft.now, {"reason": command.reason})
         return
     expires_at = None if command.expires_at is None else utc(command.expires_at)
     if expires_at is not None and expires_at <= draft.now:
         raise CommandRefusedError("expires_at", "expires_at must be in the future.")
-    draft.credit(EntryKind.ADJUSTMENT, amount_nanos, expires_at=expires_at, reason=command.reason)
+    draft.credit(
+        EntryKind.ADJUSTMENT,
+        amount_nanos,
+        expires_at=expires_at,
+        details={"reason": command.reason},
+    )

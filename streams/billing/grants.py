@@ -48,7 +48,12 @@ def burn(account: Account, amount_nanos: int, at: datetime, now: datetime) -> Bu
     if account.grants:
         # Nearly every charge: the first lot can pay it alone and something is left in it.
         first = account.grants[0]
-        if first.left_nanos > amount_nanos and active(first, at):
+        expires_at = first.expires_at
+        if (
+            first.left_nanos > amount_nanos
+            and first.effective_at <= at
+            and (expires_at is None or at < expires_at)
+        ):
             after = replace(first, left_nanos=first.left_nanos - amount_nanos)
             grants = (after, *account.grants[1:])
             return Burnt(grants, account.overdraft_nanos, ((after, -amount_nanos),))

@@ -166,11 +166,6 @@ def lateness(event: Event, now: datetime) -> DeadLetterReason | None:
             return None
 
 
-def remembered_at(event: Event, now: datetime) -> datetime:
-    """The instant whose week an id is remembered under."""
-    return event.ended_at if isinstance(event, UsageEvent) else now
-
-
 # Who asked, and when, may differ in a repeat; what is asked for may not.
 _pack: Final = msgspec.msgpack.Encoder().encode
 _NOT_CONTENT: Final = frozenset({"command_id", "result_id", "source", "issued_at", "issued_by"})

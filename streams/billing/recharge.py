@@ -95,9 +95,13 @@ class Ask(Struct, frozen=True, gc=False):
     account: Account
     policy: Policy
     available_nanos: int
-    amount_nanos: int
     now: datetime
     stale: bool
+
+    @property
+    def amount_nanos(self) -> int:
+        """What would be asked for; worked out only where a guard wants to know."""
+        return wanted(self.policy, self.available_nanos, self.account.currency)
 
 
 def recharge_id(tenant_id: str, epoch: int, attempt: int) -> str:
@@ -207,7 +211,7 @@ def consider(draft: Draft, *, stale: bool, result_timeout_s: int) -> None:
     policy = account.policy
     recharging = account.recharging
     available_nanos = draft.balance_nanos
-    if not below_trigger(policy, available_nanos):
+    if available_nanos > policy.trigger_nanos or not below_trigger(policy, available_nanos):
         # Nearly every event ends here. Money that is there again ends an epoch between tries.
         if recharging.withheld is not None or recharging.retry:
             waiting = recharging.retry and recharging.stage == Stage.COOLING
@@ -219,8 +223,14 @@ def consider(draft: Draft, *, stale: bool, result_timeout_s: int) -> None:
                 until=None if waiting else recharging.until,
             )
         return
-    amount_nanos = wanted(policy, available_nanos, account.currency) if policy.enabled else 0
-    ask = Ask(account, policy, available_nanos, amount_nanos, draft.now, stale)
+    if (
+        recharging.withheld is Withheld.IN_FLIGHT
+        and recharging.asked is not None
+        and policy.enabled
+        and account.closed_at is None
+    ):
+        return  # told already; the guards would say it again
+    ask = Ask(account, policy, available_nanos, draft.now, stale)
     for reason, holds in GUARDS:
         if holds(ask):
             if reason is not recharging.withheld:
@@ -232,7 +242,7 @@ def consider(draft: Draft, *, stale: bool, result_timeout_s: int) -> None:
                 )
                 _move(draft, withheld=reason)
             return
-    _request(draft, amount_nanos, result_timeout_s)
+    _request(draft, ask.amount_nanos, result_timeout_s)
 
 
 def _move(draft: Draft, **changes: object) -> Recharging:
@@ -294,7 +304,7 @@ def publish(draft: Draft, asked: Asked) -> None:
     """Put a request into the outcome; published again it differs in `expires_at` alone."""
     account = draft.account
     balance = text_from(asked.balance_nanos)
-    draft.requests.append(
+    draft.requests += (
         RechargeRequest(
             recharge_id=asked.recharge_id,
             tenant_id=account.tenant_id,
@@ -314,7 +324,7 @@ def publish(draft: Draft, asked: Asked) -> None:
             expires_at=asked.expires_at,
             policy_version=asked.policy_version,
             caused_by=asked.caused_by,
-        )
+        ),
     )
 
 

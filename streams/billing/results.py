@@ -95,7 +95,7 @@ def _book(draft: Draft, event: ResultEvent, asked: Asked | None, origin: EntryKi
         return
     payment = replace(payment, booked_nanos={**payment.booked_nanos, result.status: amount_nanos})
     if result.status is Status.SUCCEEDED:
-        draft.credit(payment.origin, fresh_nanos, **links)
+        draft.credit(payment.origin, fresh_nanos, details=links)
         recharge.count_money(draft, fresh_nanos)
         orphan = payment.origin is EntryKind.ORPHAN
         draft.notify(
@@ -105,7 +105,7 @@ def _book(draft: Draft, event: ResultEvent, asked: Asked | None, origin: EntryKi
             **links,
         )
     elif result.status is Status.REFUNDED:
-        draft.debit(EntryKind.REFUND, fresh_nanos, **links)
+        draft.debit(EntryKind.REFUND, fresh_nanos, draft.now, links)
     else:
         payment = _dispute(draft, payment, result.status, links)
     draft.payment = payment
@@ -137,9 +137,9 @@ def _dispute(draft: Draft, payment: Payment, status: Status, links: dict[str, An
     held_nanos = max(opened, lost) if lost else max(0, opened - won)
     change_nanos = held_nanos - payment.disputed_nanos
     if change_nanos > 0:
-        draft.debit(_DISPUTES[status], change_nanos, **links)
+        draft.debit(_DISPUTES[status], change_nanos, draft.now, links)
     elif change_nanos < 0:
-        draft.credit(_DISPUTES[status], -change_nanos, **links)
+        draft.credit(_DISPUTES[status], -change_nanos, details=links)
     return replace(payment, disputed_nanos=held_nanos)
 
 

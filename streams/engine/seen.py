@@ -20,6 +20,7 @@ from xxhash import xxh3_64_intdigest, xxh32_intdigest
 REMEMBERED: Final = timedelta(days=35)
 WEEK: Final = timedelta(days=7)
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST_DAY: Final = EPOCH.toordinal()
 
 _HEADER: Final = Packing("<BIqqI")
 _VERSION: Final = 1
@@ -49,8 +50,8 @@ def check_of(content: bytes) -> int:
 
 
 def week_of(at: datetime) -> int:
-    """The generation an instant belongs to: whole weeks since 1970."""
-    return (at - EPOCH) // WEEK
+    """The generation an instant (in UTC) belongs to: whole weeks since 1970."""
+    return (at.toordinal() - _FIRST_DAY) // 7
 
 
 class _Table:
