@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
@@ -149,7 +150,8 @@ def run_worker(settings: Settings, *, accept_source_loss: Sequence[str] = ()) ->
 
     0 stopped in order, 2 a setting or topic is wrong, 69 no broker, 70 gave up.
     """
-    telemetry.configure(settings)
+    # Until it is known that there is a broker, one line of ours says what is wrong.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     try:
         losses = [loss_from(text) for text in accept_source_loss]
     except ValueError as error:
@@ -157,6 +159,7 @@ def run_worker(settings: Settings, *, accept_source_loss: Sequence[str] = ()) ->
     problem = asyncio.run(preflight(settings))
     if problem is not None:
         return _refuse(*problem)
+    telemetry.configure(settings)
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     try:

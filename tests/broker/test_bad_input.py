@@ -81,7 +81,7 @@ async def test_every_variety_of_nonsense_has_its_fate_and_its_neighbours_are_boo
         (record.key, record.value, dict(record.headers)["credits-dlq-reason"].decode())
         for record in await letters(installation, topics.CALL_USAGE)
     ]
-    assert found == [one for one in sent if one[2] is not None]
+    assert sorted(found, key=repr) == sorted((one for one in sent if one[2] is not None), key=repr)
     ids = await entry_ids(installation)
     assert {f"good-{number}" for number in range(len(VARIETIES))} <= set(ids)
     assert (
