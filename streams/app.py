@@ -22,7 +22,7 @@ from streams.agents.ledger import ledger_agent
 from streams.billing.ledger import Terms
 from streams.billing.tariff import DeckError
 from streams.decks import load_deck
-from streams.engine.kafka import connection, tune_client
+from streams.engine.kafka import connection, hand_out_plain_records, tune_client
 from streams.engine.shards import Loss, Shards, loss_from
 from streams.engine.transport import TableManager, Transport
 from streams.health import Health, Listener
@@ -99,6 +99,7 @@ class CreditsApp(faust.App):
 def create_app(settings: Settings, losses: Sequence[Loss] = ()) -> CreditsApp:
     """Wire a worker. Raises DeckError when the rate deck cannot be used."""
     tune_client()
+    hand_out_plain_records()
     meters = Meters(CollectorRegistry())
     terms = Terms(tariff=load_deck(settings.deck), result_timeout_s=settings.result_timeout_s)
     shards = Shards(settings, meters=meters, terms=terms, losses=losses)
