@@ -72,7 +72,7 @@ def test_words_behind_two_dashes_are_no_options(said: Call) -> None:
         (["topup", "t-1", "50", "dollars"], "is no currency. Enter three letters such as USD."),
         (["topup", "t-1", "50", "--reason", "x"], "goes with --already-paid"),
         (["adjust", "t-1", "-2.00"], "needs a --reason"),
-        (["adjust", "t-1", "-2.00", "--raeson", "x"], "unexpected extra argument"),
+        (["adjust", "t-1", "-2.00", "--raeson", "x"], "'--raeson' is no currency"),
         (["tenant", "open", "t-1", "--billing-from", "soon"], "billing_from: Invalid RFC3339"),
         (["tenant", "open", "t-1", "--id", "i" * 256], "an id has 1 to 255 characters"),
         (["tenant", "close", "t-1"], "Say --yes if that is meant"),
