@@ -438,6 +438,7 @@ class _Partition:
         self.closed: set[str] = set()
         self.heads: dict[str, Fold] = {}
         self.identities: set[int] = set()
+        self.foreign_deck: str | None = None
         self.paid: dict[tuple[str, ...], dict[str, int]] = {}
         if earlier is not None:
             self.identities = set(earlier["ids"])
@@ -582,6 +583,7 @@ class _Partition:
     def _price(self, name: str, entry: dict[str, Any], amount: int) -> None:
         rate = entry["rate"]
         if rate["version"] != self.deck.version:
+            self.foreign_deck = str(rate["version"])
             self.report.unknown(
                 "price", f"the deck {rate['version']} is not at hand; name it with --deck"
             )
@@ -928,6 +930,10 @@ class _Partition:
         if len(charges) > 1:
             self.report.violate("at_most_once", f"{event.place} has {len(charges)} charges")
         cost = self._cost(event)
+        if self.foreign_deck is not None:
+            # Priced by a deck that is not at hand: what this one says proves nothing.
+            self.report.unknown("at_least_once", f"the deck {self.foreign_deck} is not at hand")
+            cost = -charges[0].amount if charges else 0
         if cost is None:
             if charges:
                 self.report.violate("price", f"{event.place} cannot be priced, but was charged")
