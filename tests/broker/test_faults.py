@@ -24,6 +24,8 @@ from tests.broker.harness import Worker, audited, drained, positions, unbooked, 
 pytestmark = pytest.mark.broker
 
 Workers = Callable[..., Worker]
+# More events than any test waits for; the load is stopped when enough was seen.
+ENDLESS = 10_000_000
 
 
 def a_plan(events: int = 6_000, *, rate: int = 0, seed: int = 1, tenants: int = 60) -> Plan:
@@ -42,24 +44,42 @@ async def loaded(settings: Settings, plan: Plan, start: datetime, path: Path) ->
     return produced
 
 
+class Ongoing:
+    """A load that goes on until the test has seen what it waits for: no test may need luck."""
+
+    def __init__(self, settings: Settings, plan: Plan, start: datetime, path: Path) -> None:
+        self._plan, self._start, self._path = plan, start, path
+        self._stop = asyncio.Event()
+        self._writing = asyncio.ensure_future(
+            load.produce(settings, plan, start=start, stop=self._stop)
+        )
+
+    async def ended(self) -> Produced:
+        """Stop writing; what was written stands beside the test for the auditor."""
+        self._stop.set()
+        produced = await self._writing
+        load.write_expectation(self._path, self._plan, self._start, produced)
+        return produced
+
+
 async def test_a_sigkill_mid_batch_loses_and_doubles_nothing(
     installation: Settings, workers: Workers, tmp_path: Path
 ) -> None:
-    plan = a_plan(12_000, rate=2_000)
+    plan = a_plan(ENDLESS, rate=500)
     worker = workers().start()
     await worker.ready()
     start = await opened(installation, plan)
-    writing = asyncio.ensure_future(loaded(installation, plan, start, tmp_path / "e.json"))
+    writing = Ongoing(installation, plan, start, tmp_path / "e.json")
     for kill in range(3):
         before = await unbooked_total(installation)
         await until(partial(passed, installation, before), 60)
         worker.kill()
         worker = workers(f"after-kill-{kill}").start()
         await worker.ready()
-    await writing
+    await writing.ended()
     await drained(installation)
     report = await audited(installation, tmp_path / "e.json")
-    assert report.counts["distinct_ids"] > 10_000
+    assert report.counts["distinct_ids"] > 1_000
 
 
 async def unbooked_total(settings: Settings) -> int:
@@ -100,11 +120,11 @@ async def test_a_sigkill_during_restore_only_costs_time(
 async def test_a_zombie_is_fenced_and_books_nothing_more(
     installation: Settings, workers: Workers, tmp_path: Path
 ) -> None:
-    plan = a_plan(16_000, rate=800)
+    plan = a_plan(ENDLESS, rate=500)
     frozen = workers("frozen").start()
     await frozen.ready()
     start = await opened(installation, plan)
-    writing = asyncio.ensure_future(loaded(installation, plan, start, tmp_path / "e.json"))
+    writing = Ongoing(installation, plan, start, tmp_path / "e.json")
     await until(lambda: passed(installation, 500), 60)
     frozen.signal(signal.SIGSTOP)
     other = workers("other").start()
@@ -117,7 +137,7 @@ async def test_a_zombie_is_fenced_and_books_nothing_more(
         60,
         lambda: frozen.log[-3_000:],
     )
-    await writing
+    await writing.ended()
     await drained(installation)
     await audited(installation, tmp_path / "e.json")
 
@@ -125,11 +145,11 @@ async def test_a_zombie_is_fenced_and_books_nothing_more(
 async def test_workers_join_and_leave_under_load(
     installation: Settings, workers: Workers, tmp_path: Path
 ) -> None:
-    plan = a_plan(14_000, rate=700)
+    plan = a_plan(ENDLESS, rate=500)
     first = workers("first").start()
     await first.ready()
     start = await opened(installation, plan)
-    writing = asyncio.ensure_future(loaded(installation, plan, start, tmp_path / "e.json"))
+    writing = Ongoing(installation, plan, start, tmp_path / "e.json")
     second = workers("second").start()
     third = workers("third").start()
     await second.ready()
@@ -137,7 +157,7 @@ async def test_workers_join_and_leave_under_load(
     assert await first.stop() == 0, first.log[-3_000:]
     await second.ready()
     assert await third.stop() == 0, third.log[-3_000:]
-    await writing
+    await writing.ended()
     await drained(installation)
     await audited(installation, tmp_path / "e.json")
     assert await second.stop() == 0
@@ -146,16 +166,16 @@ async def test_workers_join_and_leave_under_load(
 async def test_sigterm_ends_in_order_and_nothing_is_booked_again(
     installation: Settings, workers: Workers, tmp_path: Path
 ) -> None:
-    plan = a_plan(6_000, rate=2_000)
+    plan = a_plan(ENDLESS, rate=500)
     worker = workers().start()
     await worker.ready()
     start = await opened(installation, plan)
-    writing = asyncio.ensure_future(loaded(installation, plan, start, tmp_path / "e.json"))
+    writing = Ongoing(installation, plan, start, tmp_path / "e.json")
     await until(lambda: passed(installation, 500), 60)
     worker.signal(signal.SIGTERM)
     worker.signal(signal.SIGTERM)
     assert await worker.ended(10) == 0, worker.log[-3_000:]
-    await writing
+    await writing.ended()
     await workers("next").start().ready()
     await drained(installation)
     await audited(installation, tmp_path / "e.json")
