@@ -65,9 +65,25 @@ class Tick(Struct, frozen=True, gc=False):
 Event = UsageEvent | CommandEvent | ResultEvent | Tick
 
 
+_FIRST: Final = datetime.min.replace(tzinfo=UTC)
+_LAST: Final = datetime.max.replace(tzinfo=UTC)
+
+
 def utc(at: datetime) -> datetime:
-    """The same instant in UTC."""
-    return at if at.tzinfo is UTC else at.astimezone(UTC)
+    """The same instant in UTC; one beyond the calendar's ends is its first or last instant."""
+    if at.tzinfo is UTC:
+        return at
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        return _FIRST if at.year == 1 else _LAST
+
+
+def _later(at: datetime, seconds: int) -> datetime:
+    try:
+        return at + timedelta(seconds=seconds)
+    except OverflowError:
+        return _LAST
 
 
 def usage_event(usage: CallUsage | ConferenceUsage, cause: Cause) -> UsageEvent:
@@ -77,13 +93,11 @@ def usage_event(usage: CallUsage | ConferenceUsage, cause: Cause) -> UsageEvent:
     if usage.ended_at is None:
         if duration_s is None:
             return UsageEvent(usage, cause, started_at, started_at, None)
-        return UsageEvent(
-            usage, cause, started_at, started_at + timedelta(seconds=duration_s), duration_s
-        )
+        return UsageEvent(usage, cause, started_at, _later(started_at, duration_s), duration_s)
     ended_at = utc(usage.ended_at)
     if duration_s is None:
         return UsageEvent(usage, cause, started_at, ended_at, (ended_at - started_at) // _SECOND)
-    counted = started_at + timedelta(seconds=duration_s)
+    counted = _later(started_at, duration_s)
     if abs(counted - ended_at) > _AGREES:
         return UsageEvent(usage, cause, started_at, counted, duration_s, True)
     return UsageEvent(usage, cause, started_at, ended_at, duration_s)

@@ -22,7 +22,7 @@ from streams.billing.booking import Draft, Outcome, Refused, RefusedError
 from streams.billing.commands import CommandRefusedError
 from streams.billing.events import Cause, CommandEvent, Event, ResultEvent, Tick, UsageEvent
 from streams.billing.grants import Burnt
-from streams.billing.results import PAYMENT_KEPT
+from streams.billing.results import ANSWERED_WITHIN
 from streams.billing.tariff import Tariff
 
 __all__ = ["LABELS", "Outcome", "Refused", "Terms", "apply", "content", "lateness"]
@@ -160,15 +160,21 @@ def lateness(event: Event, now: datetime) -> DeadLetterReason | None:
         case UsageEvent():
             return charging.lateness(event.ended_at, now)
         case ResultEvent(result=result):
-            # Its payment's row may be gone by now, so it could be booked twice.
-            return DeadLetterReason.TOO_LATE if result.occurred_at < now - PAYMENT_KEPT else None
+            # Older, its payment's row may be gone by now; from the future, it would outlive it.
+            if result.occurred_at < now - ANSWERED_WITHIN:
+                return DeadLetterReason.TOO_LATE
+            if result.occurred_at > now + charging.FUTURE:
+                return DeadLetterReason.FROM_THE_FUTURE
+            return None
         case _:
             return None
 
 
 # Who asked, and when, may differ in a repeat; what is asked for may not.
 _pack: Final = msgspec.msgpack.Encoder().encode
-_NOT_CONTENT: Final = frozenset({"command_id", "result_id", "source", "issued_at", "issued_by"})
+_NOT_CONTENT: Final = frozenset(
+    {"command_id", "result_id", "source", "tenant_id", "issued_at", "issued_by"}
+)
 
 
 def content(event: Event) -> bytes:

@@ -179,7 +179,11 @@ def _too_often(ask: Ask) -> bool:
 # (`velocity`) has its place here and no limit yet.
 GUARDS: Final[tuple[tuple[Withheld, Callable[[Ask], bool]], ...]] = (
     (Withheld.DISABLED, lambda ask: not ask.policy.enabled or ask.account.closed_at is not None),
-    (Withheld.ABOVE_TRIGGER, lambda ask: not below_trigger(ask.policy, ask.available_nanos)),
+    (
+        # Also when the target is reached exactly: nothing is missing, so nothing is asked.
+        Withheld.ABOVE_TRIGGER,
+        lambda ask: not below_trigger(ask.policy, ask.available_nanos) or ask.amount_nanos <= 0,
+    ),
     (Withheld.IN_FLIGHT, lambda ask: ask.account.recharging.asked is not None),
     (Withheld.STALE, lambda ask: ask.stale),
     (Withheld.PAUSED, lambda ask: ask.account.recharging.stage == Stage.PAUSED),
@@ -438,24 +442,28 @@ def _count_decline(recharging: Recharging, method: str, now: datetime) -> tuple[
     return tuple(kept)
 
 
-def count_money(draft: Draft, amount_nanos: int) -> None:
-    """Remember what was recharged, for the caps: by hour for a day, by day for a month."""
+def count_money(draft: Draft, amount_nanos: int, *, again: bool = False) -> None:
+    """Remember what was recharged, for the caps: by hour for a day, by day for a month.
+
+    `again`: more of a payment that is counted already, such as its second partial capture.
+    """
     recharging = draft.account.recharging
+    count = 0 if again else 1
     hour = (draft.now - _EPOCH) // _HOUR
     day = (draft.now - _EPOCH) // _DAY
     _move(
         draft,
-        hours=_added(recharging.hours, hour, hour - 24, amount_nanos),
-        days=_added(recharging.days, day, day - 30, amount_nanos),
+        hours=_added(recharging.hours, hour, hour - 24, count, amount_nanos),
+        days=_added(recharging.days, day, day - 30, count, amount_nanos),
     )
 
 
-def _added(sums: tuple[Sum, ...], at: int, first: int, nanos: int) -> tuple[Sum, ...]:
+def _added(sums: tuple[Sum, ...], at: int, first: int, count: int, nanos: int) -> tuple[Sum, ...]:
     kept = [one for one in sums if one.at >= first]
     if kept and kept[-1].at == at:
-        kept[-1] = Sum(at, kept[-1].count + 1, kept[-1].nanos + nanos)
+        kept[-1] = Sum(at, kept[-1].count + count, kept[-1].nanos + nanos)
     else:
-        kept.append(Sum(at, 1, nanos))
+        kept.append(Sum(at, count, nanos))
     return tuple(kept)
 
 

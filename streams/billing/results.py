@@ -19,7 +19,9 @@ from streams.billing.booking import Draft, RefusedError
 from streams.billing.events import ResultEvent
 
 # Thirteen months: longer than card schemes allow a dispute to be opened.
-PAYMENT_KEPT: Final = timedelta(days=396)
+ANSWERED_WITHIN: Final = timedelta(days=396)
+# A day longer than an answer may be old, so that no repeat outlives the row that knows it.
+PAYMENT_KEPT: Final = ANSWERED_WITHIN + timedelta(days=1)
 
 _DISPUTES: Final = {
     Status.DISPUTE_OPENED: EntryKind.DISPUTE_OPENED,
@@ -93,10 +95,15 @@ def _book(draft: Draft, event: ResultEvent, asked: Asked | None, origin: EntryKi
     if fresh_nanos <= 0:
         draft.payment = payment if event.payment is None else None
         return
-    payment = replace(payment, booked_nanos={**payment.booked_nanos, result.status: amount_nanos})
+    payment = replace(
+        payment,
+        booked_nanos={**payment.booked_nanos, result.status: amount_nanos},
+        # From the last booking: a repeat of it must find the row until it is too late itself.
+        kept_until=draft.now + PAYMENT_KEPT,
+    )
     if result.status is Status.SUCCEEDED:
         draft.credit(payment.origin, fresh_nanos, details=links)
-        recharge.count_money(draft, fresh_nanos)
+        recharge.count_money(draft, fresh_nanos, again=booked_nanos > 0)
         orphan = payment.origin is EntryKind.ORPHAN
         draft.notify(
             NoticeKind.ORPHAN_PAYMENT if orphan else NoticeKind.RECHARGE_SUCCEEDED,

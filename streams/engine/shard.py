@@ -566,21 +566,21 @@ class Shard:
                 if decoded.unknown_fields:
                     tally.add("credits_unknown_fields_total", topic)
                 cause = Cause(topic, self.partition, record.offset, decoded.source, decoded.id)
-                event = _event(decoded, cause)
-                late = ledger.lateness(event, now)
+                try:
+                    event = _event(decoded, cause)
+                    late = ledger.lateness(event, now)
+                    check = seen.check_of(ledger.content(event))
+                except Exception as error:
+                    # A record that breaks us is one dead letter, not a worker that never starts.
+                    self._note_defect(_DefectError(error))
+                    fates.append((record, topic, DeadLetterReason.DEFECT, ""))
+                    continue
                 if late is not None:
                     fates.append((record, topic, late, ""))
                     continue
+                fingerprint = seen.fingerprint(decoded.source, decoded.id)
                 candidates.append(
-                    _Candidate(
-                        record,
-                        topic,
-                        decoded,
-                        cause,
-                        event,
-                        seen.fingerprint(decoded.source, decoded.id),
-                        seen.check_of(ledger.content(event)),
-                    )
+                    _Candidate(record, topic, decoded, cause, event, fingerprint, check)
                 )
             reached[part.tp.topic] = max(first, part.end)
         return candidates

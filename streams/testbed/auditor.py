@@ -284,6 +284,17 @@ def kind_of(event: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _utc(text: str) -> datetime:
+    """An instant in UTC; beyond the calendar's ends its first or last one."""
+    at = datetime.fromisoformat(text)
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        if at.year == 1:
+            return datetime.min.replace(tzinfo=UTC)
+        return datetime.max.replace(tzinfo=UTC)
+
+
 class Event(Struct, gc=False):
     """A source record that is an event, as the auditor understands it."""
 
@@ -296,7 +307,7 @@ class Event(Struct, gc=False):
     @property
     def started(self) -> datetime:
         """When the leg began."""
-        return datetime.fromisoformat(self.body["started_at"]).astimezone(UTC)
+        return _utc(self.body["started_at"])
 
     @property
     def duration_s(self) -> int | None:
@@ -312,9 +323,12 @@ class Event(Struct, gc=False):
     def ended(self) -> datetime:
         """When it ended."""
         seconds = self.duration_s or 0
-        counted = self.started + timedelta(seconds=seconds)
+        try:
+            counted = self.started + timedelta(seconds=seconds)
+        except OverflowError:
+            counted = datetime.max.replace(tzinfo=UTC)
         if self.body.get("ended_at"):
-            ended = datetime.fromisoformat(self.body["ended_at"]).astimezone(UTC)
+            ended = _utc(self.body["ended_at"])
             if abs(ended - counted) <= timedelta(seconds=1):
                 return ended
         return counted

@@ -144,6 +144,16 @@ VARIETIES: Final = (
     Variety("text for seconds", _with("duration_s", '"60"'), _SCHEMA),
     Variety("no id", _with("event_id", "null"), _SCHEMA),
     Variety("naive time", _with("started_at", '"2026-01-01T10:00:00"'), _SCHEMA),
+    Variety(
+        "the last second there is",
+        _with("started_at", '"9999-12-31T23:59:59Z"'),
+        DeadLetterReason.FROM_THE_FUTURE,
+    ),
+    Variety(
+        "before the first",
+        _with("started_at", '"0001-01-01T00:00:00+05:00"'),
+        DeadLetterReason.TOO_LATE,
+    ),
     Variety("no time", _with("started_at", '"yesterday"'), _SCHEMA),
     Variety("ten decimals", _with("upstream_charge", '"0.0123456789"'), _SCHEMA),
     Variety("amount as number", _with("upstream_charge", "0.1"), _SCHEMA),
