@@ -237,9 +237,8 @@ class Deck:
             return 0
         first = int(row.get("Initial increment") or 60)
         step = int(row.get("Increment") or 60)
-        billed = first
-        while billed < duration_s:
-            billed += step
+        beyond = max(0, duration_s - first)
+        billed = first - step * (-beyond // step)
         cost = Fraction(row.get("Connect fee") or "0") + Fraction(row["Price / min"]) * billed / 60
         rule = row.get("Rounding") or "half_up/9"
         mode, _, decimals = rule.partition("/")

@@ -276,6 +276,13 @@ async def test_a_broker_that_is_away_is_unknown() -> None:
     assert report.exit_code == UNKNOWN
 
 
+def test_a_duration_of_thirty_digits_is_priced_at_once() -> None:
+    row = {"Price / min": "0.60", "Initial increment": "30", "Increment": "6"}
+    assert DECK.cost(row, 31) == 360_000_000
+    assert DECK.cost(row, 30) == DECK.cost(row, 1) == 300_000_000
+    assert DECK.cost(row, 10**30) == 10**37 + 20_000_000
+
+
 def test_own_arithmetic_agrees_with_the_published_figures() -> None:
     deck = Deck(
         b"Destination Name,Destination Type,Country,Prefix,Price / min,Connect fee,"
