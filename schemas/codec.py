@@ -1,7 +1,7 @@
 """From a source record's bytes to one known event, or to the reason why not."""
 
 from collections.abc import Callable
-from typing import Any, Final, Union
+from typing import Any, Final, Protocol, Union
 
 import msgspec
 from msgspec import Struct
@@ -45,10 +45,11 @@ class Decoded(Struct, frozen=True, gc=False):
 
 def _forbidding(kind: type) -> type:
     """The same type, refusing unknown members: one decode in the usual case tells both what
-    the event is and that nothing in it was ignored."""
+    the event is and that nothing in it was ignored. The tenant's pattern is left to the door,
+    which compares the name with the key: a pattern costs as much as all other members."""
     return msgspec.defstruct(
         kind.__name__,
-        [],
+        [("tenant_id", str | None, None)],
         bases=(kind,),
         kw_only=True,
         frozen=True,
@@ -59,11 +60,28 @@ def _forbidding(kind: type) -> type:
     )
 
 
-def decoder(topic: str) -> Callable[[bytes | None, bytes | None, Headers], Decoded]:
+class Decoder(Protocol):
+    """See `decoder`."""
+
+    def __call__(
+        self, key: bytes | None, value: bytes | None, headers: Headers, known: bool = False
+    ) -> Decoded:
+        """Decode one record."""
+
+
+def _is_tenant(name: str) -> bool:
+    try:
+        msgspec.convert(name, TenantId)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def decoder(topic: str) -> Decoder:
     """The decoder of one source topic, by its name in the manifest.
 
-    It takes a record's key, value and headers. Raises RejectedError with `malformed_json`,
-    `schema_violation` or `key_mismatch`.
+    It takes a record's key, value and headers, and whether the key is known to be a tenant's
+    name. Raises RejectedError with `malformed_json`, `schema_violation` or `key_mismatch`.
     """
     member = _ID_MEMBERS[topic]
     declared: Any = _TYPES[topic]
@@ -73,7 +91,9 @@ def decoder(topic: str) -> Callable[[bytes | None, bytes | None, Headers], Decod
     tolerant: Callable[[bytes | msgspec.Raw], Event] = msgspec.json.Decoder(declared).decode
     schema_violation = DeadLetterReason.SCHEMA_VIOLATION
 
-    def decode(key: bytes | None, value: bytes | None, headers: Headers) -> Decoded:
+    def decode(
+        key: bytes | None, value: bytes | None, headers: Headers, known: bool = False
+    ) -> Decoded:
         if not value:
             raise RejectedError(DeadLetterReason.MALFORMED_JSON, "$")
         # Bare JSON has no envelope to open.
@@ -123,13 +143,12 @@ def decoder(topic: str) -> Callable[[bytes | None, bytes | None, Headers], Decod
             subject = key.decode()
         except UnicodeDecodeError:
             raise RejectedError(DeadLetterReason.KEY_MISMATCH) from None
-        if tenant_id is not None and tenant_id != subject:
+        if known and (tenant_id is None or tenant_id == subject):
+            return Decoded(event, source, event_id, subject, unknown)
+        if event.tenant_id is not None and not _is_tenant(event.tenant_id):
+            raise RejectedError(schema_violation, "$.tenant_id")
+        if (tenant_id is not None and tenant_id != subject) or not _is_tenant(subject):
             raise RejectedError(DeadLetterReason.KEY_MISMATCH)
-        if event.tenant_id is None:
-            try:
-                msgspec.convert(subject, TenantId)
-            except msgspec.ValidationError:
-                raise RejectedError(DeadLetterReason.KEY_MISMATCH) from None
         return Decoded(event, source, event_id, subject, unknown)
 
     return decode

@@ -98,17 +98,21 @@ def open_envelope(value: bytes, headers: Headers) -> Envelope:
         raise RejectedError(DeadLetterReason.SCHEMA_VIOLATION, "ce_id") from None
 
 
-def binary_headers(
-    event_type: str, *, source: str, event_id: str, caused_by: str | None = None
-) -> list[tuple[str, bytes]]:
-    """The headers of a record in binary form; the key says the subject."""
-    headers = [
+def common_headers(event_type: str, *, source: str) -> list[tuple[str, bytes]]:
+    """What the headers of all records of one type and source in binary form begin with."""
+    return [
         ("ce_specversion", b"1.0"),
         ("content-type", b"application/json"),
         ("ce_type", event_type.encode()),
         ("ce_source", source.encode()),
-        ("ce_id", event_id.encode()),
     ]
+
+
+def binary_headers(
+    event_type: str, *, source: str, event_id: str, caused_by: str | None = None
+) -> list[tuple[str, bytes]]:
+    """The headers of a record in binary form; the key says the subject."""
+    headers = [*common_headers(event_type, source=source), ("ce_id", event_id.encode())]
     if caused_by is not None:
         headers.append((CAUSED_BY, caused_by.encode()))
     return headers

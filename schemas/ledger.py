@@ -33,8 +33,9 @@ class EntryKind(StrEnum):
     ORPHAN = "orphan"
 
 
-class CausedBy(Struct, kw_only=True, frozen=True, gc=False):
-    """The record that moved the money. A tick has topic `tick`, its id is the due instant."""
+class CausedBy(Struct, frozen=True, gc=False):
+    """The record that moved the money: topic by its name in the manifest, place, identity. A tick
+    has topic `tick`, its id is the due instant."""
 
     topic: str
     partition: int
@@ -43,7 +44,7 @@ class CausedBy(Struct, kw_only=True, frozen=True, gc=False):
     id: str
 
 
-class RateUsed(Struct, kw_only=True, frozen=True, gc=False):
+class RateUsed(Struct, frozen=True, gc=False):
     """The row of the deck that priced a usage event, and how.
 
     `cost` is the exact price of the whole leg before rounding to the ledger's nine decimals as
@@ -61,7 +62,7 @@ class RateUsed(Struct, kw_only=True, frozen=True, gc=False):
     duration_s: int
 
 
-class GrantUsed(Struct, kw_only=True, frozen=True, gc=False):
+class GrantUsed(Struct, frozen=True, gc=False):
     """A grant that an entry touched: what it gave (negative) or got, and what is left in it."""
 
     id: str
@@ -69,7 +70,7 @@ class GrantUsed(Struct, kw_only=True, frozen=True, gc=False):
     left: Amount
 
 
-class LedgerEntry(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
+class LedgerEntry(Struct, frozen=True, gc=False, omit_defaults=True):
     """One booked movement: `credits.ledger.entry.v1`, key = tenant.
 
     `seq` counts 1, 2, 3 … per tenant without a gap. `amount` is what the balance changed by;
@@ -84,17 +85,17 @@ class LedgerEntry(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=Tru
     amount: Amount
     currency: Currency
     balance_after: Amount
-    overdraft_after: Amount = "0"
     at: Timestamp
     booked_at: Timestamp
     caused_by: CausedBy
+    overdraft_after: Amount = "0"
+    grants: list[GrantUsed] = []
     usage_kind: str | None = None
     call_id: str | None = None
     callee: str | None = None
     late: bool = False
     duration_disagrees: bool = False
     rate: RateUsed | None = None
-    grants: list[GrantUsed] = []
     recharge_id: str | None = None
     payment_id: str | None = None
     expires_at: Timestamp | None = None

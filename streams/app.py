@@ -19,7 +19,7 @@ from yarl import URL
 from schemas import topics
 from streams import telemetry
 from streams.agents.ledger import ledger_agent
-from streams.billing.ledger import Terms
+from streams.billing.outcomes import Terms
 from streams.billing.tariff import DeckError
 from streams.decks import load_deck
 from streams.engine.kafka import connection, hand_out_plain_records, tune_client

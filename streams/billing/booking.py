@@ -10,19 +10,18 @@ from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
-from msgspec import Struct
 from msgspec.structs import replace
 
 from schemas.commands import GrantKind
 from schemas.funding import RechargeRequest
-from schemas.ledger import CausedBy, EntryKind, GrantUsed, LedgerEntry
+from schemas.ledger import EntryKind, GrantUsed, LedgerEntry
 from schemas.money import text_from
 from schemas.notices import DeadLetterReason, Notice, NoticeKind, Withheld
 from streams.billing import grants
 from streams.billing.account import Account, Grant, Payment
 from streams.billing.events import Cause
-from streams.billing.grants import Burnt
 from streams.billing.money import MAX_BALANCE_NANOS
+from streams.billing.outcomes import Burnt, Outcome, Refused
 
 # Bought money expires twelve months after purchase, as Microsoft's Communications Credits do.
 PAID_MONTHS: Final = 12
@@ -34,34 +33,12 @@ _encode: Final = msgspec.json.Encoder().encode
 _amount_text: Final = lru_cache(maxsize=8_192)(text_from)
 
 
-class Refused(Struct, frozen=True, gc=False):
-    """The record is not booked: it goes to the dead letters, with the reason and the JSON path."""
-
-    reason: DeadLetterReason
-    path: str = ""
-
-
 class RefusedError(Exception):
     """Raised inside the core to leave a draft; `refused` says why. Nothing of it is kept."""
 
     def __init__(self, reason: DeadLetterReason, path: str = "") -> None:
         super().__init__(reason.value, path)
         self.refused = Refused(reason, path)
-
-
-class Outcome(Struct, frozen=True, gc=False):
-    """The new account and everything that was decided. `account` is the same object as before
-    when nothing changed; `moved` is kind and nanos of every entry."""
-
-    account: Account | None
-    label: str
-    entries: tuple[bytes, ...] = ()
-    moved: tuple[tuple[EntryKind, int], ...] = ()
-    requests: tuple[RechargeRequest, ...] = ()
-    notices: tuple[Notice, ...] = ()
-    payment: Payment | None = None
-    refused: Refused | None = None
-    withheld: Withheld | None = None
 
 
 def months_later(at: datetime, months: int) -> datetime:
@@ -131,44 +108,37 @@ class Draft:
         balance_nanos = self.balance_nanos + amount_nanos
         if not -MAX_BALANCE_NANOS <= balance_nanos <= MAX_BALANCE_NANOS:
             raise RefusedError(DeadLetterReason.OVERFLOW)
-        cause = self.cause
         amount = _amount_text(amount_nanos)
         balance = text_from(balance_nanos)
+        # Most entries touch the only grant: then both texts are there already.
+        used = [
+            GrantUsed(
+                grant.id,
+                amount if nanos == amount_nanos else text_from(nanos),
+                balance if grant.left_nanos == balance_nanos else text_from(grant.left_nanos),
+            )
+            for grant, nanos in burnt.touched
+        ]
+        # By position: more than fifteen names in one call cost six times as much.
         entry = LedgerEntry(
-            tenant_id=account.tenant_id,
-            seq=seq,
-            kind=kind,
-            amount=amount,
-            currency=account.currency,
-            balance_after=balance,
-            overdraft_after=text_from(burnt.overdraft_nanos) if burnt.overdraft_nanos else "0",
-            at=at,
-            booked_at=self.now,
-            caused_by=CausedBy(
-                topic=cause.topic,
-                partition=cause.partition,
-                offset=cause.offset,
-                source=cause.source,
-                id=cause.id,
-            ),
-            # Most entries touch the only grant: then both texts are there already.
-            grants=[
-                GrantUsed(
-                    id=grant.id,
-                    amount=amount if nanos == amount_nanos else text_from(nanos),
-                    left=balance
-                    if grant.left_nanos == balance_nanos
-                    else text_from(grant.left_nanos),
-                )
-                for grant, nanos in burnt.touched
-            ],
+            account.tenant_id,
+            seq,
+            kind,
+            amount,
+            account.currency,
+            balance,
+            at,
+            self.now,
+            self.cause,
+            text_from(burnt.overdraft_nanos) if burnt.overdraft_nanos else "0",
+            used,
             **details,
         )
         # The hash is the last member and covers the bytes before it, so that anybody can check
         # a chain on raw bytes without re-encoding anything.
         body = _encode(entry)[:-1]
         head = sha256(account.head + body).digest()
-        self.entries += (b'%b,"hash":"%b"}' % (body, head.hex().encode()),)
+        self.entries += (b"".join((body, b',"hash":"', head.hex().encode(), b'"}')),)
         self.moved += ((kind, amount_nanos),)
         self.balance_nanos = balance_nanos
         self.account = replace(

@@ -18,21 +18,16 @@ GRACE: Final = timedelta(hours=48)
 LATEST: Final = timedelta(days=35)
 FUTURE: Final = timedelta(minutes=5)
 
-
-def lateness(ended_at: datetime, now: datetime) -> DeadLetterReason | None:
-    """Whether usage comes too late, or from the future, to be booked."""
-    if ended_at < now - LATEST:
-        return DeadLetterReason.TOO_LATE
-    if ended_at > now + FUTURE:
-        return DeadLetterReason.FROM_THE_FUTURE
-    return None
+# An enum's member read from its class costs as much as a call.
+_END: Final = Phase.END
+_CHARGE: Final = EntryKind.CHARGE
 
 
 def charge(draft: Draft, event: UsageEvent, tariff: Tariff) -> str:
     """Book what a leg costs; returns the outcome's label. Raises RefusedError."""
     usage = event.usage
     account = draft.account
-    if usage.phase is not Phase.END:
+    if usage.phase is not _END:
         if usage.phase is Phase.CORRECTION:
             raise RefusedError(DeadLetterReason.REFUSED, "$.phase")
         return "open"
@@ -48,18 +43,15 @@ def charge(draft: Draft, event: UsageEvent, tariff: Tariff) -> str:
         raise RefusedError(DeadLetterReason.SCHEMA_VIOLATION, "$.kind")
     if kind in coverage.FREE_KINDS:
         return "free"
-    callee = usage.callee
-    if callee is None or not coverage.is_e164(callee):
-        raise RefusedError(DeadLetterReason.UNRATED, "$.callee")
-    digits = callee[1:]
-    rate = tariff.find(digits)
-    if rate is None:
+    digits = coverage.digits_of(usage.callee)
+    rate = None if digits is None else tariff.find(digits)
+    if digits is None or rate is None:
         raise RefusedError(DeadLetterReason.UNRATED, "$.callee")
     priced = rating.price(rate, duration_s)
     if not priced.amount_nanos:
         return "free"
     draft.debit(
-        EntryKind.CHARGE,
+        _CHARGE,
         priced.amount_nanos,
         event.ended_at,
         {
@@ -69,15 +61,15 @@ def charge(draft: Draft, event: UsageEvent, tariff: Tariff) -> str:
             "late": event.ended_at < draft.now - GRACE,
             "duration_disagrees": event.disagrees,
             "rate": RateUsed(
-                deck=tariff.deck,
-                version=tariff.version,
-                prefix=rate.prefix,
-                per_minute=rate.per_minute_text,
-                connect_fee=rate.connect_fee_text,
-                initial_increment_s=rate.initial_increment_s,
-                increment_s=rate.increment_s,
-                billed_s=priced.billed_s,
-                duration_s=duration_s,
+                tariff.deck,
+                tariff.version,
+                rate.prefix,
+                rate.per_minute_text,
+                rate.connect_fee_text,
+                rate.initial_increment_s,
+                rate.increment_s,
+                priced.billed_s,
+                duration_s,
             ),
         },
     )

@@ -54,16 +54,15 @@ def kind_of(usage: CallUsage | ConferenceUsage) -> Kind | None:
     return None
 
 
-def is_e164(number: str | None) -> bool:
-    """A plus and up to 15 digits that do not begin with 0."""
-    return (
-        number is not None
-        and 3 <= len(number) <= 16
-        and number[0] == "+"
-        and number[1] != "0"
-        and number.isascii()
-        and number[1:].isdigit()
-    )
+def digits_of(number: str | None) -> str | None:
+    """The digits of an E.164 number: a plus and up to 15 of them, the first no 0. None when it
+    is no such number."""
+    if number is None or number[:1] != "+":
+        return None
+    digits = number[1:]
+    if not digits.isdigit() or not digits.isascii() or digits[0] == "0":
+        return None
+    return digits if 2 <= len(digits) <= 15 else None
 
 
 def masked(prefix: str, digits: str) -> str:

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from schemas.commands import AnyCommand
 from schemas.funding import RechargeResult
+from schemas.ledger import CausedBy
 from schemas.usage import CallUsage, ConferenceUsage
 from streams.billing.account import Payment
 
@@ -17,15 +18,8 @@ from streams.billing.account import Payment
 _AGREES: Final = timedelta(seconds=1)
 _SECOND: Final = timedelta(seconds=1)
 
-
-class Cause(Struct, frozen=True, gc=False):
-    """The record an event came in: topic by its name in the manifest, place, identity."""
-
-    topic: str
-    partition: int
-    offset: int
-    source: str
-    id: str
+# What an event came in is what its entries name.
+Cause = CausedBy
 
 
 class UsageEvent(Struct, frozen=True, gc=False):
@@ -61,6 +55,11 @@ class Tick(Struct, frozen=True, gc=False):
 
     at: datetime
 
+    @property
+    def cause(self) -> Cause:
+        """What time brings has no record; the due instant names it."""
+        return Cause("tick", -1, -1, "tick", self.at.isoformat())
+
 
 Event = UsageEvent | CommandEvent | ResultEvent | Tick
 
@@ -81,14 +80,16 @@ def utc(at: datetime) -> datetime:
 
 def _later(at: datetime, seconds: int) -> datetime:
     try:
-        return at + timedelta(seconds=seconds)
+        return at + timedelta(0, seconds)
     except OverflowError:
         return _LAST
 
 
 def usage_event(usage: CallUsage | ConferenceUsage, cause: Cause) -> UsageEvent:
     """Settle when a leg ended and how long it took: `duration_s` wins over the times."""
-    started_at = utc(usage.started_at)
+    started_at = usage.started_at
+    if started_at.tzinfo is not UTC:
+        started_at = utc(started_at)
     duration_s = usage.duration_s
     if usage.ended_at is None:
         if duration_s is None:

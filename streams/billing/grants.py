@@ -9,21 +9,13 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from schemas.commands import GrantKind
 from streams.billing.account import Account, Grant
+from streams.billing.outcomes import Burnt
 
 _LAST: Final = datetime.max.replace(tzinfo=UTC)
-
-
-class Burnt(Struct, frozen=True, gc=False):
-    """Grants after a movement, what each touched one gave (negative) or got, and the overdraft."""
-
-    grants: tuple[Grant, ...]
-    overdraft_nanos: int
-    touched: tuple[tuple[Grant, int], ...]
 
 
 def burn_order(grant: Grant) -> tuple[int, datetime, bool, datetime, str]:

@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Final, assert_never
 
 import msgspec
-from msgspec import Struct
 from msgspec.structs import asdict
 
 from schemas.commands import OpenTenant
@@ -18,14 +17,13 @@ from schemas.money import text_from
 from schemas.notices import DeadLetterReason, Notice, NoticeKind
 from streams.billing import charging, commands, grants, recharge, results
 from streams.billing.account import Account
-from streams.billing.booking import Draft, Outcome, Refused, RefusedError
+from streams.billing.booking import Draft, RefusedError
 from streams.billing.commands import CommandRefusedError
-from streams.billing.events import Cause, CommandEvent, Event, ResultEvent, Tick, UsageEvent
-from streams.billing.grants import Burnt
+from streams.billing.events import CommandEvent, Event, ResultEvent, Tick, UsageEvent
+from streams.billing.outcomes import Burnt, Outcome, Refused, Terms
 from streams.billing.results import ANSWERED_WITHIN
-from streams.billing.tariff import Tariff
 
-__all__ = ["LABELS", "Outcome", "Refused", "Terms", "apply", "content", "lateness"]
+__all__ = ["LABELS", "Punctuality", "apply", "content", "public_balance"]
 
 # What an event came to; the closed label set of `credits_events_total`.
 LABELS: Final = (
@@ -41,20 +39,11 @@ LABELS: Final = (
 )
 
 
-class Terms(Struct, frozen=True, gc=False):
-    """What is in force for an event: the tariff, whether the balance may be stale (the shard is
-    behind), and how long a recharge request waits for its answer."""
-
-    tariff: Tariff
-    stale: bool = False
-    result_timeout_s: int = 900
-
-
 def apply(account: Account | None, event: Event, terms: Terms, now: datetime) -> Outcome:
     """Apply one event to one account. The only way in which money moves."""
     if account is None:
         return _without_account(event, terms, now)
-    draft = Draft(account, _cause(event), now)
+    draft = Draft(account, event.cause, now)
     try:
         match event:
             case UsageEvent():
@@ -73,7 +62,7 @@ def apply(account: Account | None, event: Event, terms: Terms, now: datetime) ->
     except RefusedError as error:
         return _refused(account, event, error.refused, now)
     except CommandRefusedError as error:
-        draft = Draft(account, _cause(event), now)
+        draft = Draft(account, event.cause, now)
         commands.refuse(draft, error)
         label = "refused"
     draft.check_books()
@@ -133,13 +122,6 @@ def _refused(account: Account, event: Event, refused: Refused, now: datetime) ->
     return Outcome(account, "rejected", refused=refused)
 
 
-def _cause(event: Event) -> Cause:
-    if isinstance(event, Tick):
-        # What time brings has no record; the due instant names it.
-        return Cause("tick", -1, -1, "tick", event.at.isoformat())
-    return event.cause
-
-
 def _pass_time(draft: Draft, at: datetime, terms: Terms) -> None:
     """Everything of this account that is due at an instant."""
     for grant in grants.expired(draft.account.grants, at):
@@ -154,20 +136,27 @@ def _pass_time(draft: Draft, at: datetime, terms: Terms) -> None:
     recharge.time_passed(draft, at, terms.result_timeout_s)
 
 
-def lateness(event: Event, now: datetime) -> DeadLetterReason | None:
-    """Whether an event comes too late or from the future; judged before repeats."""
-    match event:
-        case UsageEvent():
-            return charging.lateness(event.ended_at, now)
-        case ResultEvent(result=result):
-            # Older, its payment's row may be gone by now; from the future, it would outlive it.
-            if result.occurred_at < now - ANSWERED_WITHIN:
-                return DeadLetterReason.TOO_LATE
-            if result.occurred_at > now + charging.FUTURE:
-                return DeadLetterReason.FROM_THE_FUTURE
+class Punctuality:
+    """Whether events come too late or from the future, seen from one instant; judged before
+    repeats. Commands are never late."""
+
+    def __init__(self, now: datetime) -> None:
+        self._usage_from = now - charging.LATEST
+        # Older, a result's payment's row may be gone by now; from the future, it would outlive it.
+        self._results_from = now - ANSWERED_WITHIN
+        self._until = now + charging.FUTURE
+
+    def judge(self, event: Event) -> DeadLetterReason | None:
+        """The reason why an event is not booked; None when it is in time."""
+        if isinstance(event, UsageEvent):
+            at, first = event.ended_at, self._usage_from
+        elif isinstance(event, ResultEvent):
+            at, first = event.result.occurred_at, self._results_from
+        else:
             return None
-        case _:
-            return None
+        if at < first:
+            return DeadLetterReason.TOO_LATE
+        return DeadLetterReason.FROM_THE_FUTURE if at > self._until else None
 
 
 # Who asked, and when, may differ in a repeat; what is asked for may not.

@@ -2,23 +2,14 @@
 
 from typing import Final
 
-from msgspec import Struct
-
 from schemas.money import NANOS
 from streams.billing.money import ceil_div
+from streams.billing.outcomes import Charge
 from streams.billing.tariff import Rate, Rounding
 
 _MINUTE_S: Final = 60
 # A charge without a rule of its own is rounded once to what the ledger can hold.
 TO_NANOS: Final = Rounding("half_up", 9)
-
-
-class Charge(Struct, frozen=True, gc=False):
-    """What a leg costs: nanos, the row that said so, and the seconds that are paid for."""
-
-    amount_nanos: int
-    rate: Rate
-    billed_s: int
 
 
 def billed_seconds(rate: Rate, duration_s: int) -> int:

@@ -15,7 +15,8 @@ from schemas.commands import Compare, GrantKind, Method
 from schemas.money import NANOS, text_from
 from streams.billing import grants, rating, recharge
 from streams.billing.account import Account, Grant, Policy
-from streams.billing.coverage import is_e164
+from streams.billing.coverage import digits_of
+from streams.billing.outcomes import Burnt
 from streams.billing.prefixes import Prefixes
 from streams.billing.tariff import DeckError, Rate, Rounding, Tariff, parse_deck, scaled
 
@@ -196,7 +197,7 @@ def _grants(case: dict[str, Any], _: Tariff | None) -> tuple[Any, Any]:
             burnt = grants.put_in(account, what)
         elif rank == 1:
             kept = tuple(grant for grant in account.grants if grant.id != what)
-            burnt = grants.Burnt(kept, account.overdraft_nanos, ())
+            burnt = Burnt(kept, account.overdraft_nanos, ())
         else:
             burnt = grants.burn(account, what, instant, instant)
         account = msgspec.structs.replace(
@@ -343,7 +344,8 @@ def _e164(case: dict[str, Any], tariff: Tariff | None) -> tuple[Any, Any]:
         "country": case.get("expected_country"),
     }
     number = str(case["number"])
-    rate = tariff.find(number[1:]) if is_e164(number) else None
+    digits = digits_of(number)
+    rate = None if digits is None else tariff.find(digits)
     if rate is None:
         return expected, dict.fromkeys(expected)
     return expected, {

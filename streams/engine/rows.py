@@ -14,6 +14,8 @@ import msgspec
 from msgspec import Struct
 from xxhash import xxh3_64_intdigest
 
+from streams.billing.account import Account
+
 POSITION_KEY: Final = b"\0position"
 PAYMENT_MARK: Final = b"\0pay\0"
 NEVER: Final = 0xFFFF_FFFF_FFFF_FFFF
@@ -103,11 +105,37 @@ class Totals:
             self.digest += row_digest(key, after)
         self.digest %= _WRAP
 
-    def tenant(self, state: str, currency: str, balance_nanos: int, sign: int) -> None:
-        """A tenant came (sign 1) into or left (sign −1) a state and a balance."""
+    def tenant(self, before: Account | None, after: Account) -> None:
+        """A tenant came, or went from one state and balance to another."""
+        if before is not None:
+            self._tenant(before, -1)
+        self._tenant(after, 1)
+
+    def _tenant(self, account: Account, sign: int) -> None:
+        state = account.state
         self.tenants[state] = self.tenants.get(state, 0) + sign
-        sums = self.balances.setdefault(currency, [0, 0])
+        sums = self.balances.get(account.currency)
+        if sums is None:
+            sums = self.balances[account.currency] = [0, 0]
+        balance_nanos = account.balance_nanos
         sums[0 if balance_nanos >= 0 else 1] += sign * balance_nanos
+
+    def position(
+        self, *, now: datetime, sources: dict[str, SourcePosition], seen_next: int
+    ) -> Position:
+        """The position row that names these totals."""
+        return Position(
+            now=now,
+            sources=sources,
+            rows=self.rows,
+            digest=f"{self.digest:016x}",
+            balances={
+                currency: (str(positive), str(negative))
+                for currency, (positive, negative) in self.balances.items()
+            },
+            tenants={state: count for state, count in self.tenants.items() if count},
+            seen_next=seen_next,
+        )
 
     @classmethod
     def of(cls, position: Position) -> "Totals":

@@ -19,7 +19,7 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from msgspec import Struct
 
 from schemas import topics
-from streams.billing.ledger import Terms
+from streams.billing.outcomes import Terms
 from streams.engine.errors import (
     FencedError,
     GaveUpError,

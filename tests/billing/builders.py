@@ -33,7 +33,7 @@ from streams.billing.events import (
     UsageEvent,
     usage_event,
 )
-from streams.billing.ledger import Outcome, Terms
+from streams.billing.outcomes import Outcome, Terms
 from streams.billing.tariff import Rate, Tariff
 
 NOW = datetime(2026, 3, 2, 10, 0, tzinfo=UTC)

@@ -42,7 +42,7 @@ def test_usage_at_the_ends_of_the_calendar_is_a_dead_letter_and_no_crash(
     started_at: datetime, reason: DeadLetterReason, ended: bool
 ) -> None:
     event = a_call(started_at=started_at, ended_at=started_at if ended else None)
-    assert ledger.lateness(event, NOW) is reason
+    assert ledger.Punctuality(NOW).judge(event) is reason
 
 
 def test_a_command_with_an_instant_beyond_the_calendar_is_answered() -> None:
@@ -59,14 +59,14 @@ def test_a_repeated_refund_finds_its_payment_as_long_as_it_is_not_too_late() -> 
     refund = a_result(request.recharge_id, Status.REFUNDED, amount="200", occurred_at=refunded_at)
     book.feed(refund, now=refunded_at)
     payment = book.payments[refund.result.payment_id]
-    assert ledger.lateness(refund, payment.kept_until) is DeadLetterReason.TOO_LATE
+    assert ledger.Punctuality(payment.kept_until).judge(refund) is DeadLetterReason.TOO_LATE
 
 
 def test_an_answer_from_the_future_is_a_dead_letter() -> None:
     late = a_result("r", amount="1", occurred_at=NOW + timedelta(minutes=6))
-    assert ledger.lateness(late, NOW) is DeadLetterReason.FROM_THE_FUTURE
+    assert ledger.Punctuality(NOW).judge(late) is DeadLetterReason.FROM_THE_FUTURE
     on_edge = a_result("r", amount="1", occurred_at=NOW + timedelta(minutes=5))
-    assert ledger.lateness(on_edge, NOW) is None
+    assert ledger.Punctuality(NOW).judge(on_edge) is None
 
 
 def test_a_target_that_is_reached_exactly_asks_for_nothing() -> None:

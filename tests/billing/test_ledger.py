@@ -15,10 +15,11 @@ from schemas.ledger import LedgerEntry
 from schemas.money import Money
 from schemas.notices import DeadLetterReason, NoticeKind
 from streams.billing import account as rows
-from streams.billing import grants, ledger
+from streams.billing import grants
 from streams.billing.account import NewerRowError, decode_row, encode_row
 from streams.billing.booking import months_later
 from streams.billing.events import Event
+from streams.billing.outcomes import Outcome
 from tests.billing.builders import (
     NOW,
     Book,
@@ -206,7 +207,7 @@ def test_a_lost_dispute_ends_in_one_debit(answers: list[tuple[Status, str]]) -> 
 # -- commands -------------------------------------------------------------------------------------
 
 
-def refusal(outcome: ledger.Outcome) -> str | None:
+def refusal(outcome: Outcome) -> str | None:
     assert outcome.label == "refused", outcome
     assert [notice.notice for notice in outcome.notices] == [NoticeKind.COMMAND_REFUSED]
     assert outcome.notices[0].fix

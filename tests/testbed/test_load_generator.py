@@ -22,7 +22,7 @@ from schemas.notices import DeadLetterReason, NoticeKind
 from streams.billing import ledger
 from streams.billing.account import Account
 from streams.billing.events import Cause, CommandEvent, usage_event
-from streams.billing.ledger import Terms
+from streams.billing.outcomes import Terms
 from streams.decks import load_deck
 from streams.settings import Settings
 from streams.testbed import load
@@ -78,7 +78,7 @@ class Door:
             decoded.event,  # type: ignore[arg-type]
             Cause(planned.topic, 0, 0, decoded.source, decoded.id),
         )
-        late = ledger.lateness(event, NOW)
+        late = ledger.Punctuality(NOW).judge(event)
         if late is not None:
             return Expected.DEAD_LETTER, late
         identity = decoded.source, decoded.id

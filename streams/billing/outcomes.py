@@ -1,0 +1,56 @@
+"""What the core's functions answer with: values, without behaviour."""
+
+from msgspec import Struct
+
+from schemas.funding import RechargeRequest
+from schemas.ledger import EntryKind
+from schemas.notices import DeadLetterReason, Notice, Withheld
+from streams.billing.account import Account, Grant, Payment
+from streams.billing.tariff import Rate, Tariff
+
+
+class Terms(Struct, frozen=True, gc=False):
+    """What is in force for an event: the tariff, whether the balance may be stale (the shard is
+    behind), and how long a recharge request waits for its answer."""
+
+    tariff: Tariff
+    stale: bool = False
+    result_timeout_s: int = 900
+
+
+class Charge(Struct, frozen=True, gc=False):
+    """What a leg costs: nanos, the row that said so, and the seconds that are paid for."""
+
+    amount_nanos: int
+    rate: Rate
+    billed_s: int
+
+
+class Burnt(Struct, frozen=True, gc=False):
+    """Grants after a movement, what each touched one gave (negative) or got, and the overdraft."""
+
+    grants: tuple[Grant, ...]
+    overdraft_nanos: int
+    touched: tuple[tuple[Grant, int], ...]
+
+
+class Refused(Struct, frozen=True, gc=False):
+    """The record is not booked: it goes to the dead letters, with the reason and the JSON path."""
+
+    reason: DeadLetterReason
+    path: str = ""
+
+
+class Outcome(Struct, frozen=True, gc=False):
+    """The new account and everything that was decided. `account` is the same object as before
+    when nothing changed; `moved` is kind and nanos of every entry."""
+
+    account: Account | None
+    label: str
+    entries: tuple[bytes, ...] = ()
+    moved: tuple[tuple[EntryKind, int], ...] = ()
+    requests: tuple[RechargeRequest, ...] = ()
+    notices: tuple[Notice, ...] = ()
+    payment: Payment | None = None
+    refused: Refused | None = None
+    withheld: Withheld | None = None

@@ -1,0 +1,565 @@
+"""Deciding a batch: from records to everything that one transaction will write.
+
+Nothing here waits and nothing here remembers: what a batch decides stands in its `Work`, and the
+shard makes it true once it is committed. This is the worker's hot path; what looks pedestrian in
+it (no generators, no helper for two lines) is so because it was measured.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final, TypeVar
+
+import msgspec
+from aiokafka.partitioner import murmur2
+
+from schemas import topics
+from schemas.codec import Decoded, decoder
+from schemas.commands import BookPayment
+from schemas.envelope import (
+    CAUSED_BY,
+    MOVED_FROM,
+    TRACE_HEADERS,
+    Headers,
+    RejectedError,
+    binary_headers,
+    common_headers,
+)
+from schemas.funding import RechargeResult
+from schemas.ledger import EntryKind
+from schemas.notices import DeadLetterReason, Notice, NoticeKind
+from schemas.topics import Names
+from schemas.usage import CallUsage, ConferenceUsage
+from streams import VERSION
+from streams.billing import ledger
+from streams.billing.account import (
+    Account,
+    NewerRowError,
+    Payment,
+    decode_payment,
+    decode_row,
+    encode_payment,
+    encode_row,
+)
+from streams.billing.events import (
+    Cause,
+    CommandEvent,
+    Event,
+    ResultEvent,
+    Tick,
+    UsageEvent,
+    usage_event,
+)
+from streams.billing.outcomes import Outcome, Terms
+from streams.engine import seen
+from streams.engine.errors import Stop, StoppedError
+from streams.engine.reader import Slice
+from streams.engine.restore import record_hash
+from streams.engine.rows import (
+    PAYMENT_MARK,
+    POSITION_KEY,
+    SourcePosition,
+    encode_position,
+    payment_key,
+)
+from streams.engine.seen import EPOCH
+from streams.engine.work import Candidate, Fate, Skipped, Work
+from streams.settings import Settings
+
+# One account's ticks at one instant: more means that its due time does not move.
+MOST_TICKS_OF_ONE: Final = 100
+DEFECT_RETRY_US: Final = 3_600_000_000
+# What a moved record's header and the broker's own framing may add to it.
+MOVED_HEADROOM_BYTES: Final = 512
+
+T = TypeVar("T")
+
+_encode: Final = msgspec.json.Encoder().encode
+_MICROSECOND: Final = timedelta(microseconds=1)
+_CHARGE: Final = EntryKind.CHARGE
+WRONG_PARTITION: Final = DeadLetterReason.WRONG_PARTITION
+
+
+def us_from(at: datetime) -> int:
+    """An instant as µs since 1970, exact."""
+    return (at - EPOCH) // _MICROSECOND
+
+
+def instant_from(us: int) -> datetime:
+    """µs since 1970 as an instant."""
+    return EPOCH + timedelta(microseconds=us)
+
+
+class DefectError(Exception):
+    """The core raised, on a record or on a tenant's tick. The batch must be decided again, and
+    `skip` tells it what to leave out."""
+
+    def __init__(self, cause: Exception, at: tuple[str, int] | bytes) -> None:
+        super().__init__(type(cause).__name__)
+        self.cause = cause
+        self._at = at
+
+    def skip(self, skipped: Skipped) -> None:
+        """Leave out what raised."""
+        if isinstance(self._at, bytes):
+            skipped.ticks.add(self._at)
+        else:
+            skipped.records.add(self._at)
+
+
+class Decider:
+    """Decides the batches of one partition, against the rows its shard holds in memory."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        partition: int,
+        terms: Terms,
+    ) -> None:
+        self.rows: dict[bytes, bytes] = {}
+        # Accounts the last committed batch has touched, decoded already: traffic comes in bursts.
+        self.recent: dict[bytes, Account] = {}
+        self._partition = partition
+        self._partitions = settings.partitions
+        self._names: Names = settings.topics
+        self._app_id = settings.app_id
+        self._terms = terms
+        self._decoders = {name: decoder(name) for name in topics.SOURCES}
+        self._ledger_topic = self._names.of(topics.LEDGER)
+        self._balance_topic = self._names.of(topics.BALANCE)
+        self._changelog_topic = self._names.of(topics.CHANGELOG)
+        self._entry_headers = common_headers(topics.LEDGER, source=settings.app_id)
+        self._balance_headers = common_headers(topics.BALANCE, source=settings.app_id)
+
+    # -- reading -----------------------------------------------------------------------------
+
+    def read(
+        self, work: Work, topic: str, records: Sequence[Any], first: int, skipped: Skipped
+    ) -> tuple[list[Candidate], list[Fate]]:
+        """Decode every record from offset `first` on; those that are no event of ours get their
+        fate. `topic` is the name in the manifest. Raises DefectError."""
+        rows = self.rows
+        partition = self._partition
+        decode = self._decoders[topic]
+        candidates: list[Candidate] = []
+        fates: list[Fate] = []
+        judge = ledger.Punctuality(work.now).judge
+        fingerprint_of, check_of, content = seen.fingerprint, seen.check_of, ledger.content
+        for record in records:
+            offset = record.offset
+            if offset < first:
+                continue
+            key = record.key
+            # A row of this partition proves that the key belongs here, and that it is a
+            # tenant's name; hashing costs more.
+            known = key in rows
+            if not known and key is not None:
+                target = (murmur2(key) & 0x7FFF_FFFF) % self._partitions
+                if target != partition:
+                    work.tally.add("credits_wrong_partition_total", topic)
+                    # A command's answer is awaited where its key belongs, so it is not moved.
+                    reason = WRONG_PARTITION if topic == topics.COMMAND else None
+                    fates.append(Fate(record, len(candidates), reason, target=target))
+                    continue
+            try:
+                decoded = decode(key, record.value, record.headers, known)
+            except RejectedError as error:
+                fates.append(Fate(record, len(candidates), error.reason, error.path))
+                continue
+            if skipped.records and (topic, offset) in skipped.records:
+                fates.append(Fate(record, len(candidates), DeadLetterReason.DEFECT))
+                continue
+            if decoded.unknown_fields:
+                work.tally.add("credits_unknown_fields_total", topic)
+            source, event_id, data = decoded.source, decoded.id, decoded.event
+            cause = Cause(topic, partition, offset, source, event_id)
+            try:
+                if isinstance(data, (CallUsage, ConferenceUsage)):
+                    event: Event = usage_event(data, cause)
+                else:
+                    event = _funding_event(decoded, cause)
+                late = judge(event)
+                check = check_of(content(event))
+            except Exception as error:
+                # A record that breaks us is one dead letter, not a worker that never starts.
+                raise DefectError(error, (topic, offset)) from error
+            if late is not None:
+                fates.append(Fate(record, len(candidates), late))
+                continue
+            candidates.append(Candidate(record, event, fingerprint_of(source, event_id), check))
+        return candidates, fates
+
+    # -- applying ----------------------------------------------------------------------------
+
+    def tick(self, work: Work, due_rows: Sequence[tuple[int, bytes]], skipped: Skipped) -> None:
+        """Everything that is due at or before `now` goes before the batch's events.
+
+        Raises DefectError, StoppedError.
+        """
+        now_us = us_from(work.now)
+        for due, key in due_rows:
+            if PAYMENT_MARK in key:
+                work.rows[key] = None
+                continue
+            if key in skipped.ticks:
+                # Looked at again in an hour; the row itself stays as it was.
+                value = self.rows[key]
+                work.rows[key] = (now_us + DEFECT_RETRY_US).to_bytes(8, "big") + value[8:]
+                continue
+            for _ in range(MOST_TICKS_OF_ONE):
+                account = self._account(work, key)
+                assert account is not None
+                tick = Tick(instant_from(due))
+                try:
+                    outcome = ledger.apply(account, tick, self._terms, work.now)
+                except StoppedError:
+                    raise
+                except Exception as error:
+                    raise DefectError(error, key) from error
+                self._announce(work, key, outcome, tick.cause, ())
+                work.tally.add("credits_events_total", "tick", outcome.label)
+                following = work.accounts[key].next_due()
+                if following is None or us_from(following) > now_us:
+                    break
+                due = us_from(following)
+
+    def apply(
+        self,
+        work: Work,
+        topic: str,
+        candidates: Sequence[Candidate],
+        fates: Sequence[Fate],
+        known: dict[int, int],
+    ) -> None:
+        """Apply candidates and fates in the order of their records. `known` are the checks of
+        ids that are remembered, by place. Raises DefectError, StoppedError."""
+        first = 0
+        for fate in fates:
+            if fate.place > first:
+                self._apply(work, topic, candidates, range(first, fate.place), known)
+                first = fate.place
+            if fate.reason is None:
+                self._move(work, topic, fate)
+            else:
+                self._bury(work, topic, fate.record, fate.reason, fate.path)
+        self._apply(work, topic, candidates, range(first, len(candidates)), known)
+
+    def _apply(
+        self,
+        work: Work,
+        topic: str,
+        candidates: Sequence[Candidate],
+        places: range,
+        known: dict[int, int],
+    ) -> None:
+        fresh, weeks, accounts = work.fresh, work.weeks, work.accounts
+        apply, terms, now = ledger.apply, self._terms, work.now
+        week_of, this_week = seen.week_of, seen.week_of(work.now)
+        outcomes: dict[str, int] = {}
+        for at in places:
+            candidate = candidates[at]
+            record = candidate.record
+            fingerprint = candidate.fingerprint
+            earlier = known.get(at)
+            if earlier is None:
+                earlier = fresh.get(fingerprint)
+            if earlier is not None:
+                label = self._repeat(work, topic, candidate, conflict=earlier != candidate.check)
+            else:
+                key = record.key
+                event = candidate.event
+                try:
+                    account = accounts.get(key)
+                    if account is None:
+                        account = self._account(work, key)
+                    # Usage is remembered under the week it ended in, all else under this one.
+                    if isinstance(event, UsageEvent):
+                        week = week_of(event.ended_at)
+                    else:
+                        week = this_week
+                        event = self._with_payment(work, event, key)
+                    outcome = apply(account, event, terms, now)
+                except StoppedError:
+                    raise
+                except Exception as error:
+                    raise DefectError(error, (topic, record.offset)) from error
+                label = outcome.label
+                if outcome.refused is not None:
+                    refused = outcome.refused
+                    self._bury(work, topic, record, refused.reason, refused.path)
+                else:
+                    fresh[fingerprint] = candidate.check
+                    weeks.append(week)
+                # Free usage changes nothing and tells nothing; a refused command must be told.
+                if outcome.account is not account or outcome.notices:
+                    self._announce(work, key, outcome, event.cause, record.headers)
+                if isinstance(event, ResultEvent):
+                    status = event.result.status.value
+                    work.tally.add("credits_recharge_results_total", status)
+            outcomes[label] = outcomes.get(label, 0) + 1
+        for label, count in outcomes.items():
+            work.tally.add("credits_events_total", topic, label, by=count)
+
+    def _account(self, work: Work, key: bytes) -> Account | None:
+        account = work.accounts.get(key)
+        if account is None:
+            value = self.rows.get(key)
+            if value is None:
+                return None
+            account = self.recent.get(key)
+            if account is None:
+                account = self._decoded(decode_row, key, value)
+            work.accounts[key] = account
+            work.before[key] = account
+        return account
+
+    def _decoded(self, decode: Callable[[bytes], T], key: bytes, value: bytes) -> T:
+        """A row of ours. One that cannot be read is no event's fault: the shard stops."""
+        name = key.partition(b"\0")[0].decode()
+        try:
+            return decode(value)
+        except NewerRowError as error:
+            raise StoppedError(Stop.NEWER_ROWS, f"the row of {name}: {error}") from None
+        except msgspec.DecodeError as error:
+            raise StoppedError(
+                Stop.STATE_LOST, f"the row of {name} cannot be read: {error}"
+            ) from None
+
+    def _with_payment(self, work: Work, event: Event, key: bytes) -> Event:
+        """What an event touches enters with it."""
+        match event:
+            case ResultEvent(result=result, cause=cause):
+                return ResultEvent(result, cause, self._payment(work, key, result.payment_id))
+            case CommandEvent(command=BookPayment() as command, cause=cause):
+                payment = self._payment(work, key, command.payment_id)
+                return CommandEvent(command, cause, payment)
+            case _:
+                return event
+
+    def _payment(self, work: Work, tenant: bytes, payment_id: str) -> Payment | None:
+        key = payment_key(tenant.decode(), payment_id)
+        payment = work.payments.get(key)
+        if payment is None:
+            value = self.rows.get(key)
+            payment = None if value is None else self._decoded(decode_payment, key, value)
+        return payment
+
+    # -- announcing --------------------------------------------------------------------------
+
+    def _announce(
+        self, work: Work, key: bytes, outcome: Outcome, cause: Cause, headers: Headers
+    ) -> None:
+        """Keep the new account and add what there is to tell to the batch's outputs."""
+        account = outcome.account
+        caused_by = f"{cause.source}/{cause.id}"
+        traced = [header for header in headers if header[0] in TRACE_HEADERS] if headers else []
+        if account is not None:
+            if key not in work.before:
+                work.before[key] = None
+            work.accounts[key] = account
+            entries = outcome.entries
+            if entries:
+                told = (CAUSED_BY, caused_by.encode())
+                seq = account.seq - len(entries)
+                for entry in entries:
+                    seq += 1
+                    work.outputs.append(
+                        self._ledger_topic,
+                        self._partition,
+                        key,
+                        entry,
+                        [*self._entry_headers, ("ce_id", b"%b/%d" % (key, seq)), told, *traced],
+                    )
+                charged = work.tally.charged_nanos
+                for kind, nanos in outcome.moved:
+                    if kind is _CHARGE:
+                        currency = account.currency
+                        charged[currency] = charged.get(currency, 0) - nanos
+        if outcome.payment is not None:
+            payment = outcome.payment
+            work.payments[payment_key(key.decode(), payment.payment_id)] = payment
+        for request in outcome.requests:
+            stamp = us_from(request.expires_at)
+            work.outputs.append(
+                self._names.of(topics.REQUESTED),
+                self._partition,
+                key,
+                _encode(request),
+                [
+                    *binary_headers(
+                        topics.REQUESTED,
+                        source=self._app_id,
+                        event_id=f"{request.recharge_id}/{stamp}",
+                        caused_by=caused_by,
+                    ),
+                    *traced,
+                ],
+            )
+            work.tally.add("credits_recharge_requests_total", request.reason.value)
+        for notice in outcome.notices:
+            self._notify(work, key, notice, cause)
+        if outcome.withheld is not None:
+            work.tally.add("credits_recharges_withheld_total", outcome.withheld.value)
+
+    def _notify(self, work: Work, key: bytes, notice: Notice, cause: Cause) -> None:
+        work.notices += 1
+        place = f"{cause.topic}/{cause.partition}/{cause.offset}"
+        if cause.topic == "tick":
+            place = f"tick/{cause.id}"
+        work.outputs.append(
+            self._names.of(topics.NOTIFICATION),
+            self._partition,
+            key,
+            _encode(notice),
+            binary_headers(
+                topics.NOTIFICATION,
+                source=self._app_id,
+                event_id=f"{notice.tenant_id}/{place}/{work.notices}",
+                caused_by=f"{cause.source}/{cause.id}",
+            ),
+        )
+
+    def _repeat(self, work: Work, topic: str, candidate: Candidate, *, conflict: bool) -> str:
+        """An id we have booked: counted when it says the same, a dead letter when it does not."""
+        record, event = candidate.record, candidate.event
+        if conflict:
+            self._bury(work, topic, record, DeadLetterReason.CONFLICT)
+        if isinstance(event, CommandEvent):
+            account = self._account(work, record.key)
+            cause = event.cause
+            notice = Notice(
+                notice=NoticeKind.COMMAND_REFUSED if conflict else NoticeKind.COMMAND_REPEATED,
+                tenant_id=record.key.decode(),
+                at=work.now,
+                caused_by=f"{cause.source}/{cause.id}",
+                command_id=cause.id,
+                rule="conflict" if conflict else "repeated",
+                fix="This id was used for another command; make a new one."
+                if conflict
+                else "The first answer stands.",
+                version=None if account is None else account.settings_version,
+            )
+            self._notify(work, record.key, notice, cause)
+        return "conflict" if conflict else "duplicate"
+
+    def _bury(
+        self, work: Work, topic: str, record: Any, reason: DeadLetterReason, path: str = ""
+    ) -> None:
+        """Into the dead letters, byte for byte, with the reason in headers."""
+        headers = list(record.headers or ())
+        attempt = next((text for name, text in headers if name == "credits-dlq-attempt"), b"1")
+        kept = [header for header in headers if not header[0].startswith("credits-dlq-")]
+        work.outputs.append(
+            self._names.of(topics.dead_letters_of(topic)),
+            self._partition,
+            record.key,
+            record.value,
+            [
+                *kept,
+                ("credits-dlq-topic", self._names.of(topic).encode()),
+                ("credits-dlq-partition", str(self._partition).encode()),
+                ("credits-dlq-offset", str(record.offset).encode()),
+                ("credits-dlq-timestamp", str(record.timestamp).encode()),
+                ("credits-dlq-reason", reason.value.encode()),
+                ("credits-dlq-path", path.encode()),
+                ("credits-dlq-attempt", attempt),
+                ("credits-dlq-app-version", VERSION.encode()),
+                ("credits-dlq-failed-at", work.now.isoformat().encode()),
+            ],
+        )
+        work.tally.add("credits_dead_letters_total", topic, reason.value)
+
+    def _move(self, work: Work, topic: str, fate: Fate) -> None:
+        """Publish a misplaced record again where its key belongs, value and headers unchanged."""
+        record = fate.record
+        headers = list(record.headers or ())
+        size = (
+            len(record.key)
+            + len(record.value or b"")
+            + sum(len(name) + len(text or b"") + 16 for name, text in headers)
+        )
+        moved_before = any(name == MOVED_FROM for name, _ in headers)
+        if moved_before or size + MOVED_HEADROOM_BYTES > topics.MAX_RECORD_BYTES:
+            self._bury(work, topic, record, DeadLetterReason.WRONG_PARTITION)
+            work.tally.add("credits_events_total", topic, "rejected")
+            return
+        name = self._names.of(topic)
+        work.outputs.append(
+            name,
+            fate.target,
+            record.key,
+            record.value,
+            [*headers, (MOVED_FROM, f"{name}/{self._partition}/{record.offset}".encode())],
+        )
+        work.tally.add("credits_events_total", topic, "moved")
+
+    # -- closing a batch ---------------------------------------------------------------------
+
+    def close(
+        self,
+        work: Work,
+        taken: Sequence[Slice],
+        sources: dict[str, SourcePosition],
+        *,
+        seen_next: int,
+        ledger_from: int,
+    ) -> None:
+        """Rows, ids and position of a decided batch."""
+        partition, outputs = self._partition, work.outputs
+        for key, account in work.accounts.items():
+            before = work.before[key]
+            if before is account:
+                continue
+            work.rows[key] = encode_row(account)
+            work.totals.tenant(before, account)
+            outputs.append(
+                self._balance_topic,
+                partition,
+                key,
+                _encode(ledger.public_balance(account, work.now)),
+                [*self._balance_headers, ("ce_id", b"%b/%d" % (key, account.seq))],
+            )
+        for key, payment in work.payments.items():
+            work.rows[key] = encode_payment(payment)
+        for key, value in work.rows.items():
+            work.totals.row(key, self.rows.get(key), value)
+            outputs.append(self._changelog_topic, partition, key, value)
+
+        reached = dict(sources)
+        for part in taken:
+            last = part.records[-1]
+            if last.offset >= reached[part.tp.topic].next:
+                reached[part.tp.topic] = SourcePosition(
+                    next=part.end,
+                    last=last.offset,
+                    timestamp=last.timestamp,
+                    hash=record_hash(last.key, last.value),
+                )
+        if not work.rows and reached == sources:
+            return
+        if work.fresh:
+            packed = seen.pack(
+                ordinal=seen_next,
+                ledger_from=ledger_from,
+                now_us=us_from(work.now),
+                fingerprints=list(work.fresh),
+                checks=list(work.fresh.values()),
+                weeks=work.weeks,
+            )
+            work.ids = seen.unpack(packed)
+            outputs.append(self._names.of(topics.SEEN), partition, b"ids", packed)
+            seen_next += 1
+        work.position = work.totals.position(now=work.now, sources=reached, seen_next=seen_next)
+        outputs.append(
+            self._changelog_topic, partition, POSITION_KEY, encode_position(work.position)
+        )
+
+
+def _funding_event(decoded: Decoded, cause: Cause) -> Event:
+    """A command or a result. A tenant that only the envelope or the key named is filled in."""
+    event = decoded.event
+    if isinstance(event, RechargeResult):
+        return ResultEvent(event, cause)
+    assert not isinstance(event, (CallUsage, ConferenceUsage))
+    if event.tenant_id is None:
+        event = msgspec.structs.replace(event, tenant_id=decoded.tenant_id)
+    return CommandEvent(event, cause)

@@ -1,0 +1,89 @@
+"""What a batch holds while it is decided: the records as events, and all it will write."""
+
+from datetime import datetime
+from typing import Any
+
+from msgspec import Struct
+
+from schemas.ledger import EntryKind
+from schemas.money import NANOS
+from schemas.notices import DeadLetterReason
+from streams.billing.account import Account, Payment
+from streams.billing.events import Event
+from streams.engine.rows import Position, Totals
+from streams.engine.seen import Ids
+from streams.engine.transaction import Outputs
+from streams.metrics import Meters
+
+
+class Candidate(Struct, gc=False):
+    """A record that is a sound event of this partition and not too late."""
+
+    record: Any
+    event: Event
+    fingerprint: int
+    check: int
+
+
+class Fate(Struct, gc=False):
+    """A record that is not booked here: it goes to the dead letters for a reason, or without one
+    to the partition where it belongs. `place` is how many candidates come before it."""
+
+    record: Any
+    place: int
+    reason: DeadLetterReason | None
+    path: str = ""
+    target: int = -1
+
+
+class Skipped:
+    """What has made `ledger.apply` raise in this batch: records by topic and offset, and tenants
+    whose tick it was."""
+
+    def __init__(self) -> None:
+        self.records: set[tuple[str, int]] = set()
+        self.ticks: set[bytes] = set()
+
+
+class Tally:
+    """What a batch will add to the metrics, once it is committed."""
+
+    def __init__(self) -> None:
+        self.counts: dict[tuple[str, ...], int] = {}
+        self.charged_nanos: dict[str, int] = {}
+
+    def add(self, *name_and_labels: str, by: int = 1) -> None:
+        """Count something."""
+        self.counts[name_and_labels] = self.counts.get(name_and_labels, 0) + by
+
+    def publish(self, meters: Meters) -> None:
+        """The batch is committed: tell the metrics."""
+        for labels, count in self.counts.items():
+            meters[labels].inc(count)
+        for currency, nanos in self.charged_nanos.items():
+            charged = meters["credits_charged_total", currency, EntryKind.CHARGE.value]
+            charged.inc(nanos / NANOS)
+
+
+class Work:
+    """A batch that is decided but not committed."""
+
+    def __init__(self, now: datetime, outputs: Outputs, totals: Totals) -> None:
+        self.now = now
+        self.outputs = outputs
+        self.totals = totals
+        self.tally = Tally()
+        self.accounts: dict[bytes, Account] = {}
+        self.before: dict[bytes, Account | None] = {}
+        self.payments: dict[bytes, Payment] = {}
+        self.rows: dict[bytes, bytes | None] = {}
+        self.fresh: dict[int, int] = {}
+        self.weeks: list[int] = []
+        self.notices = 0
+        self.position: Position | None = None
+        self.ids: Ids | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Nothing was decided: not even an offset moves."""
+        return self.position is None
