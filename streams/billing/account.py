@@ -89,6 +89,13 @@ class Attempt(Struct, frozen=True, gc=False, array_like=True):
     amount_nanos: int
 
 
+class Period(Struct, frozen=True, gc=False, array_like=True):
+    """A time in which the account was open: since when usage was billed, until it was closed."""
+
+    since: datetime
+    until: datetime
+
+
 class UnpaidFund(Struct, frozen=True, gc=False, array_like=True):
     """Funding by hand that was answered without money; kept so that a late success is known."""
 
@@ -155,6 +162,7 @@ class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     recharging: Recharging = Recharging()
     funds: tuple[Asked, ...] = ()
     unpaid_funds: tuple[UnpaidFund, ...] = ()
+    former: tuple[Period, ...] = ()
 
     @property
     def balance_nanos(self) -> int:
