@@ -38,6 +38,8 @@ BACKOFF: Final = timedelta(hours=1)
 # Decline codes after which asking again only does harm.
 TERMINAL_CODES: Final = frozenset({"lost_card", "stolen_card", "fraud", "authentication_required"})
 EXPIRED_CARD: Final = "expired_card"
+# Labels of answers: asked again, paused unless there is another method, paused at once.
+DECLINE_CLASSES: Final = ("none", "retryable", EXPIRED_CARD, "terminal")
 KEPT_ATTEMPTS: Final = 15
 DECLINES_PER_METHOD: Final = 15
 DECLINE_DAYS: Final = 30
@@ -102,6 +104,15 @@ class Ask(Struct, frozen=True, gc=False):
     def amount_nanos(self) -> int:
         """What would be asked for; worked out only where a guard wants to know."""
         return wanted(self.policy, self.available_nanos, self.account.currency)
+
+
+def decline_class(status: Status, code: str | None) -> str:
+    """What a decline means for the next attempt; `none` for every other answer."""
+    if status is not Status.DECLINED:
+        return "none"
+    if code == EXPIRED_CARD:
+        return EXPIRED_CARD
+    return "terminal" if code in TERMINAL_CODES else "retryable"
 
 
 def recharge_id(tenant_id: str, epoch: int, attempt: int) -> str:

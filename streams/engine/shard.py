@@ -54,8 +54,10 @@ from streams.billing.events import (
     usage_event,
 )
 from streams.billing.ledger import Outcome, Terms
+from streams.billing.recharge import decline_class
 from streams.engine import seen
 from streams.engine.errors import GaveUpError, Stop, StoppedError
+from streams.engine.lag import Lag
 from streams.engine.reader import SLICES_IN_FLIGHT, Reader, Slice
 from streams.engine.restore import (
     Marks,
@@ -77,6 +79,7 @@ from streams.engine.rows import (
 )
 from streams.engine.seen import EPOCH, Seen
 from streams.engine.transaction import Outputs, Transactor
+from streams.engine.unanswered import Unanswered
 from streams.metrics import Meters
 from streams.settings import Settings
 
@@ -89,6 +92,8 @@ MOST_TICKS: Final = 2_000
 MOST_TICKS_OF_ONE: Final = 100
 IDLE_TICK_S: Final = 1.0
 MOST_DEFECTS_A_MINUTE: Final = 10
+# Further behind than this, a balance is too old to ask for money by it.
+STALE_AFTER_S: Final = 60.0
 # What a moved record's header and the broker's own framing may add to it.
 MOVED_HEADROOM_BYTES: Final = 512
 DEFECT_RETRY_US: Final = 3_600_000_000
@@ -127,13 +132,15 @@ class Tally:
     def __init__(self) -> None:
         self.counts: dict[tuple[str, ...], int] = {}
         self.nanos: dict[tuple[str, ...], int] = {}
+        self.booked_nanos: dict[str, int] = {}
 
     def add(self, *name_and_labels: str, by: int = 1) -> None:
         """Count something."""
         self.counts[name_and_labels] = self.counts.get(name_and_labels, 0) + by
 
     def moved(self, kind: EntryKind, currency: str, nanos: int) -> None:
-        """Sum what was charged."""
+        """Sum what was booked, and what was charged."""
+        self.booked_nanos[currency] = self.booked_nanos.get(currency, 0) + nanos
         if kind is EntryKind.CHARGE:
             key = ("credits_charged_total", currency, kind.value)
             self.nanos[key] = self.nanos.get(key, 0) - nanos
@@ -171,6 +178,7 @@ class Work:
         self.fresh: dict[int, int] = {}
         self.weeks: list[int] = []
         self.notices = 0
+        self.caught_up: list[bytes] = []
         self.position: Position | None = None
         self.ids: seen.Ids | None = None
 
@@ -204,6 +212,7 @@ class Shard:
         self._marks = marks
         self._meters = meters
         self._terms = terms
+        self._stale_terms = msgspec.structs.replace(terms, stale=True)
         self._accepted_losses = accepted_losses
         self._wall = wall
         self._ledger_topic = self._names.of(topics.LEDGER)
@@ -222,6 +231,10 @@ class Shard:
         self._rows = Rows()
         self._seen = Seen()
         self._totals = Totals()
+        self._unanswered = Unanswered()
+        self.lag = Lag(monotonic())
+        # Change of the balances minus entries written, by currency; anything but 0 is a defect.
+        self.drift_nanos: dict[str, int] = {}
         self._sources: dict[str, SourcePosition] = {}
         self._now = EPOCH
         self._seen_next = 0
@@ -239,6 +252,7 @@ class Shard:
         await self._transactor.start()
         restored = await restore(self._settings, self.partition, self._marks)
         self._rows, self._seen = restored.rows, restored.seen
+        self.remember_recharges()
         self._ledger_end = restored.ledger_end
         tps = [TopicPartition(name, self.partition) for name in self._names.sources]
         starts = await self._marks.starts(tps)
@@ -252,12 +266,17 @@ class Shard:
             # A topic that was never read starts at its beginning, sought explicitly.
             self._sources.setdefault(tp.topic, SourcePosition(next=starts[tp]))
             self.moved_at[tp.topic] = monotonic()
-        self.now()
+        now = self.now()
+        if restored.position is not None:
+            # Nothing was booked since: that is how old the balances may be.
+            away = now - restored.position.now
+            self.lag = Lag(monotonic() - away.total_seconds())
         waiting = [
             TopicPartition(self._names.of(name), self.partition)
             for name in (topics.COMMAND, topics.RESULT)
         ]
-        ends = await self._marks.ends(waiting)
+        ends = await self._marks.ends(tps)
+        self.lag.look(monotonic(), {tp: self.next_of(tp.topic) for tp in tps}, ends)
         self._catch_up = {tp: ends[tp] for tp in waiting if self.next_of(tp.topic) < ends[tp]}
         self._meters["credits_restore_seconds",].observe(monotonic() - started)
 
@@ -308,6 +327,23 @@ class Shard:
     def last_now(self) -> datetime:
         """The `now` of the last batch."""
         return self._now
+
+    def remember_recharges(self) -> None:
+        """Read from the rows what is in flight and what was withheld for a stale balance."""
+        self._unanswered = Unanswered.of(
+            self._rows.values, lambda key, value: self._decoded(decode_row, key, value)
+        )
+
+    def oldest_request_s(self) -> float:
+        """For how long the oldest auto-recharge in flight has waited; 0 without any."""
+        return self._unanswered.oldest_age(self._wall()).total_seconds()
+
+    def stale_waits(self) -> bool:
+        """Whether recharges were withheld for a stale balance that is a good one by now."""
+        return bool(self._unanswered.stale) and not self._stale()
+
+    def _stale(self) -> bool:
+        return self.lag.seconds(monotonic()) > STALE_AFTER_S
 
     def caught_up(self) -> bool:
         """Whether the commands and results that waited on opening are booked."""
@@ -420,7 +456,7 @@ class Shard:
                 wait_s = IDLE_TICK_S
                 if due != NEVER:
                     wait_s = min(wait_s, (due - us_from(self._wall())) / 1e6)
-                if wait_s <= 0 and lingered <= 0:
+                if (wait_s <= 0 or self.stale_waits()) and lingered <= 0:
                     return
                 timeout = max(wait_s, lingered, 0.001)
             self._wake.clear()
@@ -454,6 +490,7 @@ class Shard:
         started = monotonic()
         work = await self._decide(taken)
         if work.empty:
+            self._unanswered.stale.difference_update(work.caught_up)
             return
         assert work.position is not None
         offsets = {
@@ -484,6 +521,16 @@ class Shard:
         if work.ids is not None:
             self._seen.remember(work.ids)
         self._seen.forget(work.now)
+        self._unanswered.stale.difference_update(work.caught_up)
+        for key, account in work.accounts.items():
+            requested_at = self._unanswered.follow(key, account)
+            if requested_at is not None:
+                waited = work.now - requested_at
+                self._meters["credits_recharge_duration_seconds",].observe(waited.total_seconds())
+        for currency, sums in work.totals.balances.items():
+            moved = sum(sums) - sum(self._totals.balances.get(currency, ()))
+            drift = moved - work.tally.booked_nanos.get(currency, 0)
+            self.drift_nanos[currency] = self.drift_nanos.get(currency, 0) + drift
         self._totals = work.totals
         self._sources = dict(work.position.sources)
         self._now = work.position.now
@@ -497,6 +544,7 @@ class Shard:
         moves: list[tuple[Any, str, int]] = []
         tally = Tally()
         candidates = await self._read(taken, now, fates, moves, tally)
+        terms = self._stale_terms if self._stale() else self._terms
         known = self._seen.probe([candidate.fingerprint for candidate in candidates])
         defects: set[int] = set()
         bad_ticks: set[bytes] = set()
@@ -504,8 +552,8 @@ class Shard:
             work = Work(now, self._transactor.outputs(us_from(now) // 1000), self._totals.copy())
             work.tally.counts = dict(tally.counts)
             try:
-                self._tick(work, bad_ticks)
-                await self._apply(work, candidates, known, defects)
+                self._tick(work, bad_ticks, terms)
+                await self._apply(work, candidates, known, defects, terms)
                 break
             except _DefectError as defect:
                 self._note_defect(defect)
@@ -585,8 +633,9 @@ class Shard:
             reached[part.tp.topic] = max(first, part.end)
         return candidates
 
-    def _tick(self, work: Work, bad: set[bytes]) -> None:
-        """Everything that is due at or before `now` goes before the batch's events."""
+    def _tick(self, work: Work, bad: set[bytes], terms: Terms) -> None:
+        """Everything that is due at or before `now` goes before the batch's events; so does what
+        was withheld for a stale balance, once the shard has caught up."""
         now_us = us_from(work.now)
         for due, key in self._rows.due(now_us, MOST_TICKS):
             if PAYMENT_MARK in key:
@@ -598,22 +647,29 @@ class Shard:
                 work.rows[key] = (now_us + DEFECT_RETRY_US).to_bytes(8, "big") + value[8:]
                 continue
             for _ in range(MOST_TICKS_OF_ONE):
-                account = self._account(work, key)
-                assert account is not None
-                at = instant_from(due)
-                try:
-                    outcome = ledger.apply(account, Tick(at), self._terms, work.now)
-                except StoppedError:
-                    raise
-                except Exception as error:
-                    raise _DefectError(error, key=key) from error
-                cause = Cause("tick", -1, -1, "tick", at.isoformat())
-                self._announce(work, key, outcome, cause, ())
-                work.tally.add("credits_events_total", "tick", outcome.label)
-                following = work.accounts[key].next_due()
+                following = self._tick_one(work, key, instant_from(due), terms).next_due()
                 if following is None or us_from(following) > now_us:
                     break
                 due = us_from(following)
+        if not terms.stale:
+            work.caught_up = sorted(self._unanswered.stale)[:MOST_TICKS]
+            for key in work.caught_up:
+                if key not in bad:
+                    self._tick_one(work, key, work.now, terms)
+
+    def _tick_one(self, work: Work, key: bytes, at: datetime, terms: Terms) -> Account:
+        account = self._account(work, key)
+        assert account is not None
+        try:
+            outcome = ledger.apply(account, Tick(at), terms, work.now)
+        except StoppedError:
+            raise
+        except Exception as error:
+            raise _DefectError(error, key=key) from error
+        cause = Cause("tick", -1, -1, "tick", at.isoformat())
+        self._announce(work, key, outcome, cause, ())
+        work.tally.add("credits_events_total", "tick", outcome.label)
+        return work.accounts[key]
 
     async def _apply(
         self,
@@ -621,6 +677,7 @@ class Shard:
         candidates: Sequence[_Candidate],
         known: dict[int, int],
         defects: set[int],
+        terms: Terms,
     ) -> None:
         fresh = work.fresh
         weeks = work.weeks
@@ -644,14 +701,17 @@ class Shard:
                     event = candidate.event
                     if not isinstance(event, UsageEvent):
                         event = self._with_payment(work, event, candidate.decoded.tenant_id)
-                    outcome = ledger.apply(account, event, self._terms, work.now)
+                    outcome = ledger.apply(account, event, terms, work.now)
                 except StoppedError:
                     raise
                 except Exception as error:
                     raise _DefectError(error, at=at) from error
                 label = outcome.label
                 if isinstance(event, ResultEvent):
-                    tally.add("credits_recharge_results_total", event.result.status.value)
+                    status, code = event.result.status, event.result.decline_code
+                    tally.add(
+                        "credits_recharge_results_total", status.value, decline_class(status, code)
+                    )
                 if outcome.refused is not None:
                     self._bury(
                         work,

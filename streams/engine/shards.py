@@ -396,6 +396,8 @@ class Shards:
         rows = remembered = 0
         balances: dict[tuple[str, str], int] = {}
         tenants: dict[str, int] = {}
+        drift: dict[str, int] = {}
+        oldest_request_s = 0.0
         for keeper in ready:
             shard = keeper.shard
             if shard is None:
@@ -408,6 +410,12 @@ class Shards:
                     balances[currency, sign] = balances.get((currency, sign), 0) + nanos
             for state, count in shard.totals.tenants.items():
                 tenants[state] = tenants.get(state, 0) + count
+            for currency, nanos in shard.drift_nanos.items():
+                drift[currency] = drift.get(currency, 0) + abs(nanos)
+            oldest_request_s = max(oldest_request_s, shard.oldest_request_s())
+        self._meters["credits_recharge_oldest_in_flight_seconds",].set(oldest_request_s)
+        for currency, nanos in drift.items():
+            self._meters["credits_conservation_drift", currency].set(nanos / 1_000_000_000)
         self._publish(oldest, rows, remembered, balances, tenants)
 
     async def _look_at(
@@ -416,8 +424,9 @@ class Shards:
         """One shard's lag, lost slices and stalls; for how long its worst source has stood."""
         held = self._usage_of(keeper.partition) if not shard.caught_up() else set()
         oldest = 0.0
+        booked: dict[TopicPartition, int] = {}
         for tp, position in shard.positions().items():
-            reached = max(position, await self._reader.read_up_to(tp))
+            reached = booked[tp] = max(position, await self._reader.read_up_to(tp))
             shard.reached(tp, reached)
             behind = max(0, ends.get(tp, 0) - reached)
             self._lag(tp).set(behind)
@@ -436,6 +445,7 @@ class Shards:
                     f"{tp.topic}/{tp.partition} has {behind} records waiting and nothing of it "
                     f"was booked for {STALLED_AFTER_S:.0f} s"
                 )
+        shard.lag.look(now, booked, {tp: ends[tp] for tp in booked if tp in ends})
         if held and shard.caught_up():
             self._reader.release_held(list(held))
         return oldest
