@@ -179,6 +179,7 @@ class Work:
         self.weeks: list[int] = []
         self.notices = 0
         self.caught_up: list[bytes] = []
+        self.letters: list[tuple[str, Any, list[tuple[str, bytes]]]] = []
         self.position: Position | None = None
         self.ids: seen.Ids | None = None
 
@@ -568,6 +569,10 @@ class Shard:
             self._bury(work, record, topic, reason, path)
         for record, topic, target in moves:
             self._move(work, record, topic, target)
+        # In the order of the source, whatever found them out first.
+        for topic, record, headers in sorted(work.letters, key=lambda one: one[1].offset):
+            name = self._names.of(topics.dead_letters_of(topic))
+            work.outputs.append(name, self.partition, record.key, record.value, headers)
         self._close(work, taken)
         return work
 
@@ -882,24 +887,19 @@ class Shard:
         headers = list(record.headers or ())
         attempt = next((text for name, text in headers if name == "credits-dlq-attempt"), b"1")
         kept = [header for header in headers if not header[0].startswith("credits-dlq-")]
-        work.outputs.append(
-            self._names.of(topics.dead_letters_of(topic)),
-            self.partition,
-            record.key,
-            record.value,
-            [
-                *kept,
-                ("credits-dlq-topic", self._names.of(topic).encode()),
-                ("credits-dlq-partition", str(self.partition).encode()),
-                ("credits-dlq-offset", str(record.offset).encode()),
-                ("credits-dlq-timestamp", str(record.timestamp).encode()),
-                ("credits-dlq-reason", reason.value.encode()),
-                ("credits-dlq-path", path.encode()),
-                ("credits-dlq-attempt", attempt),
-                ("credits-dlq-app-version", VERSION.encode()),
-                ("credits-dlq-failed-at", work.now.isoformat().encode()),
-            ],
-        )
+        said = [
+            *kept,
+            ("credits-dlq-topic", self._names.of(topic).encode()),
+            ("credits-dlq-partition", str(self.partition).encode()),
+            ("credits-dlq-offset", str(record.offset).encode()),
+            ("credits-dlq-timestamp", str(record.timestamp).encode()),
+            ("credits-dlq-reason", reason.value.encode()),
+            ("credits-dlq-path", path.encode()),
+            ("credits-dlq-attempt", attempt),
+            ("credits-dlq-app-version", VERSION.encode()),
+            ("credits-dlq-failed-at", work.now.isoformat().encode()),
+        ]
+        work.letters.append((topic, record, said))
         work.tally.add("credits_dead_letters_total", topic, reason.value)
 
     def _move(self, work: Work, record: Any, topic: str, target: int) -> None:

@@ -217,3 +217,34 @@ async def test_entries_and_rows_do_not_drift_apart_and_it_would_show(
     monkeypatch.setattr(Totals, "tenant", twice)
     await bench.book(topics.CALL_USAGE, a_call(2))
     assert bench.shard.drift_nanos["USD"] != 0
+
+
+def letters_in(outputs: Recorded) -> list[tuple[int, str]]:
+    written = outputs.by_topic[topics.dead_letters_of(topics.CALL_USAGE)]
+    return [
+        (int(headers["credits-dlq-offset"]), headers["credits-dlq-reason"].decode())
+        for _, _, headers in written
+    ]
+
+
+async def test_dead_letters_of_a_batch_stand_in_the_order_of_their_records(bench: Bench) -> None:
+    await bench.book(topics.CALL_USAGE, a_call(1))
+    outputs = await bench.book(
+        topics.CALL_USAGE,
+        a_call(2, callee="+999"),
+        b"{",
+        a_call(1, duration_s=61),
+        a_call(3, started_at="2020-01-01T00:00:00Z"),
+        a_call(4, currency="EUR"),
+        a_call(5, duration_s=-1, callee=7),
+    )
+    assert letters_in(outputs) == [
+        (1, "unrated"),
+        (2, "malformed_json"),
+        (3, "conflict"),
+        (4, "too_late"),
+        (5, "currency_mismatch"),
+        (6, "schema_violation"),
+    ]
+    last = outputs.by_topic[topics.dead_letters_of(topics.CALL_USAGE)][-1]
+    assert sorted(last[2]["credits-dlq-path"].split()) == [b"$.callee", b"$.duration_s"]
