@@ -7,6 +7,7 @@ cannot be read fails alone. What a case does not name among its needs does not d
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
+from math import ceil
 from typing import Any, Final
 
 import msgspec
@@ -79,7 +80,7 @@ def run_file(document: Any, *, deck_text: str | None = None) -> list[CaseResult]
 def _run_case(case: Any, kind: str | None, tariff: Tariff | None) -> CaseResult:
     name = str(case.get("id", "")) if isinstance(case, dict) else ""
     try:
-        missing = tuple(sorted(set(case.get("needs", ())) - SUPPORTED))
+        missing = tuple(sorted(_needs(case) - SUPPORTED))
         if missing:
             return CaseResult(id=name, status="skipped", missing=missing)
         run = _RUNNERS.get(kind or _kind_of(case))
@@ -135,6 +136,10 @@ def _nanos(text: Any) -> int:
     return value.numerator
 
 
+def _needs(case: dict[str, Any]) -> set[str]:
+    return set(case.get("needs") or ())
+
+
 def _at(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
 
@@ -152,9 +157,10 @@ def _rating(case: dict[str, Any], _: Tariff | None) -> tuple[Any, Any]:
     }
     if rate is None:
         return expected, {"prefix": None, "cost": None}
-    if case.get("continuation") and "session_continuation" in case.get("needs", ()):
+    if case.get("continuation") and "session_continuation" in _needs(case):
         rate = msgspec.structs.replace(rate, connect_fee=0)
-    billed_s = rating.billed_seconds(rate, int(case["duration_s"]))
+    # Increments are whole seconds, so a started second is as good as the whole one.
+    billed_s = rating.billed_seconds(rate, ceil(_value(case["duration_s"])))
     numerator, denominator = rating.exact_cost(rate, billed_s)
     cost = Fraction(numerator, denominator)
     if rate.rounding is not None:
@@ -181,10 +187,10 @@ def _rate(row: dict[str, Any]) -> Rate:
 def _increment(row: dict[str, Any], name: str, least: int) -> int:
     """Whole seconds, a minute when the row does not say; an initial 0 means none of its own."""
     value = row.get(name)
-    seconds = 60 if value is None else int(value)
-    if seconds < least:
-        raise ValueError(f"{name} is {value}; the least is {least}")
-    return seconds
+    seconds = Fraction(60) if value is None else _value(value)
+    if seconds < least or seconds.denominator != 1:
+        raise ValueError(f"{name} is {value}; write whole seconds, at least {least}")
+    return seconds.numerator
 
 
 # -- grants ------------------------------------------------------------------------------------
@@ -194,7 +200,7 @@ def _grants(case: dict[str, Any], _: Tariff | None) -> tuple[Any, Any]:
     at = _at(case["at"])
     account = Account(tenant_id="vector", currency="USD", opened_at=at, billing_from=at)
     steps: list[tuple[datetime, int, Any]] = []
-    needs = set(case.get("needs", ()))
+    needs = _needs(case)
     for one in case["grants"]:
         grant = _grant(one)
         if "promo_before_paid" not in needs:
@@ -202,7 +208,7 @@ def _grants(case: dict[str, Any], _: Tariff | None) -> tuple[Any, Any]:
         steps.append((grant.effective_at, 0, grant))
         if one.get("voided_at") and "void" in needs:
             steps.append((_at(one["voided_at"]), 1, grant.id))
-    steps += [(_at(one["at"]), 2, _nanos(one["amount"])) for one in case.get("usage", ())]
+    steps += [(_at(one["at"]), 2, _nanos(one["amount"])) for one in case.get("usage") or ()]
     for instant, rank, what in sorted(steps, key=lambda step: step[:2]):
         # Money that begins at the read time counts; usage at it does not.
         if instant > at or (rank == 2 and instant == at):
@@ -284,13 +290,13 @@ def _policy(wire: dict[str, Any], needs: set[str]) -> Policy:
 
 def _decide(case: dict[str, Any]) -> tuple[Fraction | None, str]:
     wire, state = case["policy"], case["state"]
-    needs = set(case.get("needs", ()))
+    needs = _needs(case)
     policy = _policy(wire, needs)
     target = policy.method is Method.TARGET
     if target and "policy_validation" in needs and policy.target_nanos < policy.trigger_nanos:
         return None, "policy_rejected"
     balance_nanos = _nanos(state["balance"])
-    pending_nanos = sum(_nanos(one["amount"]) for one in case.get("pending", ()))
+    pending_nanos = sum(_nanos(one["amount"]) for one in case.get("pending") or ())
     if not recharge.below_trigger(policy, balance_nanos):
         return None, "above_trigger"
     if wire.get("one_in_flight"):
@@ -298,7 +304,7 @@ def _decide(case: dict[str, Any]) -> tuple[Fraction | None, str]:
             return None, "in_flight"
     elif pending_nanos and not recharge.below_trigger(policy, balance_nanos + pending_nanos):
         return None, "pending_covers"
-    held = _held_back(wire, case.get("history", ()), needs)
+    held = _held_back(wire, case.get("history") or (), needs)
     if held is not None:
         return None, held
     if not target and not policy.amount_nanos:

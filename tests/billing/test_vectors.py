@@ -154,3 +154,24 @@ def test_an_increment_that_is_none_is_no_minute(increments: dict[str, int]) -> N
     case = {"id": "x", "destination": "12", "duration_s": 219, "rates": [row]}
     [result] = run_file({"cases": [case | {"expected_cost": "0.24", "expected_prefix": "1"}]})
     assert "increment" in result.got["unreadable"]
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "increment_s", "cost"),
+    [("219.0", 1, "0.219"), ("218.2", 1, "0.219"), ("8", "6.0", "0.013"), (7, "6", "0.007")],
+)
+def test_durations_are_decimal_text_or_whole_numbers(
+    duration_s: object, increment_s: object, cost: str
+) -> None:
+    row = {"prefix": "1", "per_minute": "0.06", "initial_increment_s": "1"}
+    row |= {"increment_s": increment_s}  # type: ignore[dict-item]
+    case = {"destination": "12", "duration_s": duration_s, "rates": [row], "needs": None}
+    [result] = run_file({"cases": [case | {"expected_prefix": "1", "expected_cost": cost}]})
+    assert result.status == "pass", result
+
+
+def test_lists_that_are_null_are_empty() -> None:
+    case = a_policy("a-cent-below") | {"pending": None, "history": None, "needs": None}
+    assert run_file({"cases": [case]})[0].status == "pass"
+    found = load(FOLDER / "grants.json")["cases"][5]
+    assert run_file({"cases": [found | {"usage": None, "needs": None}]})[0].status == "pass"
