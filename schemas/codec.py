@@ -9,6 +9,7 @@ from msgspec import Struct
 from schemas import topics
 from schemas.commands import AnyCommand
 from schemas.envelope import Envelope, Headers, RejectedError, fault_path, open_envelope
+from schemas.faults import Faults
 from schemas.funding import RechargeResult
 from schemas.notices import DeadLetterReason
 from schemas.usage import CallUsage, ConferenceUsage, TenantId
@@ -90,6 +91,7 @@ def decoder(topic: str) -> Decoder:
     strict: Callable[[bytes | msgspec.Raw], Event] = msgspec.json.Decoder(forbidding).decode
     tolerant: Callable[[bytes | msgspec.Raw], Event] = msgspec.json.Decoder(declared).decode
     schema_violation = DeadLetterReason.SCHEMA_VIOLATION
+    faults = Faults(kinds)
 
     def decode(
         key: bytes | None, value: bytes | None, headers: Headers, known: bool = False
@@ -110,7 +112,7 @@ def decoder(topic: str) -> Decoder:
                 unknown = True
                 event = tolerant(data)
         except msgspec.ValidationError as error:
-            raise RejectedError(schema_violation, fault_path(error)) from None
+            raise RejectedError(schema_violation, faults.paths(data, fault_path(error))) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise RejectedError(DeadLetterReason.MALFORMED_JSON, "$") from None
 

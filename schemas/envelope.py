@@ -27,8 +27,8 @@ _BRACE: Final = 0x7B
 class RejectedError(Exception):
     """The record is no event we know; it goes to the dead letters as it came.
 
-    `reason` is the closed vocabulary's word, `path` the JSON path of the first fault ("" when
-    the fault is not in the JSON). Neither ever holds a value from the record.
+    `reason` is the closed vocabulary's word, `path` the JSON paths of the faults, the first one
+    in front ("" when the fault is not in the JSON). Neither ever holds a value from the record.
     """
 
     def __init__(self, reason: DeadLetterReason, path: str = "") -> None:

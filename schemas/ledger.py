@@ -47,8 +47,8 @@ class CausedBy(Struct, frozen=True, gc=False):
 class RateUsed(Struct, frozen=True, gc=False):
     """The row of the deck that priced a usage event, and how.
 
-    `cost` is the exact price of the whole leg before rounding to the ledger's nine decimals as
-    fraction text ("n/d" or "n") when it is no nine-decimal number, else absent.
+    `prefix` is that of the row; where it is the whole number that was called, its end is hidden
+    by x, for numbers are personal data.
     """
 
     deck: str

@@ -24,7 +24,7 @@ from streams.billing.tariff import DeckError
 from streams.decks import load_deck
 from streams.engine.kafka import connection, hand_out_plain_records, tune_client
 from streams.engine.shards import Loss, Shards, loss_from
-from streams.engine.transport import TableManager, Transport
+from streams.engine.transport import TableManager, Transport, is_member
 from streams.health import Health, Listener
 from streams.metrics import Meters
 from streams.settings import Settings
@@ -110,6 +110,7 @@ def create_app(settings: Settings, losses: Sequence[Loss] = ()) -> CreditsApp:
 
     listener = Listener(settings.metrics_host, settings.metrics_port, meters, probe)
     app = CreditsApp(settings, shards, listener)
+    shards.watch_group(lambda: is_member(app))
     sources = app.topic(*settings.topics.sources, schema=_PassThrough(), acks=False)
     app.agent(sources, name="ledger", use_reply_headers=False)(ledger_agent(shards))
     app.Table("accounts", partitions=settings.partitions, key_type=bytes, value_type=bytes)

@@ -19,11 +19,13 @@ from schemas.notices import DeadLetterReason, Withheld
 from schemas.topics import SOURCES
 from streams import VERSION
 from streams.billing.ledger import LABELS
+from streams.billing.recharge import DECLINE_CLASSES
 from streams.engine.errors import Stop
 
 OUTCOMES: Final = (*LABELS, "duplicate", "conflict", "moved")
 _FAST: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _AGE: Final = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0, 86_400.0)
+_ANSWER: Final = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3_600.0, 21_600.0, 86_400.0)
 _RESTORE: Final = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
@@ -103,14 +105,27 @@ DEFINITIONS: Final = (
         kind=Counter,
         meaning="Answers of the payment service.",
         remedy="A rising share of declines is a payment problem, not ours.",
-        labels=("result",),
-        values=(tuple(Status),),
+        labels=("result", "decline_class"),
+        values=(tuple(Status), DECLINE_CLASSES),
     ),
     Definition(
         name="credits_recharges_in_flight",
         kind=Gauge,
         meaning="Tenants of this worker whose auto-recharge waits for an answer.",
         remedy="If it only grows, the payment service is away.",
+    ),
+    Definition(
+        name="credits_recharge_oldest_in_flight_seconds",
+        kind=Gauge,
+        meaning="For how long this worker's oldest auto-recharge has waited for its answer.",
+        remedy="Is the payment service away? After a day without an answer a person decides.",
+    ),
+    Definition(
+        name="credits_recharge_duration_seconds",
+        kind=Histogram,
+        meaning="From asking for an auto-recharge to its final answer.",
+        remedy="Rising times are the payment service's; tenants wait without money meanwhile.",
+        buckets=_ANSWER,
     ),
     Definition(
         name="credits_recharges_withheld_total",
@@ -135,6 +150,14 @@ DEFINITIONS: Final = (
         remedy="A growing negative sum is usage nobody pays for.",
         labels=("currency", "sign"),
         values=(None, ("positive", "negative")),
+    ),
+    Definition(
+        name="credits_conservation_drift",
+        kind=Gauge,
+        meaning="Change of all balances minus the entries written, in units; must be 0.",
+        remedy="A defect of ours: stop the workers, keep the topics, run `credits verify`.",
+        labels=("currency",),
+        values=(None,),
     ),
     Definition(
         name="credits_dead_letters_total",

@@ -174,6 +174,31 @@ def overview() -> Any:
             ),
         ),
         _graph(
+            "Waiting for payments",
+            "s",
+            "How long auto-recharges take from request to answer, and how long the oldest one in "
+            "flight has waited. Its tenant goes without money meanwhile.",
+            ("max (credits_recharge_oldest_in_flight_seconds{%})", "oldest in flight"),
+            *_quantiles("credits_recharge_duration_seconds"),
+        ),
+        _graph(
+            "Declines",
+            "ops",
+            "Declined attempts by class: retryable ones are asked again, terminal ones pause the "
+            "tenant at once.",
+            (
+                "sum by (decline_class) (rate(credits_recharge_results_total"
+                '{%, result="declined"}[$__rate_interval]))',
+                "{{decline_class}}",
+            ),
+        ),
+        _graph(
+            "Balances against entries",
+            "short",
+            "Must be 0: by how much balances have changed without an entry that says so.",
+            ("max by (currency) (credits_conservation_drift{%})", "{{currency}}"),
+        ),
+        _graph(
             "Tenants by state",
             "short",
             "Paused tenants have a payment method that declines.",

@@ -89,6 +89,20 @@ class Attempt(Struct, frozen=True, gc=False, array_like=True):
     amount_nanos: int
 
 
+class Period(Struct, frozen=True, gc=False, array_like=True):
+    """A time in which the account was open: since when usage was billed, until it was closed."""
+
+    since: datetime
+    until: datetime
+
+
+class UnpaidFund(Struct, frozen=True, gc=False, array_like=True):
+    """Funding by hand that was answered without money; kept so that a late success is known."""
+
+    recharge_id: str
+    amount_nanos: int
+
+
 class Sum(Struct, frozen=True, gc=False, array_like=True):
     """Money recharged in one whole hour or day since 1970: how often and how much."""
 
@@ -107,7 +121,8 @@ class Declines(Struct, frozen=True, gc=False, array_like=True):
 
 class Recharging(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     """Where auto-recharge stands. `stage` is idle, requested, cooling, paused or needs_approval;
-    `until` ends a cooling stage; `retry` says that the epoch goes on after it."""
+    `until` ends a cooling stage; `retry` says that the epoch goes on after it. `opens_at`: the
+    guard that withholds is asked again then, for the window it looks at has moved on."""
 
     stage: str = "idle"
     epoch: int = 0
@@ -123,6 +138,7 @@ class Recharging(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     hours: tuple[Sum, ...] = ()
     days: tuple[Sum, ...] = ()
     declines: tuple[Declines, ...] = ()
+    opens_at: datetime | None = None
 
 
 class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
@@ -145,6 +161,8 @@ class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     payment_methods: tuple[str, ...] = ()
     recharging: Recharging = Recharging()
     funds: tuple[Asked, ...] = ()
+    unpaid_funds: tuple[UnpaidFund, ...] = ()
+    former: tuple[Period, ...] = ()
 
     @property
     def balance_nanos(self) -> int:
@@ -169,6 +187,8 @@ class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
         recharging = self.recharging
         if recharging.until is not None and (due is None or recharging.until < due):
             due = recharging.until
+        if recharging.opens_at is not None:
+            due = _earlier(due, recharging.opens_at)
         if self.closed_at is None:
             if recharging.asked is not None and not recharging.asked.needs_action:
                 due = _earlier(due, _overdue_at(recharging.asked))

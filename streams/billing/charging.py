@@ -17,6 +17,9 @@ GRACE: Final = timedelta(hours=48)
 # Ids are remembered this long; older usage could be a repeat that nobody remembers.
 LATEST: Final = timedelta(days=35)
 FUTURE: Final = timedelta(minutes=5)
+# Usage that started before an account was closed may come as long as this after it.
+LONGEST_CALL: Final = timedelta(days=31)
+FORMER_KEPT: Final = LATEST + LONGEST_CALL
 
 # An enum's member read from its class costs as much as a call.
 _END: Final = Phase.END
@@ -63,7 +66,7 @@ def charge(draft: Draft, event: UsageEvent, tariff: Tariff) -> str:
             "rate": RateUsed(
                 tariff.deck,
                 tariff.version,
-                rate.prefix,
+                coverage.shown_prefix(rate.prefix, digits),
                 rate.per_minute_text,
                 rate.connect_fee_text,
                 rate.initial_increment_s,
@@ -77,7 +80,9 @@ def charge(draft: Draft, event: UsageEvent, tariff: Tariff) -> str:
 
 
 def billable(account: Account, started_at: datetime) -> bool:
-    """Whether usage that started then is this account's: opened, and not closed."""
-    if started_at < account.billing_from:
-        return False
-    return account.closed_at is None or started_at < account.closed_at
+    """Whether usage that started then is this account's: it was open then, now or formerly."""
+    if started_at >= account.billing_from and (
+        account.closed_at is None or started_at < account.closed_at
+    ):
+        return True
+    return any(one.since <= started_at < one.until for one in account.former)

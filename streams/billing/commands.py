@@ -21,8 +21,9 @@ from schemas.ledger import EntryKind
 from schemas.money import MAX_EVENT_NANOS, NANOS, Money, nanos_from, text_from
 from schemas.notices import NoticeKind
 from streams.billing import recharge
-from streams.billing.account import Account, Asked, Payment, Policy
+from streams.billing.account import Account, Asked, Payment, Period, Policy
 from streams.billing.booking import Draft
+from streams.billing.charging import FORMER_KEPT
 from streams.billing.events import CommandEvent, utc
 from streams.billing.money import CURRENCIES, exponent_of, rounded_up
 from streams.billing.recharge import Stage
@@ -135,7 +136,10 @@ def _reopen(draft: Draft, command: OpenTenant) -> None:
             "opening_balance", "A re-opened account keeps its balance; add funds instead."
         )
     billing_from = draft.now if command.billing_from is None else utc(command.billing_from)
-    draft.account = replace(account, closed_at=None, billing_from=billing_from)
+    # Usage of before the closing may still come: it is billed as if nothing had been closed.
+    kept = tuple(one for one in account.former if one.until > draft.now - FORMER_KEPT)
+    former = (*kept, Period(account.billing_from, account.closed_at))
+    draft.account = replace(account, closed_at=None, billing_from=billing_from, former=former)
 
 
 def _close(draft: Draft) -> None:

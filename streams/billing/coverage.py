@@ -10,6 +10,8 @@ from schemas.usage import CallUsage, ConferenceUsage, Kind
 # Emergency calls, VoIP and ordinary dial-in never cost; a finished toll-free call is charged
 # whatever the balance (only admission looks at it).
 FREE_KINDS: Final = frozenset({Kind.EMERGENCY, Kind.FREE, Kind.VOIP_LEG, Kind.CONF_DIAL_IN})
+# Of a number that a deck has a row for as a whole.
+_HIDDEN_DIGITS: Final = 4
 
 _TOLL_FREE: Final = "toll_free"
 _PAY_PER_MINUTE: Final = "MCOMEETACPEA"
@@ -65,6 +67,13 @@ def digits_of(number: str | None) -> str | None:
     return digits if 2 <= len(digits) <= 15 else None
 
 
+def shown_prefix(prefix: str, digits: str) -> str:
+    """The matched prefix as books may keep it: one that is the whole number loses its end."""
+    if len(prefix) < len(digits):
+        return prefix
+    return prefix[:-_HIDDEN_DIGITS].ljust(len(prefix), "x")
+
+
 def masked(prefix: str, digits: str) -> str:
     """A number that can be shown: the matched prefix, the rest as x. Numbers are personal data."""
-    return f"+{prefix}{'x' * (len(digits) - len(prefix))}"
+    return f"+{shown_prefix(prefix, digits)}{'x' * (len(digits) - len(prefix))}"

@@ -6,20 +6,27 @@ the same bytes.
 """
 
 from datetime import datetime
-from typing import Final, assert_never
+from typing import Any, Final, assert_never
 
 import msgspec
 from msgspec.structs import asdict
 
-from schemas.commands import OpenTenant
+from schemas.commands import OpenTenant, RechargePolicy
 from schemas.ledger import Balance, EntryKind
-from schemas.money import text_from
+from schemas.money import Money, nanos_from, text_from
 from schemas.notices import DeadLetterReason, Notice, NoticeKind
 from streams.billing import charging, commands, grants, recharge, results
 from streams.billing.account import Account
 from streams.billing.booking import Draft, RefusedError
 from streams.billing.commands import CommandRefusedError
-from streams.billing.events import CommandEvent, Event, ResultEvent, Tick, UsageEvent
+from streams.billing.events import (
+    CommandEvent,
+    Event,
+    ResultEvent,
+    Tick,
+    UsageEvent,
+    utc,
+)
 from streams.billing.outcomes import Burnt, Outcome, Refused, Terms
 from streams.billing.results import ANSWERED_WITHIN
 
@@ -191,8 +198,38 @@ def content(event: Event) -> bytes:
     else:
         assert isinstance(event, ResultEvent)
         members = asdict(event.result)
-    kept = {name: value for name, value in members.items() if name not in _NOT_CONTENT}
+    kept = {
+        name: _canonical(name, value) for name, value in members.items() if name not in _NOT_CONTENT
+    }
     return msgspec.json.encode(kept, order="deterministic")
+
+
+# Members of commands and results that are amounts, wherever they stand.
+_AMOUNTS: Final = frozenset(
+    {
+        "opening_balance",
+        "overdraft_floor",
+        "trigger",
+        "amount",
+        "target",
+        "min_amount",
+        "max_amount",
+        "daily_cap",
+        "weekly_cap",
+        "monthly_cap",
+    }
+)
+
+
+def _canonical(name: str, value: Any) -> Any:
+    """The one way to write an amount or an instant: 1.0 is 1, and an offset moves no instant."""
+    if isinstance(value, datetime):
+        return utc(value)
+    if isinstance(value, Money | RechargePolicy):
+        return {inner: _canonical(inner, one) for inner, one in asdict(value).items()}
+    if name in _AMOUNTS and isinstance(value, str):
+        return text_from(nanos_from(value))
+    return value
 
 
 def public_balance(account: Account, now: datetime) -> Balance:

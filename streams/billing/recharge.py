@@ -38,6 +38,8 @@ BACKOFF: Final = timedelta(hours=1)
 # Decline codes after which asking again only does harm.
 TERMINAL_CODES: Final = frozenset({"lost_card", "stolen_card", "fraud", "authentication_required"})
 EXPIRED_CARD: Final = "expired_card"
+# Labels of answers: asked again, paused unless there is another method, paused at once.
+DECLINE_CLASSES: Final = ("none", "retryable", EXPIRED_CARD, "terminal")
 KEPT_ATTEMPTS: Final = 15
 DECLINES_PER_METHOD: Final = 15
 DECLINE_DAYS: Final = 30
@@ -104,6 +106,15 @@ class Ask(Struct, frozen=True, gc=False):
         return wanted(self.policy, self.available_nanos, self.account.currency)
 
 
+def decline_class(status: Status, code: str | None) -> str:
+    """What a decline means for the next attempt; `none` for every other answer."""
+    if status is not Status.DECLINED:
+        return "none"
+    if code == EXPIRED_CARD:
+        return EXPIRED_CARD
+    return "terminal" if code in TERMINAL_CODES else "retryable"
+
+
 def recharge_id(tenant_id: str, epoch: int, attempt: int) -> str:
     """Same tenant, epoch and attempt, same id, however often we are asked."""
     return str(uuid5(RECHARGES, f"{tenant_id}/{epoch}/{attempt}"))
@@ -155,19 +166,29 @@ def _last_hours(ask: Ask) -> list[Sum]:
     return [one for one in ask.account.recharging.hours if one.at >= first]
 
 
-def _spent_in_days(ask: Ask, days: int) -> int:
+def _last_days(ask: Ask, days: int) -> list[Sum]:
     first = (ask.now - _EPOCH) // _DAY - days
-    return sum(one.nanos for one in ask.account.recharging.days if one.at >= first)
+    return [one for one in ask.account.recharging.days if one.at >= first]
+
+
+def _spent_in_days(ask: Ask, days: int) -> int:
+    return sum(one.nanos for one in _last_days(ask, days))
+
+
+def _next_index(recharging: Recharging) -> int:
+    """Which payment method is asked next: a new epoch begins with the first one."""
+    return recharging.method_index if recharging.retry else 0
+
+
+def _last_declines(ask: Ask) -> list[Declines]:
+    recharging = ask.account.recharging
+    method = _method(ask.account, _next_index(recharging)) or ""
+    first = (ask.now - _EPOCH) // _DAY - DECLINE_DAYS
+    return [one for one in recharging.declines if one.method == method and one.day >= first]
 
 
 def _exhausted(ask: Ask) -> bool:
-    recharging = ask.account.recharging
-    method = _method(ask.account, recharging.method_index) or ""
-    first = (ask.now - _EPOCH) // _DAY - DECLINE_DAYS
-    declined = sum(
-        one.count for one in recharging.declines if one.method == method and one.day >= first
-    )
-    return declined >= DECLINES_PER_METHOD
+    return sum(one.count for one in _last_declines(ask)) >= DECLINES_PER_METHOD
 
 
 def _too_often(ask: Ask) -> bool:
@@ -209,6 +230,24 @@ GUARDS: Final[tuple[tuple[Withheld, Callable[[Ask], bool]], ...]] = (
 )
 
 
+def _opens_at(ask: Ask, reason: Withheld) -> datetime | None:
+    """When the oldest hour or day leaves the window a guard looks at: then it is asked again,
+    whether or not an event comes. None when time alone does not change its mind."""
+    match reason:
+        case Withheld.ATTEMPTS_EXHAUSTED:
+            unit, length = _DAY, DECLINE_DAYS
+            counted = [one.day for one in _last_declines(ask)]
+        case Withheld.DAILY_COUNT | Withheld.DAILY_AMOUNT:
+            unit, length = _HOUR, 24
+            counted = [one.at for one in _last_hours(ask)]
+        case Withheld.WEEKLY_AMOUNT | Withheld.MONTHLY_AMOUNT:
+            unit, length = _DAY, 7 if reason is Withheld.WEEKLY_AMOUNT else 30
+            counted = [one.at for one in _last_days(ask, length)]
+        case _:
+            return None
+    return _EPOCH + (min(counted) + length + 1) * unit if counted else None
+
+
 def consider(draft: Draft, *, stale: bool, result_timeout_s: int) -> None:
     """Ask for money if it is time to, after any event that may have changed the answer."""
     account = draft.account
@@ -245,11 +284,16 @@ def consider(draft: Draft, *, stale: bool, result_timeout_s: int) -> None:
                     balance=text_from(available_nanos),
                 )
                 _move(draft, withheld=reason)
+            opens_at = _opens_at(ask, reason)
+            if opens_at != draft.account.recharging.opens_at:
+                _move(draft, opens_at=opens_at)
             return
     _request(draft, ask.amount_nanos, result_timeout_s)
 
 
 def _move(draft: Draft, **changes: object) -> Recharging:
+    if "withheld" in changes:
+        changes.setdefault("opens_at", None)
     recharging = replace(draft.account.recharging, **changes)
     draft.account = replace(draft.account, recharging=recharging)
     return recharging
@@ -266,7 +310,7 @@ def _request(draft: Draft, amount_nanos: int, result_timeout_s: int) -> None:
     again = recharging.retry
     epoch = recharging.epoch if again else recharging.epoch + 1
     attempt = recharging.attempt + 1 if again else 1
-    index = recharging.method_index if again else 0
+    index = _next_index(recharging)
     asked = Asked(
         recharge_id=recharge_id(account.tenant_id, epoch, attempt),
         amount_nanos=amount_nanos,
@@ -468,10 +512,13 @@ def _added(sums: tuple[Sum, ...], at: int, first: int, count: int, nanos: int) -
 
 
 def time_passed(draft: Draft, at: datetime, result_timeout_s: int) -> None:
-    """Ends of cooldowns and back-offs, requests without an answer."""
+    """Ends of cooldowns and back-offs, windows of caps, requests without an answer."""
     recharging = draft.account.recharging
     if recharging.until is not None and recharging.until <= at:
         recharging = _move(draft, stage=Stage.IDLE, until=None, withheld=None)
+    if recharging.opens_at is not None and recharging.opens_at <= at:
+        # A cap's window has moved on; `consider`, which follows, asks the guards again.
+        recharging = _move(draft, opens_at=None)
     if draft.account.closed_at is not None:
         return
     asked = recharging.asked

@@ -4,8 +4,9 @@ Money is deduplicated by payment: amounts are cumulative per (payment, status), 
 difference to what is booked. The state machine moves by recharge id.
 """
 
+from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
@@ -14,7 +15,7 @@ from schemas.ledger import EntryKind
 from schemas.money import MAX_EVENT_NANOS, nanos_from, text_from
 from schemas.notices import DeadLetterReason, NoticeKind
 from streams.billing import recharge
-from streams.billing.account import Account, Asked, Payment
+from streams.billing.account import Asked, Attempt, Payment, UnpaidFund
 from streams.billing.booking import Draft, RefusedError
 from streams.billing.events import ResultEvent
 
@@ -22,6 +23,9 @@ from streams.billing.events import ResultEvent
 ANSWERED_WITHIN: Final = timedelta(days=396)
 # A day longer than an answer may be old, so that no repeat outlives the row that knows it.
 PAYMENT_KEPT: Final = ANSWERED_WITHIN + timedelta(days=1)
+KEPT_UNPAID: Final = 15
+
+_Known = TypeVar("_Known", Attempt, Asked, UnpaidFund)
 
 _DISPUTES: Final = {
     Status.DISPUTE_OPENED: EntryKind.DISPUTE_OPENED,
@@ -42,22 +46,28 @@ def answer(draft: Draft, event: ResultEvent) -> str:
     result = event.result
     account = draft.account
     current = account.recharging.asked
-    fund = _fund(account, result.recharge_id)
+    fund = _by_id(account.funds, result.recharge_id)
     is_current = current is not None and current.recharge_id == result.recharge_id
-    earlier = any(made.recharge_id == result.recharge_id for made in account.recharging.attempts)
-    asked = current if is_current else fund
-    moved_before = len(draft.moved)
+    attempt = _by_id(account.recharging.attempts, result.recharge_id)
+    unpaid = _by_id(account.unpaid_funds, result.recharge_id)
+    succeeded = result.status is Status.SUCCEEDED
     if result.status in _MONEY:
-        if is_current or earlier:
+        if attempt is not None:
             origin = EntryKind.RECHARGE
+        elif fund is not None or unpaid is not None:
+            origin = EntryKind.PURCHASE
         else:
-            origin = EntryKind.PURCHASE if fund is not None else EntryKind.ORPHAN
-        _book(draft, event, asked, origin)
+            origin = EntryKind.ORPHAN
+        asked = attempt or fund or unpaid
+        _book(draft, event, None if asked is None else asked.amount_nanos, origin)
     if fund is not None:
         _answer_fund(draft, fund, result.status)
+    elif unpaid is not None:
+        if succeeded:
+            _paid_after_all(draft, unpaid)
     elif is_current:
         recharge.answered(draft, result.status, result.decline_code)
-    elif earlier and result.status is Status.SUCCEEDED and len(draft.moved) > moved_before:
+    elif attempt is not None and succeeded and (draft.moved or _unsaid(event)):
         recharge.late_success(draft)
     if (is_current or fund is not None) and result.status in _NOTICES:
         draft.notify(
@@ -67,14 +77,20 @@ def answer(draft: Draft, event: ResultEvent) -> str:
             decline_code=result.decline_code,
             retry_at=draft.account.recharging.until,
         )
-    return "credited" if len(draft.moved) > moved_before else "answered"
+    return "credited" if draft.moved else "answered"
 
 
-def _fund(account: Account, recharge_id: str) -> Asked | None:
-    return next((fund for fund in account.funds if fund.recharge_id == recharge_id), None)
+def _by_id(known: Iterable[_Known], recharge_id: str) -> _Known | None:
+    return next((one for one in known if one.recharge_id == recharge_id), None)
 
 
-def _book(draft: Draft, event: ResultEvent, asked: Asked | None, origin: EntryKind) -> None:
+def _unsaid(event: ResultEvent) -> bool:
+    """Whether nobody has said before that this payment answers this request: its money may have
+    been booked by hand."""
+    return event.payment is None or event.payment.recharge_id != event.result.recharge_id
+
+
+def _book(draft: Draft, event: ResultEvent, asked_nanos: int | None, origin: EntryKind) -> None:
     result = event.result
     account = draft.account
     payment = event.payment or Payment(
@@ -85,15 +101,17 @@ def _book(draft: Draft, event: ResultEvent, asked: Asked | None, origin: EntryKi
         booked_nanos={},
         kept_until=draft.now + PAYMENT_KEPT,
     )
-    amount_nanos = _amount(event, asked, payment)
+    amount_nanos = _amount(event, asked_nanos, payment)
     booked_nanos = payment.booked_nanos.get(result.status, 0)
     links: dict[str, Any] = {
         "recharge_id": result.recharge_id,
         "payment_id": result.payment_id,
     }
     fresh_nanos = amount_nanos - booked_nanos
+    if result.status is Status.SUCCEEDED and _unsaid(event):
+        payment = replace(payment, recharge_id=result.recharge_id)
     if fresh_nanos <= 0:
-        draft.payment = payment if event.payment is None else None
+        draft.payment = None if payment is event.payment else payment
         return
     payment = replace(
         payment,
@@ -118,11 +136,11 @@ def _book(draft: Draft, event: ResultEvent, asked: Asked | None, origin: EntryKi
     draft.payment = payment
 
 
-def _amount(event: ResultEvent, asked: Asked | None, payment: Payment) -> int:
+def _amount(event: ResultEvent, asked_nanos: int | None, payment: Payment) -> int:
     result = event.result
     if result.amount is None:
-        if result.status is Status.SUCCEEDED and asked is not None:
-            return asked.amount_nanos
+        if result.status is Status.SUCCEEDED and asked_nanos is not None:
+            return asked_nanos
         if result.status in _DISPUTES and Status.SUCCEEDED in payment.booked_nanos:
             return payment.booked_nanos[Status.SUCCEEDED]
         raise RefusedError(DeadLetterReason.SCHEMA_VIOLATION, "$.amount")
@@ -161,5 +179,16 @@ def _answer_fund(draft: Draft, fund: Asked, status: Status) -> None:
             draft.account = replace(draft.account, funds=others)
             if status is Status.SUCCEEDED:
                 recharge.paid_by_hand(draft)
+            else:
+                unpaid = UnpaidFund(fund.recharge_id, fund.amount_nanos)
+                kept = draft.account.unpaid_funds[-(KEPT_UNPAID - 1) :]
+                draft.account = replace(draft.account, unpaid_funds=(*kept, unpaid))
         case _:
             pass
+
+
+def _paid_after_all(draft: Draft, fund: UnpaidFund) -> None:
+    """A success contradicts the decline of funding by hand. Once: a second payment is an orphan."""
+    left = tuple(one for one in draft.account.unpaid_funds if one != fund)
+    draft.account = replace(draft.account, unpaid_funds=left)
+    recharge.paid_by_hand(draft)

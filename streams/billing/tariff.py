@@ -41,7 +41,8 @@ class Rounding(Struct, frozen=True, gc=False):
 
 class Rate(Struct, frozen=True, kw_only=True, gc=False):
     """One row of a deck. Prices are integers of 10^-scale of the currency unit per minute or per
-    call; increments are seconds; the texts are the prices as the deck wrote them."""
+    call; increments are seconds, an initial one of 0 means that every second is billed by the
+    following one; the texts are the prices as the deck wrote them."""
 
     prefix: str
     per_minute: int
@@ -105,8 +106,8 @@ def rounding_from(text: str) -> Rounding | None:
     return Rounding(mode, int(decimals))
 
 
-def _seconds(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 3_600:
+def _seconds(text: str, least: int) -> int:
+    if not (text.isascii() and text.isdigit()) or not least <= int(text) <= 3_600:
         raise ValueError(f"{text!r} is no increment; write whole seconds such as 60")
     return int(text)
 
@@ -124,8 +125,8 @@ def _rate(row: dict[str, str]) -> Rate:
         prefix=prefix,
         per_minute=scaled(price),
         connect_fee=scaled(fee),
-        initial_increment_s=_seconds((row.get("Initial increment") or "").strip() or "60"),
-        increment_s=_seconds((row.get("Increment") or "").strip() or "60"),
+        initial_increment_s=_seconds((row.get("Initial increment") or "").strip() or "60", 0),
+        increment_s=_seconds((row.get("Increment") or "").strip() or "60", 1),
         rounding=rounding_from((row.get("Rounding") or "").strip()),
         destination=row["Destination Name"].strip(),
         country=row["Country"].strip(),

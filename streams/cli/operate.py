@@ -124,6 +124,10 @@ def load(
         int | None, typer.Option("--events", min=1, help="How many, instead of --for.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same events.")] = 1,
+    run: Annotated[
+        str | None,
+        typer.Option(help="Name in all ids, or its start. Used twice, events conflict."),
+    ] = None,
     profile: Annotated[
         str, typer.Option(help="office-day, evening-conferences, hot-tenant.")
     ] = "office-day",
@@ -148,12 +152,16 @@ def load(
 
     settings = settings_now()
     require_namespace(settings, "The load generator", confirmed=not_production)
+    start = datetime.now(UTC)
     try:
+        if run is not None and re.fullmatch(r"[A-Za-z0-9._-]{1,64}", run) is None:
+            raise ValueError("--run is a name of at most 64 letters, digits and . _ -")
         plan = generator.Plan(
             tenants=tenants,
             events=count if count is not None else seconds_from(duration) * (rate or 1_000),
             rate=rate,
             seed=seed,
+            run=run or f"{start:%Y%m%dT%H%M%S}{start.microsecond // 1000:03d}Z",
             profile=generator.Profile(profile),
             envelope=generator.Envelope(envelope),
             duplicates_ppm=ppm_from(duplicates, "duplicates"),
@@ -165,9 +173,8 @@ def load(
     except ValueError as error:
         fail(EXIT_USAGE, f"{error}; see `credits load --help`.")
     output = output_of(context)
-    start = datetime.now(UTC)
 
-    async def run() -> Any:
+    async def write() -> Any:
         await provision.require(settings, settings.topics.sources)
         if open_first:
             output.say(f"opening {tenants} tenants")
@@ -176,12 +183,13 @@ def load(
         return await generator.produce(settings, plan, start=start)
 
     try:
-        produced = wait_for(run())
+        produced = wait_for(write())
     except TimeoutError as error:
         fail(EXIT_FAILED, str(error))
     generator.write_expectation(expect, plan, start, produced)
     output.row(
         {
+            "run": plan.run,
             "sent": produced.sent,
             **produced.by_expected,
             **{f"dead_letter_{reason}": n for reason, n in produced.by_reason.items()},

@@ -49,7 +49,8 @@ from streams.billing.events import (
     UsageEvent,
     usage_event,
 )
-from streams.billing.outcomes import Outcome, Terms
+from streams.billing.outcomes import Outcome
+from streams.billing.recharge import decline_class
 from streams.engine import seen
 from streams.engine.errors import Stop, StoppedError
 from streams.engine.reader import Slice
@@ -109,12 +110,7 @@ class DefectError(Exception):
 class Decider:
     """Decides the batches of one partition, against the rows its shard holds in memory."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        partition: int,
-        terms: Terms,
-    ) -> None:
+    def __init__(self, settings: Settings, partition: int) -> None:
         self.rows: dict[bytes, bytes] = {}
         # Accounts the last committed batch has touched, decoded already: traffic comes in bursts.
         self.recent: dict[bytes, Account] = {}
@@ -122,7 +118,6 @@ class Decider:
         self._partitions = settings.partitions
         self._names: Names = settings.topics
         self._app_id = settings.app_id
-        self._terms = terms
         self._decoders = {name: decoder(name) for name in topics.SOURCES}
         self._ledger_topic = self._names.of(topics.LEDGER)
         self._balance_topic = self._names.of(topics.BALANCE)
@@ -190,8 +185,15 @@ class Decider:
 
     # -- applying ----------------------------------------------------------------------------
 
-    def tick(self, work: Work, due_rows: Sequence[tuple[int, bytes]], skipped: Skipped) -> None:
-        """Everything that is due at or before `now` goes before the batch's events.
+    def tick(
+        self,
+        work: Work,
+        due_rows: Sequence[tuple[int, bytes]],
+        caught_up: Sequence[bytes],
+        skipped: Skipped,
+    ) -> None:
+        """Everything that is due at or before `now` goes before the batch's events; so does what
+        was withheld for a stale balance, once the shard has caught up.
 
         Raises DefectError, StoppedError.
         """
@@ -206,21 +208,28 @@ class Decider:
                 work.rows[key] = (now_us + DEFECT_RETRY_US).to_bytes(8, "big") + value[8:]
                 continue
             for _ in range(MOST_TICKS_OF_ONE):
-                account = self._account(work, key)
-                assert account is not None
-                tick = Tick(instant_from(due))
-                try:
-                    outcome = ledger.apply(account, tick, self._terms, work.now)
-                except StoppedError:
-                    raise
-                except Exception as error:
-                    raise DefectError(error, key) from error
-                self._announce(work, key, outcome, tick.cause, ())
-                work.tally.add("credits_events_total", "tick", outcome.label)
-                following = work.accounts[key].next_due()
+                following = self._tick_one(work, key, instant_from(due)).next_due()
                 if following is None or us_from(following) > now_us:
                     break
                 due = us_from(following)
+        work.caught_up = list(caught_up)
+        for key in caught_up:
+            if key not in skipped.ticks:
+                self._tick_one(work, key, work.now)
+
+    def _tick_one(self, work: Work, key: bytes, at: datetime) -> Account:
+        account = self._account(work, key)
+        assert account is not None
+        tick = Tick(at)
+        try:
+            outcome = ledger.apply(account, tick, work.terms, work.now)
+        except StoppedError:
+            raise
+        except Exception as error:
+            raise DefectError(error, key) from error
+        self._announce(work, key, outcome, tick.cause, ())
+        work.tally.add("credits_events_total", "tick", outcome.label)
+        return work.accounts[key]
 
     def apply(
         self,
@@ -252,7 +261,7 @@ class Decider:
         known: dict[int, int],
     ) -> None:
         fresh, weeks, accounts = work.fresh, work.weeks, work.accounts
-        apply, terms, now = ledger.apply, self._terms, work.now
+        apply, terms, now = ledger.apply, work.terms, work.now
         week_of, this_week = seen.week_of, seen.week_of(work.now)
         outcomes: dict[str, int] = {}
         for at in places:
@@ -293,8 +302,10 @@ class Decider:
                 if outcome.account is not account or outcome.notices:
                     self._announce(work, key, outcome, event.cause, record.headers)
                 if isinstance(event, ResultEvent):
-                    status = event.result.status.value
-                    work.tally.add("credits_recharge_results_total", status)
+                    status, code = event.result.status, event.result.decline_code
+                    work.tally.add(
+                        "credits_recharge_results_total", status.value, decline_class(status, code)
+                    )
             outcomes[label] = outcomes.get(label, 0) + 1
         for label, count in outcomes.items():
             work.tally.add("credits_events_total", topic, label, by=count)
@@ -307,10 +318,14 @@ class Decider:
                 return None
             account = self.recent.get(key)
             if account is None:
-                account = self._decoded(decode_row, key, value)
+                account = self.account_of(key, value)
             work.accounts[key] = account
             work.before[key] = account
         return account
+
+    def account_of(self, key: bytes, value: bytes) -> Account:
+        """The account that a tenant's row holds. Raises StoppedError."""
+        return self._decoded(decode_row, key, value)
 
     def _decoded(self, decode: Callable[[bytes], T], key: bytes, value: bytes) -> T:
         """A row of ours. One that cannot be read is no event's fault: the shard stops."""
@@ -369,10 +384,11 @@ class Decider:
                         entry,
                         [*self._entry_headers, ("ce_id", b"%b/%d" % (key, seq)), told, *traced],
                     )
-                charged = work.tally.charged_nanos
+                currency = account.currency
+                booked, charged = work.tally.booked_nanos, work.tally.charged_nanos
                 for kind, nanos in outcome.moved:
+                    booked[currency] = booked.get(currency, 0) + nanos
                     if kind is _CHARGE:
-                        currency = account.currency
                         charged[currency] = charged.get(currency, 0) - nanos
         if outcome.payment is not None:
             payment = outcome.payment

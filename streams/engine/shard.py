@@ -19,6 +19,7 @@ from schemas.topics import Names
 from streams.billing.outcomes import Terms
 from streams.engine.batch import Decider, DefectError, us_from
 from streams.engine.errors import GaveUpError, Stop, StoppedError
+from streams.engine.lag import Lag
 from streams.engine.reader import SLICES_IN_FLIGHT, Reader, Slice
 from streams.engine.restore import (
     Marks,
@@ -35,6 +36,7 @@ from streams.engine.rows import (
 )
 from streams.engine.seen import EPOCH, Seen
 from streams.engine.transaction import Transactor
+from streams.engine.unanswered import Unanswered
 from streams.engine.work import Skipped, Work
 from streams.metrics import Meters
 from streams.settings import Settings
@@ -48,6 +50,8 @@ MOST_TICKS: Final = 2_000
 MOST_TICKS_OF_ONE: Final = 100
 IDLE_TICK_S: Final = 1.0
 MOST_DEFECTS_A_MINUTE: Final = 10
+# Further behind than this, a balance is too old to ask for money by it.
+STALE_AFTER_S: Final = 60.0
 # What a moved record's header and the broker's own framing may add to it.
 MOVED_HEADROOM_BYTES: Final = 512
 DEFECT_RETRY_US: Final = 3_600_000_000
@@ -84,14 +88,21 @@ class Shard:
         self._accepted_losses = accepted_losses
         self._wall = wall
         self._transactor = Transactor(settings, partition)
-        self._decider = Decider(settings, partition, terms)
+        self._decider = Decider(settings, partition)
+        self._terms = terms
+        self._stale_terms = msgspec.structs.replace(terms, stale=True)
         self._inbox: list[Slice] = []
         self._wake = asyncio.Event()
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._rows = Rows()
+        self._decider.rows = self._rows.values
         self._seen = Seen()
         self._totals = Totals()
+        self._unanswered = Unanswered()
+        self.lag = Lag(monotonic())
+        # Change of the balances minus entries written, by currency; anything but 0 is a defect.
+        self.drift_nanos: dict[str, int] = {}
         self._sources: dict[str, SourcePosition] = {}
         self._now = EPOCH
         self._seen_next = 0
@@ -110,6 +121,7 @@ class Shard:
         restored = await restore(self._settings, self.partition, self._marks)
         self._rows, self._seen = restored.rows, restored.seen
         self._decider.rows = self._rows.values
+        self.remember_recharges()
         self._ledger_end = restored.ledger_end
         tps = [TopicPartition(name, self.partition) for name in self._names.sources]
         starts = await self._marks.starts(tps)
@@ -123,12 +135,17 @@ class Shard:
             # A topic that was never read starts at its beginning, sought explicitly.
             self._sources.setdefault(tp.topic, SourcePosition(next=starts[tp]))
             self.moved_at[tp.topic] = monotonic()
-        self.now()
+        now = self.now()
+        if restored.position is not None:
+            # Nothing was booked since: that is how old the balances may be.
+            away = now - restored.position.now
+            self.lag = Lag(monotonic() - away.total_seconds())
         waiting = [
             TopicPartition(self._names.of(name), self.partition)
             for name in (topics.COMMAND, topics.RESULT)
         ]
-        ends = await self._marks.ends(waiting)
+        ends = await self._marks.ends(tps)
+        self.lag.look(monotonic(), {tp: self.next_of(tp.topic) for tp in tps}, ends)
         self._catch_up = {tp: ends[tp] for tp in waiting if self.next_of(tp.topic) < ends[tp]}
         self._meters["credits_restore_seconds",].observe(monotonic() - started)
 
@@ -179,6 +196,21 @@ class Shard:
     def last_now(self) -> datetime:
         """The `now` of the last batch."""
         return self._now
+
+    def remember_recharges(self) -> None:
+        """Read from the rows what is in flight and what was withheld for a stale balance."""
+        self._unanswered = Unanswered.of(self._rows.values, self._decider.account_of)
+
+    def oldest_request_s(self) -> float:
+        """For how long the oldest auto-recharge in flight has waited; 0 without any."""
+        return self._unanswered.oldest_age(self._wall()).total_seconds()
+
+    def stale_waits(self) -> bool:
+        """Whether recharges were withheld for a stale balance that is a good one by now."""
+        return bool(self._unanswered.stale) and not self._stale()
+
+    def _stale(self) -> bool:
+        return self.lag.seconds(monotonic()) > STALE_AFTER_S
 
     def caught_up(self) -> bool:
         """Whether the commands and results that waited on opening are booked."""
@@ -291,7 +323,7 @@ class Shard:
                 wait_s = IDLE_TICK_S
                 if due != NEVER:
                     wait_s = min(wait_s, (due - us_from(self._wall())) / 1e6)
-                if wait_s <= 0 and lingered <= 0:
+                if (wait_s <= 0 or self.stale_waits()) and lingered <= 0:
                     return
                 timeout = max(wait_s, lingered, 0.001)
             self._wake.clear()
@@ -325,6 +357,7 @@ class Shard:
         started = monotonic()
         work = await self._decide(taken)
         if work.empty:
+            self._unanswered.stale.difference_update(work.caught_up)
             return
         assert work.position is not None
         offsets = {
@@ -356,6 +389,19 @@ class Shard:
         if work.ids is not None:
             self._seen.remember(work.ids)
         self._seen.forget(work.now)
+        self._unanswered.stale.difference_update(work.caught_up)
+        for key, account in work.accounts.items():
+            before = work.before[key]
+            if before is not None and account.recharging is before.recharging:
+                continue
+            requested_at = self._unanswered.follow(key, account)
+            if requested_at is not None:
+                waited = work.now - requested_at
+                self._meters["credits_recharge_duration_seconds",].observe(waited.total_seconds())
+        for currency, sums in work.totals.balances.items():
+            moved = sum(sums) - sum(self._totals.balances.get(currency, ()))
+            drift = moved - work.tally.booked_nanos.get(currency, 0)
+            self.drift_nanos[currency] = self.drift_nanos.get(currency, 0) + drift
         self._totals = work.totals
         self._sources = dict(work.position.sources)
         self._now = work.position.now
@@ -365,11 +411,15 @@ class Shard:
 
     async def _decide(self, slices: Sequence[Slice]) -> Work:
         now = self.now()
+        terms = self._stale_terms if self._stale() else self._terms
+        caught_up = [] if terms.stale else sorted(self._unanswered.stale)[:MOST_TICKS]
         skipped = Skipped()
         while True:
-            work = Work(now, self._transactor.outputs(us_from(now) // 1000), self._totals.copy())
+            outputs = self._transactor.outputs(us_from(now) // 1000)
+            work = Work(now, terms, outputs, self._totals.copy())
             try:
-                self._decider.tick(work, self._rows.due(us_from(now), MOST_TICKS), skipped)
+                due_rows = self._rows.due(us_from(now), MOST_TICKS)
+                self._decider.tick(work, due_rows, caught_up, skipped)
                 await self._decide_records(work, slices, skipped)
                 break
             except DefectError as defect:

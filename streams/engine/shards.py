@@ -43,6 +43,7 @@ WATCH_EVERY_S: Final = 1.0
 LOST_SLICE_AFTER_S: Final = 5.0
 STALLED_AFTER_S: Final = 60.0
 BROKER_AWAY_AFTER_S: Final = 15.0
+NO_MEMBER_AFTER_S: Final = 60.0
 EXIT_GAVE_UP: Final = 70
 TENANT_STATES: Final = ("idle", "requested", "cooling", "paused", "needs_approval", "closed")
 
@@ -111,6 +112,8 @@ class Shards:
         self._stopping = False
         self._broker_seen_at = monotonic()
         self._broker_back_at = monotonic()
+        self._member_at = monotonic()
+        self._is_member: Callable[[], bool] = lambda: True
         self._watcher: asyncio.Task[None] | None = None
         self._farewells: set[asyncio.Future[Any]] = set()
         self._halves: list[int] = []
@@ -140,6 +143,10 @@ class Shards:
         """End the process (70): a supervisor starts a fresh one, Kafka has the truth."""
         log.error("gave_up", reason=why)
         self._exit(EXIT_GAVE_UP)
+
+    def watch_group(self, is_member: Callable[[], bool]) -> None:
+        """Be told by whom to ask whether this worker is in its group."""
+        self._is_member = is_member
 
     # -- Faust's side ------------------------------------------------------------------------
 
@@ -392,10 +399,14 @@ class Shards:
             # Nobody could book while it was away; the minute for a stall begins anew.
             self._broker_back_at = now
         self._broker_seen_at = now
+        if self._is_member():
+            self._member_at = now
         oldest = 0.0
         rows = remembered = 0
         balances: dict[tuple[str, str], int] = {}
         tenants: dict[str, int] = {}
+        drift: dict[str, int] = {}
+        oldest_request_s = 0.0
         for keeper in ready:
             shard = keeper.shard
             if shard is None:
@@ -408,6 +419,12 @@ class Shards:
                     balances[currency, sign] = balances.get((currency, sign), 0) + nanos
             for state, count in shard.totals.tenants.items():
                 tenants[state] = tenants.get(state, 0) + count
+            for currency, nanos in shard.drift_nanos.items():
+                drift[currency] = drift.get(currency, 0) + abs(nanos)
+            oldest_request_s = max(oldest_request_s, shard.oldest_request_s())
+        self._meters["credits_recharge_oldest_in_flight_seconds",].set(oldest_request_s)
+        for currency, nanos in drift.items():
+            self._meters["credits_conservation_drift", currency].set(nanos / 1_000_000_000)
         self._publish(oldest, rows, remembered, balances, tenants)
 
     async def _look_at(
@@ -416,8 +433,9 @@ class Shards:
         """One shard's lag, lost slices and stalls; for how long its worst source has stood."""
         held = self._usage_of(keeper.partition) if not shard.caught_up() else set()
         oldest = 0.0
+        booked: dict[TopicPartition, int] = {}
         for tp, position in shard.positions().items():
-            reached = max(position, await self._reader.read_up_to(tp))
+            reached = booked[tp] = max(position, await self._reader.read_up_to(tp))
             shard.reached(tp, reached)
             behind = max(0, ends.get(tp, 0) - reached)
             self._lag(tp).set(behind)
@@ -436,6 +454,7 @@ class Shards:
                     f"{tp.topic}/{tp.partition} has {behind} records waiting and nothing of it "
                     f"was booked for {STALLED_AFTER_S:.0f} s"
                 )
+        shard.lag.look(now, booked, {tp: ends[tp] for tp in booked if tp in ends})
         if held and shard.caught_up():
             self._reader.release_held(list(held))
         return oldest
@@ -473,6 +492,11 @@ class Shards:
             reasons.append("rebalancing")
         if monotonic() - self._broker_seen_at > BROKER_AWAY_AFTER_S:
             reasons.append("the broker is away")
+        elif self._assigned_at >= 0:
+            # Faust says nothing when it loses its place; others own our partitions by then.
+            alone_s = self._broker_seen_at - max(self._member_at, self._broker_back_at)
+            if alone_s > NO_MEMBER_AFTER_S:
+                reasons.append(f"not a member of the group for {alone_s:.0f} s")
         for keeper in self._keepers.values():
             if keeper.stopped is not None:
                 reasons.append(f"partition {keeper.partition} {keeper.stopped}")

@@ -27,6 +27,17 @@ def _shards(app: Any) -> "Shards":
     return cast("Shards", app.shards)
 
 
+def is_member(app: Any) -> bool:
+    """Whether Faust's consumer is in its group: it has joined, and its heartbeats go on."""
+    thread = getattr(app._consumer, "_thread", None)  # noqa: SLF001
+    client = getattr(thread, "_consumer", None)
+    coordinator = getattr(client, "_coordinator", None)
+    if coordinator is None or coordinator.coordinator_id is None or coordinator.generation < 0:
+        return False
+    heartbeats = coordinator._heartbeat_task  # noqa: SLF001
+    return heartbeats is not None and not heartbeats.done()
+
+
 class ConsumerThread(AIOKafkaConsumerThread):
     """Holds the group membership; its fetches bring nothing."""
 

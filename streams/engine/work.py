@@ -10,6 +10,7 @@ from schemas.money import NANOS
 from schemas.notices import DeadLetterReason
 from streams.billing.account import Account, Payment
 from streams.billing.events import Event
+from streams.billing.outcomes import Terms
 from streams.engine.rows import Position, Totals
 from streams.engine.seen import Ids
 from streams.engine.transaction import Outputs
@@ -50,6 +51,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.counts: dict[tuple[str, ...], int] = {}
+        self.booked_nanos: dict[str, int] = {}
         self.charged_nanos: dict[str, int] = {}
 
     def add(self, *name_and_labels: str, by: int = 1) -> None:
@@ -68,8 +70,9 @@ class Tally:
 class Work:
     """A batch that is decided but not committed."""
 
-    def __init__(self, now: datetime, outputs: Outputs, totals: Totals) -> None:
+    def __init__(self, now: datetime, terms: Terms, outputs: Outputs, totals: Totals) -> None:
         self.now = now
+        self.terms = terms
         self.outputs = outputs
         self.totals = totals
         self.tally = Tally()
@@ -80,6 +83,8 @@ class Work:
         self.fresh: dict[int, int] = {}
         self.weeks: list[int] = []
         self.notices = 0
+        # Tenants whose recharge had been withheld for a stale balance, asked again.
+        self.caught_up: list[bytes] = []
         self.position: Position | None = None
         self.ids: Ids | None = None
 

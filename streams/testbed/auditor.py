@@ -231,6 +231,17 @@ class Deck:
                 return digits[:length], row
         return None
 
+    def rows_of(self, prefix: str) -> list[dict[str, str]]:
+        """The row of a prefix; where its end is hidden, all rows it may stand for."""
+        known = prefix.rstrip("x")
+        if known == prefix:
+            return [self.rows[prefix]] if prefix in self.rows else []
+        return [
+            row
+            for one, row in self.rows.items()
+            if len(one) == len(prefix) and one.startswith(known)
+        ]
+
     def cost(self, row: Mapping[str, str], duration_s: int) -> int:
         """The price of a leg in nanos: exact, rounded once."""
         if duration_s <= 0:
@@ -601,12 +612,14 @@ class _Partition:
                 "price", f"the deck {rate['version']} is not at hand; name it with --deck"
             )
             return
-        row = self.deck.rows.get(rate["prefix"])
-        if row is None:
+        rows = self.deck.rows_of(rate["prefix"])
+        if not rows:
             self.report.violate("price", f"{name}: the deck has no prefix {rate['prefix']}")
             return
-        cost = self.deck.cost(row, rate["duration_s"])
-        if amount != -cost:
+        row = rows[0]
+        costs = [self.deck.cost(row, rate["duration_s"]) for row in rows]
+        cost = costs[0]
+        if -amount not in costs:
             self.report.violate(
                 "price",
                 f"{name}: {rate['duration_s']} s at {row['Price / min']} cost "

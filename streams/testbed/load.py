@@ -1,7 +1,8 @@
 """The load generator: real-shaped usage, deterministic to the byte, that knows what should come
 of every record it writes.
 
-Ids carry seed and index, so that an auditor can tell what should exist without asking anybody.
+Ids carry the run's name, seed and index, so that an auditor can tell what should exist without
+asking anybody, and two loads on one installation do not contradict each other.
 """
 
 import asyncio
@@ -63,12 +64,14 @@ class Expected(StrEnum):
 
 class Plan(Struct, frozen=True, kw_only=True):
     """A load. `rate` in events per second, 0 for as fast as it goes; shares in millionths of
-    all records; `zipf`: the n-th tenant has 1/n of the traffic of the first."""
+    all records; `zipf`: the n-th tenant has 1/n of the traffic of the first. `run` is a name that
+    tells the ids from those of another load with the same seed."""
 
     tenants: int = 200
     events: int = 30_000
     rate: int = 500
     seed: int = 1
+    run: str = ""
     profile: Profile = Profile.OFFICE_DAY
     duplicates_ppm: int = 10_000
     conflicts_ppm: int = 0
@@ -276,20 +279,21 @@ def _usage(
     if kind == "toll_free_in":
         prefix, length = dice.choice(_TOLL_FREE), 7
     number = dice.randrange(10 ** (length - 1), 10**length)
+    name = f"{plan.run}-{plan.seed}" if plan.run else str(plan.seed)
     duration_s = dice.choice(_DURATIONS)
     began = start - timedelta(seconds=duration_s + dice.randrange(5, 600))
     event: dict[str, Any] = {
-        "event_id": f"e-{plan.seed}-{index}",
+        "event_id": f"e-{name}-{index}",
         "source": SOURCE,
         "tenant_id": tenant,
         "kind": kind,
-        "call_id": f"c-{plan.seed}-{index // 2}",
+        "call_id": f"c-{name}-{index // 2}",
         "callee": f"+{prefix}{number}",
         "started_at": began.isoformat(),
         "duration_s": duration_s,
     }
     if kind in _CONFERENCE_KINDS:
-        event["conference_id"] = f"m-{plan.seed}-{index // 5}"
+        event["conference_id"] = f"m-{name}-{index // 5}"
         event["organizer_id"] = f"u-{index % 97}"
     return event
 
@@ -501,6 +505,7 @@ def write_expectation(path: Path, plan: Plan, start: datetime, produced: Produce
                 "schema_version": 1,
                 "source": SOURCE,
                 "seed": plan.seed,
+                "run": plan.run,
                 "start": start.isoformat(),
                 "sent": produced.sent,
                 "distinct_ids": produced.ids,
@@ -602,16 +607,18 @@ async def open_tenants(settings: Settings, plan: Plan, *, now: datetime | None =
 
 async def _await_answers(reader: Any, waiting: dict[str, str]) -> int:
     refused = 0
+    # From the last answer on: many tenants take their time, a worker that is away says nothing.
     deadline = monotonic() + ANSWER_WITHIN_S
     while waiting:
         if monotonic() > deadline:
             raise TimeoutError(
-                f"{len(waiting)} commands have no answer after {ANSWER_WITHIN_S} s, that of "
-                f"{next(iter(waiting.values()))} among them; is a worker running?"
+                f"{len(waiting)} commands have no answer, and none came for {ANSWER_WITHIN_S} s; "
+                f"that of {next(iter(waiting.values()))} is among them; is a worker running?"
             )
         for records in (await reader.getmany(timeout_ms=200)).values():
             for record in records:
                 notice = orjson.loads(record.value)
                 if waiting.pop(notice.get("command_id", ""), None) is not None:
+                    deadline = monotonic() + ANSWER_WITHIN_S
                     refused += notice["notice"] == NoticeKind.COMMAND_REFUSED
     return refused

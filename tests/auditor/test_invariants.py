@@ -254,6 +254,19 @@ def test_a_deck_that_is_not_at_hand_is_unknown() -> None:
     assert report.findings["price"].unknown
 
 
+@pytest.mark.parametrize(("prefix", "known"), [("44xx", True), ("45xx", False), ("44xxx", False)])
+def test_a_masked_prefix_is_priced_by_a_row_it_may_stand_for(prefix: str, known: bool) -> None:
+    books = Books()
+    books.entries[1]["rate"]["prefix"] = prefix
+    assert ("price" not in violated(books.audited())) is known
+
+
+def test_a_masked_prefix_with_another_price_is_noticed() -> None:
+    books = Books()
+    books.entries[1]["rate"] |= {"prefix": "44xx", "duration_s": 600}
+    assert "price" in violated(books.audited())
+
+
 @pytest.mark.parametrize(
     ("foreseen", "holds"),
     [

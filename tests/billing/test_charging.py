@@ -4,13 +4,17 @@ from datetime import timedelta
 
 import pytest
 
+from schemas.money import NANOS
 from schemas.notices import DeadLetterReason
 from schemas.usage import CallUsage, Kind, Phase
 from streams.billing import coverage, ledger
 from streams.billing.events import usage_event
+from streams.billing.outcomes import Terms
+from streams.billing.tariff import Rate, Tariff
 from tests.billing.builders import (
     LONDON,
     NOW,
+    Book,
     a_call,
     a_cause,
     a_command,
@@ -19,6 +23,7 @@ from tests.billing.builders import (
     closing,
     decoded,
     minutes,
+    opening,
     usd,
 )
 
@@ -32,6 +37,28 @@ def test_a_call_is_charged_and_says_how() -> None:
     assert (entry["amount"], entry["balance_after"], entry["seq"]) == ("-3", "7", 2)
     assert entry["rate"]["prefix"] == "4420"
     assert (entry["rate"]["billed_s"], entry["rate"]["duration_s"]) == (180, 180)
+
+
+def test_a_number_that_is_a_prefix_of_the_deck_is_masked_as_well() -> None:
+    rate = Rate(prefix=LONDON[1:], per_minute=NANOS, per_minute_text="1")
+    terms = Terms(tariff=Tariff("default", "file-test", {LONDON[1:]: rate}))
+    entry = ledger.apply(an_account("10"), a_call(), terms, NOW).entries[0]
+    assert LONDON[1:].encode() not in entry
+    assert decoded(entry)["callee"] == "+44207946xxxx"
+    assert decoded(entry)["rate"]["prefix"] == "44207946xxxx"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "digits", "shown"),
+    [
+        ("4420", "442079460018", "+4420xxxxxxxx"),
+        ("44207946001", "442079460018", "+44207946001x"),
+        ("112", "112", "+xxx"),
+        ("11223", "11223", "+1xxxx"),
+    ],
+)
+def test_a_masked_number_is_never_whole(prefix: str, digits: str, shown: str) -> None:
+    assert coverage.masked(prefix, digits) == shown
 
 
 def test_the_number_dialled_is_nowhere_in_the_books() -> None:
@@ -132,6 +159,35 @@ def test_usage_that_started_after_closing_is_not_billable_but_before_it_is() -> 
     assert before.label == "charged"
     assert after.refused is not None
     assert after.refused.reason is DeadLetterReason.NOT_BILLABLE
+
+
+def test_usage_of_a_former_opening_stays_billable_after_a_re_opening() -> None:
+    book = Book(an_account("10"))
+    hour = timedelta(hours=1)
+    for closed_at in (NOW, NOW + 3 * hour):
+        book.feed(a_command(closing()), closed_at)
+        # Opened again two hours later, from then on.
+        book.feed(a_command(opening(billing_from=None)), closed_at + 2 * hour)
+    labels = [
+        book.feed(a_call(started_at=NOW + hour * after, duration_s=60), NOW + 9 * hour).label
+        for after in (-1, 0, 1, 2, 2.5, 3, 4, 5, 6)
+    ]
+    assert labels == [
+        *("charged", "rejected", "rejected", "charged", "charged"),
+        *("rejected", "rejected", "charged", "charged"),
+    ]
+
+
+def test_a_former_opening_is_kept_as_long_as_its_usage_may_come() -> None:
+    book = Book(an_account("10"))
+    for days in (0, 60, 67):
+        book.feed(a_command(closing()), NOW + timedelta(days=days))
+        book.feed(a_command(opening(billing_from=None)), NOW + timedelta(days=days))
+    assert book.account is not None
+    assert [one.until for one in book.account.former] == [
+        NOW + timedelta(days=60),
+        NOW + timedelta(days=67),
+    ]
 
 
 @pytest.mark.parametrize(

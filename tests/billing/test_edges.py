@@ -4,15 +4,17 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from schemas.commands import Compare, Method
+from schemas.commands import Compare, Method, RechargePolicy
 from schemas.funding import Status
 from schemas.notices import DeadLetterReason
 from streams.billing import ledger
+from streams.billing.events import Event
 from tests.billing.builders import (
     NOW,
     Book,
     a_call,
     a_command,
+    a_fund,
     a_result,
     an_account,
     an_adjustment,
@@ -21,6 +23,7 @@ from tests.billing.builders import (
     minutes,
     opening,
     requested,
+    settings,
 )
 
 DAY = timedelta(days=1)
@@ -89,3 +92,51 @@ def test_partial_captures_of_one_payment_count_as_one_recharge() -> None:
 def test_a_result_is_the_same_whether_its_data_or_its_key_names_the_tenant() -> None:
     named, bare = a_result("r", amount="1"), a_result("r", amount="1", tenant_id=None)
     assert ledger.content(named) == ledger.content(bare)
+
+
+PLUS_TWO = timezone(timedelta(hours=2))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (a_result("r", amount="1"), a_result("r", amount="1.0")),
+        (a_result("r", amount="1.50"), a_result("r", amount="1.500000000")),
+        (a_result("r"), a_result("r", occurred_at=NOW.astimezone(PLUS_TWO))),
+        (a_command(a_fund("50")), a_command(a_fund("50.00"))),
+        (
+            a_command(opening(opening_balance="5")),
+            a_command(
+                opening(
+                    opening_balance="5.0",
+                    billing_from=(NOW - timedelta(days=40)).astimezone(PLUS_TWO),
+                )
+            ),
+        ),
+        (
+            a_command(settings(1, policy=RechargePolicy(trigger="100", daily_cap="7"))),
+            a_command(settings(1, policy=RechargePolicy(trigger="100.00", daily_cap="7.0"))),
+        ),
+    ],
+)
+def test_the_same_amount_or_instant_written_otherwise_is_the_same_content(
+    one: Event, other: Event
+) -> None:
+    assert ledger.content(one) == ledger.content(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (a_result("r", amount="1"), a_result("r", amount="1.01")),
+        (a_result("1.0"), a_result("1")),
+        (a_result("r"), a_result("r", occurred_at=NOW + timedelta(seconds=1))),
+        (a_command(a_fund("50")), a_command(a_fund("50", currency="EUR"))),
+        (
+            a_command(settings(1, payment_methods=["1"])),
+            a_command(settings(1, payment_methods=["1.0"])),
+        ),
+    ],
+)
+def test_another_amount_instant_or_text_is_another_content(one: Event, other: Event) -> None:
+    assert ledger.content(one) != ledger.content(other)

@@ -107,6 +107,19 @@ def test_the_packaged_deck_can_be_used_and_names_its_bytes() -> None:
     assert tariff.find("999") is None
 
 
+def test_a_deck_may_bill_by_the_following_increment_from_the_start() -> None:
+    header = f"{HEADER},Initial increment,Increment"
+    rate = parse_deck(f"{header}\nA,m,GB,44,0.06,0,6\n", deck="d", version="v").find("44")
+    assert rate is not None
+    assert [billed_seconds(rate, duration_s) for duration_s in (0, 1, 6, 219)] == [0, 6, 6, 222]
+
+
+def test_a_deck_whose_following_increment_is_zero_is_refused() -> None:
+    header = f"{HEADER},Initial increment,Increment"
+    with pytest.raises(DeckError, match=r"^line 2: '0' is no increment"):
+        parse_deck(f"{header}\nA,m,GB,44,0.06,60,0\n", deck="d", version="v")
+
+
 @pytest.mark.parametrize(
     ("rows", "fault"),
     [

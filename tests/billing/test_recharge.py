@@ -1,6 +1,6 @@
 """When money is asked for, how much, and why it is not."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import product
 from typing import Any
 
@@ -9,8 +9,10 @@ from msgspec.structs import replace
 
 from schemas.commands import Compare, Method
 from schemas.funding import Reason, Status
+from schemas.ledger import EntryKind
 from schemas.notices import Withheld
-from streams.billing.account import Account, Policy
+from streams.billing.account import Account, Declines, Policy
+from streams.billing.events import Tick
 from streams.billing.recharge import AFTER, GUARDS, Stage, recharge_id, wanted
 from tests.billing.builders import (
     NOW,
@@ -217,6 +219,52 @@ def test_a_late_success_of_a_declined_attempt_is_credited_and_cools() -> None:
     assert not book.account.recharging.retry
 
 
+def test_a_late_success_whose_money_was_booked_by_hand_still_moves_the_state_once() -> None:
+    book = Book(an_account("100", trigger="100", amount="200", methods=["card-1"]))
+    book.feed(a_call())
+    first = book.requests[0].recharge_id
+    declined(book, NOW, "lost_card")
+    # Less than the trigger, so that the pause is what holds the next request back.
+    assert book.account is not None
+    book.account = replace(
+        with_policy(book.account, trigger="500", amount="200"), recharging=book.account.recharging
+    )
+    book.feed(a_command(a_payment("200", "p-1")))
+    book.account = replace(
+        book.account,
+        recharging=replace(book.account.recharging, stage="paused", asked=None, until=None),
+    )
+    asked_before = len(book.requests)
+    book.feed(a_result(first, amount="200", payment_id="p-1"))
+    assert book.balance_nanos == usd("299")
+    assert (book.account.state, book.account.recharging.declines_in_row) == ("cooling", 0)
+    until = book.account.recharging.until
+    assert until == NOW + COOLDOWN
+    # The same answer under another id, once the cooldown is over: the next request goes out.
+    later = NOW + COOLDOWN
+    book.feed(a_result(first, amount="200", payment_id="p-1", occurred_at=later), later)
+    assert book.account.state == "requested"
+    assert len(book.requests) == asked_before + 1
+
+
+def test_a_success_of_the_past_that_is_repeated_starts_no_cooldown() -> None:
+    account, request = requested(an_account("100", trigger="100", amount="200"))
+    book = Book(account)
+    book.feed(a_result(request.recharge_id, amount="200"))
+    later = NOW + 2 * COOLDOWN
+    book.feed(a_result(request.recharge_id, amount="200", occurred_at=later), later)
+    assert book.account is not None
+    assert book.account.state == "idle"
+
+
+def test_a_late_success_without_an_amount_credits_what_its_attempt_asked_for() -> None:
+    book = Book(an_account("100", trigger="100", amount="200"))
+    book.feed(a_call())
+    declined(book, NOW)
+    book.feed(a_result(book.requests[0].recharge_id, payment_id="p-1"))
+    assert book.balance_nanos == usd("299")
+
+
 def test_money_that_brings_the_balance_back_ends_the_epoch_between_tries() -> None:
     book = Book(an_account("100", trigger="100"))
     book.feed(a_call())
@@ -310,6 +358,80 @@ def test_a_cap_looks_back_over_whole_days_and_then_forgets() -> None:
     assert len(book.requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("policy", "spent", "opens_at"),
+    [
+        ({"daily_cap": "500"}, ["475"], timedelta(hours=25)),
+        ({"max_per_day": 2}, ["50", "50"], timedelta(hours=25)),
+        ({"weekly_cap": "500"}, ["475"], timedelta(days=8)),
+        ({"monthly_cap": "500"}, ["475"], timedelta(days=31)),
+    ],
+)
+def test_a_recharge_that_a_cap_withheld_goes_out_when_its_window_opens_without_any_event(
+    policy: dict[str, Any], spent: list[str], opens_at: timedelta
+) -> None:
+    account = with_policy(
+        with_spent(an_account("0"), *spent), amount="50", trigger="1000", **policy
+    )
+    hour = NOW.replace(minute=0, second=0)
+    whole = hour if opens_at < timedelta(days=2) else hour.replace(hour=0)
+    assert account.next_due() == whole + opens_at
+    outcome = apply(account, Tick(whole + opens_at), whole + opens_at)
+    assert len(outcome.requests) == 1
+
+
+def test_a_cap_that_opens_bit_by_bit_is_looked_at_each_time_and_told_once() -> None:
+    book = Book(an_account("0"))
+    for day in range(3):
+        book.feed(a_command(a_payment("200", f"wire-{day}")), NOW + timedelta(days=day))
+    assert book.account is not None
+    book.account = with_policy(book.account, amount="400", trigger="1000", weekly_cap="600")
+    last = NOW + timedelta(days=2)
+    book.feed(a_call(started_at=last, duration_s=0), last)
+    midnight = NOW.replace(hour=0, minute=0, second=0)
+    for left in range(2):
+        at = midnight + timedelta(days=8 + left)
+        assert book.account.next_due() == at
+        outcome = apply(book.account, Tick(at), at)
+        assert (told(outcome), len(outcome.requests)) == (
+            ([], 0) if left == 0 else (["recharge_requested"], 1)
+        )
+        assert outcome.account is not None
+        book.account = outcome.account
+
+
+def test_a_cap_that_the_amount_alone_is_above_waits_for_no_instant() -> None:
+    account = with_policy(an_account("0"), amount="50", trigger="1000", daily_cap="40")
+    assert account.recharging.withheld is Withheld.DAILY_AMOUNT
+    assert account.next_due() is None
+
+
+def test_a_window_is_forgotten_when_the_account_is_above_its_trigger_again() -> None:
+    account = with_policy(
+        with_spent(an_account("0"), "475"), amount="50", trigger="1000", daily_cap="500"
+    )
+    outcome = apply(account, a_command(a_payment("900", "wire-9")))
+    assert outcome.account is not None
+    assert outcome.account.next_due() == min(
+        grant.expires_at for grant in outcome.account.grants if grant.expires_at is not None
+    )
+
+
+def test_declines_of_another_card_exhaust_nothing() -> None:
+    account = an_account("100", trigger="100", methods=["card-1", "card-2"])
+    day = (NOW - datetime(1970, 1, 1, tzinfo=UTC)).days
+    worn = replace(account.recharging, method_index=1, declines=(Declines(day, "card-2", 15),))
+    outcome = apply(replace(account, recharging=worn), a_call())
+    assert [one.payment_method for one in outcome.requests] == ["card-1"]
+    worn = replace(worn, declines=(Declines(day, "card-1", 15),))
+    outcome = apply(replace(account, recharging=worn), a_call())
+    assert outcome.withheld is Withheld.ATTEMPTS_EXHAUSTED
+    assert outcome.account is not None
+    opens_at = outcome.account.next_due()
+    assert opens_at == NOW.replace(hour=0, minute=0, second=0) + timedelta(days=31)
+    assert len(apply(outcome.account, Tick(opens_at), opens_at).requests) == 1
+
+
 def test_a_stale_balance_asks_for_nothing() -> None:
     outcome = apply(an_account("100", trigger="100"), a_call(), stale=True)
     assert outcome.withheld is Withheld.STALE
@@ -361,6 +483,44 @@ def test_funding_by_hand_asks_under_the_commands_id_and_has_no_epoch() -> None:
     assert credited.account.balance_nanos == usd("75")
     assert credited.account.funds == ()
     assert credited.moved[0][0].value == "purchase"
+
+
+@pytest.mark.parametrize("ended", [Status.DECLINED, Status.CANCELLED, Status.EXPIRED])
+@pytest.mark.parametrize("amount", ["75", None])
+def test_funding_that_was_declined_and_is_paid_after_all_is_its_own_payment(
+    ended: Status, amount: str | None
+) -> None:
+    book = paused()
+    book.feed(a_command(a_fund("75"), "my-own-id"))
+    book.feed(a_result("my-own-id", ended, payment_id="p-1"))
+    assert book.account is not None
+    assert book.account.funds == ()
+    outcome = book.feed(a_result("my-own-id", amount=amount, payment_id="p-2"))
+    assert outcome.moved == ((EntryKind.PURCHASE, usd("75")),)
+    assert "recharge_succeeded" in told(outcome)
+    assert book.account.state != "paused"
+    refund = book.feed(a_result("my-own-id", Status.REFUNDED, amount="75", payment_id="p-2"))
+    assert refund.moved == ((EntryKind.REFUND, -usd("75")),)
+
+
+def test_a_second_payment_for_one_funding_is_an_orphan() -> None:
+    book = Book(an_account("0"))
+    book.feed(a_command(a_fund("75"), "my-own-id"))
+    book.feed(a_result("my-own-id", Status.DECLINED, payment_id="p-1"))
+    book.feed(a_result("my-own-id", amount="75", payment_id="p-1"))
+    outcome = book.feed(a_result("my-own-id", amount="75", payment_id="p-2"))
+    assert outcome.moved == ((EntryKind.ORPHAN, usd("75")),)
+
+
+def test_only_the_last_fundings_that_came_to_nothing_are_kept() -> None:
+    book = Book(an_account("0"))
+    for at in range(20):
+        book.feed(a_command(a_fund("75"), f"f-{at}"))
+        book.feed(a_result(f"f-{at}", Status.DECLINED))
+    assert book.account is not None
+    assert [one.recharge_id for one in book.account.unpaid_funds] == [
+        f"f-{at}" for at in range(5, 20)
+    ]
 
 
 def test_funding_may_run_beside_an_auto_recharge() -> None:

@@ -10,7 +10,9 @@ import signal
 from collections.abc import Callable
 from typing import Any, Final
 
-from streams.engine import rows, seen, shard, shards, transaction
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+
+from streams.engine import rows, seen, shard, shards, transaction, transport
 
 
 def _replace(owner: Any, name: str, new: Any) -> None:
@@ -101,12 +103,26 @@ def fence() -> None:
     _replace(Settings, "transactional_id", unshared)
 
 
+def silent_member() -> None:
+    """Join the group and never poll: out of it after the poll interval, without a word."""
+    join = GroupCoordinator.__init__
+
+    def impatient(self: Any, *arguments: Any, **named: Any) -> None:
+        join(self, *arguments, **{**named, "max_poll_interval_ms": 6_000})
+
+    _replace(GroupCoordinator, "__init__", impatient)
+    _replace(shards, "NO_MEMBER_AFTER_S", 5.0)
+    if "MUTANT_POLLS" not in os.environ:
+        _replace(transport, "_POLL_EVERY_S", 3_600.0)
+
+
 MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "position_check": position_check,
     "seen_ids": seen_ids,
     "offsets_first": offsets_first,
     "broken_chain": broken_chain,
     "fence": fence,
+    "silent_member": silent_member,
 }
 
 

@@ -423,6 +423,17 @@ async def test_without_remembered_ids_repeats_are_charged_twice(
     assert "at_most_once" in await broken(installation)
 
 
+async def test_a_worker_that_fell_out_of_its_group_is_not_ready(workers: Workers) -> None:
+    silent = await mutated(workers, "silent_member", "silent")
+    polls = await mutated(workers, "silent_member", "polls", MUTANT_POLLS="1")
+    await until(
+        lambda: any("not a member" in one for one in silent.reasons()),
+        40,
+        lambda: str(silent.reasons()),
+    )
+    await polls.ready()
+
+
 async def test_offsets_committed_before_the_changelog_lose_events(
     installation: Settings, workers: Workers, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """How the command line behaves whatever the command: help, errors, exit codes, forms of output."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from streams import VERSION
 from streams.cli import app
 from streams.cli.output import Output
 from streams.settings import PREFIX, Settings
+from streams.testbed import load as generator
 from streams.testbed.broker import free_port
 from tests.cli.conftest import ROOT, Answer, plain_environment
 
@@ -36,6 +38,31 @@ def test_help_loads_nothing_that_is_slow_to_load() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert SLOW.isdisjoint(done.stdout.split())
+
+
+def test_a_load_has_a_name_of_its_own_unless_one_is_given(
+    said: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plans: list[generator.Plan] = []
+
+    async def nothing(*_: object) -> None:
+        """Takes the place of the broker."""
+
+    async def produce(_: object, plan: generator.Plan, **__: object) -> generator.Produced:
+        plans.append(plan)
+        return generator.Produced()
+
+    monkeypatch.setattr("streams.provision.require", nothing)
+    monkeypatch.setattr(generator, "produce", produce)
+    for more in ([], ["--run", "again"]):
+        answer = said(
+            *("load", "--no-open", "--events", "1", "--expect", str(tmp_path / "e.json"), *more),
+            CREDITS_NAMESPACE="t-x-",
+        )
+        assert answer.code == 0
+        assert answer.row["run"] == plans[-1].run
+    assert re.fullmatch(r"\d{8}T\d{6}\d{3}Z", plans[0].run)
+    assert plans[1].run == "again"
 
 
 @pytest.mark.parametrize("path", list(every_command()), ids=" ".join)
@@ -84,6 +111,7 @@ def test_words_behind_two_dashes_are_no_options(said: Call) -> None:
         (["demo", "--for", "soon"], "Write one such as 20s, 5m or 1h"),
         (["demo", "--for", "0s"], "at least 1s"),
         (["load", "--late", "101"], "more than 100 per cent"),
+        (["load", "--run", "a b"], "--run is a name of at most 64"),
         (["load"], "Set CREDITS_NAMESPACE (demo- or another), or say --yes-this-is-not"),
         (["payments", "run"], "Set CREDITS_NAMESPACE (demo- or another), or say --yes-this-is-not"),
         (["verify", "--expect", "nowhere.json"], "nowhere.json is no file"),
@@ -94,9 +122,7 @@ def test_words_behind_two_dashes_are_no_options(said: Call) -> None:
 def test_a_mistake_ends_with_2_and_says_what_is_right(
     said: Call, arguments: list[str], told: str
 ) -> None:
-    namespace = {} if arguments[0] in ("payments", "load") else {"CREDITS_NAMESPACE": "t-x-"}
-    if "--late" in arguments:
-        namespace = {"CREDITS_NAMESPACE": "t-x-"}
+    namespace = {} if "Set CREDITS_NAMESPACE" in told else {"CREDITS_NAMESPACE": "t-x-"}
     answer = said(*arguments, **namespace)
     assert answer.code == 2
     assert told in answer.stderr

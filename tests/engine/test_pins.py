@@ -10,6 +10,7 @@ import aiokafka.producer.sender
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.consumer.fetcher import PartitionRecords
+from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from faust.tables.manager import TableManager
 from faust.tables.recovery import Recovery
@@ -80,3 +81,14 @@ def test_record_batches_are_compressed_at_level_1(monkeypatch: pytest.MonkeyPatc
     assert len(calls) == 1
     monkeypatch.undo()
     kafka.tune_client()
+
+
+def test_a_coordinator_still_says_whether_it_is_in_its_group() -> None:
+    source = inspect.getsource(GroupCoordinator)
+    for name in ("self.generation", "self.coordinator_id", "self._heartbeat_task"):
+        assert f"{name} = " in source
+    assert "self.generation = OffsetCommitRequest.DEFAULT_GENERATION_ID" in inspect.getsource(
+        GroupCoordinator.reset_generation
+    )
+    assert "self._coordinator" in inspect.getsource(AIOKafkaConsumer)
+    assert "_consumer" in inspect.getsource(AIOKafkaConsumerThread)

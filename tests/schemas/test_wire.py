@@ -13,12 +13,15 @@ import pytest
 from cloudevents.core.bindings.kafka import to_binary, to_structured
 from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schemas import generate, topics
 from schemas.codec import Decoded, decoder
 from schemas.envelope import RejectedError, binary_headers
 from schemas.notices import DeadLetterReason
 from schemas.topics import MANIFEST, MAX_RECORD_BYTES, SOURCES, Names, dead_letters_of
+from schemas.usage import CallUsage
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
@@ -184,3 +187,92 @@ def test_dead_letters_have_room_for_the_largest_record_and_their_headers() -> No
 def test_every_topic_stands_once() -> None:
     names = [topic.name for topic in MANIFEST]
     assert len(set(names)) == len(names) == 14
+
+
+# -- all faults of a refused record ---------------------------------------------------------------
+
+
+def faults(topic: str, body: object) -> list[str]:
+    value = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with pytest.raises(RejectedError) as caught:
+        decoder(topic)(b"t-1", value, ())
+    return caught.value.path.split(" ")
+
+
+def test_a_refused_record_names_all_its_faults() -> None:
+    body = {
+        "event_id": "e",
+        "call_id": 7,
+        "started_at": "2026-03-02T10:00:00",
+        "duration_s": -1,
+        "kind": "smoke_signal",
+        "callee": "+442079460018",
+    }
+    assert sorted(faults(topics.CALL_USAGE, body)) == [
+        "$.call_id",
+        "$.duration_s",
+        "$.kind",
+        "$.started_at",
+    ]
+
+
+def test_what_is_missing_is_named_and_so_is_what_lies_deep() -> None:
+    assert sorted(faults(topics.CALL_USAGE, {"event_id": "e"})) == ["$.call_id", "$.started_at"]
+    command = {
+        "command": "settings",
+        "issued_at": "2026-03-02T10:00:00Z",
+        "policy": {"trigger": 1, "method": "guess"},
+        "payment_methods": [1, 2],
+    }
+    assert sorted(faults(topics.COMMAND, command)) == [
+        "$.expected_version",
+        "$.payment_methods[...]",
+        "$.policy.method",
+        "$.policy.trigger",
+    ]
+    answer = {"result_id": "r", "recharge_id": "r", "status": "?", "amount": {"amount": "1e5"}}
+    assert sorted(faults(topics.RESULT, answer)) == [
+        "$.amount.amount",
+        "$.amount.currency",
+        "$.occurred_at",
+        "$.payment_id",
+        "$.status",
+    ]
+
+
+def test_the_fault_that_was_met_first_stands_first_and_no_more_than_eight_are_named() -> None:
+    body = {"event_id": "e", "leg_id": 1} | dict.fromkeys(
+        ("call_id", "kind", "phase", "callee", "caller", "currency", "corrects", "user_id"), 7
+    )
+    found = faults(topics.CALL_USAGE, body)
+    assert len(found) == 8
+    assert found[0] == "$.leg_id"
+
+
+@pytest.mark.parametrize(
+    ("topic", "value", "first"),
+    [
+        (topics.COMMAND, b'{"command":"dance"}', "$.command"),
+        (topics.COMMAND, b'{"issued_at":7}', "$"),
+        (topics.CALL_USAGE, b"[]", "$"),
+        (topics.CALL_USAGE, b'{"call_id":7,', "$.call_id"),
+        (topics.CALL_USAGE, b'{"call_id":7,"duration_s":1' + b"0" * 400 + b"}", "$.call_id"),
+        (topics.CALL_USAGE, b'{"call_id":7,"x":"\\ud800"}', "$.call_id"),
+        (topics.CALL_USAGE, b'{"call_id":7,"x":' + b"[" * 400 + b"]" * 400 + b"}", "$.call_id"),
+    ],
+)
+def test_a_record_whose_faults_cannot_be_listed_still_names_the_first(
+    topic: str, value: bytes, first: str
+) -> None:
+    assert faults(topic, value)[0] == first
+
+
+@given(st.binary(max_size=200) | st.from_regex(r'\{"call_id": ?[\[\{0-9a-z":,]{0,60}\}?'))
+def test_whatever_a_record_holds_the_paths_hold_no_value_of_it(value: bytes | str) -> None:
+    raw = value.encode() if isinstance(value, str) else value
+    try:
+        decoder(topics.CALL_USAGE)(b"t-1", raw, ())
+    except RejectedError as error:
+        named = {field.encode_name for field in msgspec.structs.fields(CallUsage)}
+        for path in filter(None, error.path.split(" ")):
+            assert set(path.lstrip("$").replace("[...]", "").split(".")[1:]) <= named

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -125,6 +126,15 @@ def test_another_seed_gives_other_records() -> None:
 def test_a_longer_load_begins_with_the_shorter_one() -> None:
     longer = records(replace(EVERYTHING_WRONG, events=3_000))
     assert longer[:1_000] == records(replace(EVERYTHING_WRONG, events=1_000))
+
+
+def test_loads_with_names_of_their_own_share_no_id_and_contradict_nothing() -> None:
+    door = Door()
+    plan = replace(NOTHING_WRONG, events=300)
+    for at, name in enumerate(("monday", "tuesday")):
+        planned = list(events(replace(plan, run=name), NOW - timedelta(hours=at)))
+        assert planned[0].event_id == f"e-{name}-1-0"
+        assert {door.takes(one) for one in planned} == {(Expected.BOOK, None)}
 
 
 def test_an_id_says_seed_and_index_so_that_anybody_can_tell_what_should_exist() -> None:
@@ -338,6 +348,35 @@ def test_opening_the_same_tenants_again_later_repeats_no_id_with_other_content()
         for _, command_id, command in commands(Plan(tenants=3), now):
             event = CommandEvent(command, Cause(topics.COMMAND, 0, 0, "test", command_id))
             assert seen.setdefault(command_id, ledger.content(event)) == ledger.content(event)
+
+
+class SlowAnswers:
+    """Answers one command every 50 seconds of its own clock, `most` of them."""
+
+    def __init__(self, names: Sequence[str], most: int) -> None:
+        self.now = 0.0
+        self._left = list(names[:most])
+
+    async def getmany(self, **_: Any) -> dict[str, list[Any]]:
+        self.now += 50
+        if not self._left:
+            return {}
+        notice = {"command_id": self._left.pop(0), "notice": "command_applied"}
+        return {"": [SimpleNamespace(value=orjson.dumps(notice))]}
+
+
+@pytest.mark.parametrize("most", [10, 4])
+async def test_opening_gives_up_on_silence_and_not_on_many_tenants(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = {f"c-{number}": load.tenant_id(number) for number in range(10)}
+    reader = SlowAnswers(list(waiting), most)
+    monkeypatch.setattr(load, "monotonic", lambda: reader.now)
+    if most == 10:
+        assert await load._await_answers(reader, waiting) == 0
+    else:
+        with pytest.raises(TimeoutError, match=r"^6 commands have no answer, and none came for"):
+            await load._await_answers(reader, waiting)
 
 
 # -- writing ----------------------------------------------------------------------------------

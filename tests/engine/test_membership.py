@@ -1,0 +1,79 @@
+"""A worker that has fallen out of its group says so, and only then."""
+
+from types import SimpleNamespace
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from streams.engine import shards as module
+from streams.engine.shards import BROKER_AWAY_AFTER_S, NO_MEMBER_AFTER_S, Shards
+from streams.metrics import Meters
+from streams.settings import Settings
+from tests.billing.builders import some_terms
+
+
+class Clock:
+    """A monotonic clock that only a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Group:
+    """Shards without partitions, whose membership a test decides."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.joined = True
+        self.shards = Shards(
+            Settings(partitions=1), meters=Meters(CollectorRegistry()), terms=some_terms()
+        )
+        self.shards._reader._consumer = SimpleNamespace(unsubscribe=lambda: None)
+        self.shards.watch_group(lambda: self.joined)
+        self.shards.assigned([], 1)
+
+    async def passes(self, seconds: float, *, broker: bool = True) -> list[str]:
+        """Let time pass, a look a second while the broker is there; why it is not ready then."""
+        for _ in range(int(seconds)):
+            self._clock.now += 1
+            if broker:
+                await self.shards._look()
+        return self.shards.reasons_not_ready()
+
+
+@pytest.fixture
+async def group(monkeypatch: pytest.MonkeyPatch) -> Group:
+    clock = Clock()
+    monkeypatch.setattr(module, "monotonic", clock)
+    return Group(clock)
+
+
+async def test_a_member_is_ready_however_long_it_waits(group: Group) -> None:
+    assert await group.passes(1_000) == []
+
+
+async def test_who_is_out_of_the_group_for_a_minute_is_not_ready_until_it_is_back(
+    group: Group,
+) -> None:
+    group.joined = False
+    assert await group.passes(NO_MEMBER_AFTER_S) == []
+    assert await group.passes(1) == ["not a member of the group for 61 s"]
+    group.joined = True
+    assert await group.passes(1) == []
+
+
+async def test_a_broker_that_was_away_begins_the_minute_anew(group: Group) -> None:
+    group.joined = False
+    away = await group.passes(BROKER_AWAY_AFTER_S + 100, broker=False)
+    assert away == ["the broker is away"]
+    assert await group.passes(NO_MEMBER_AFTER_S) == []
+    assert len(await group.passes(2)) == 1
+
+
+async def test_before_the_first_assignment_that_is_the_reason(group: Group) -> None:
+    group.shards._assigned_at = -1.0
+    group.joined = False
+    assert await group.passes(200) == ["no assignment yet"]

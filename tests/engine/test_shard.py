@@ -1,0 +1,252 @@
+"""A shard without a broker: batches are decided and believed to be committed."""
+
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+from time import monotonic
+from typing import Any
+
+import msgspec
+import pytest
+from aiokafka import TopicPartition
+from aiokafka.structs import ConsumerRecord
+from prometheus_client import CollectorRegistry
+
+from schemas import topics
+from streams.billing.account import Account
+from streams.engine.lag import Lag
+from streams.engine.reader import Slice
+from streams.engine.restore import Marks
+from streams.engine.rows import SourcePosition, Totals
+from streams.engine.shard import Shard
+from streams.engine.work import Work
+from streams.metrics import Meters
+from streams.settings import Settings
+from tests.billing.builders import NOW, a_result, opening, settings, some_terms
+from tests.billing.test_recharge import _policy as a_policy
+
+TENANT = b"t-1"
+
+
+class Recorded:
+    """Outputs of a batch, as lists by topic."""
+
+    def __init__(self) -> None:
+        self.by_topic: dict[str, list[tuple[bytes | None, bytes | None, dict[str, bytes]]]] = {}
+
+    def append(
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> None:
+        self.by_topic.setdefault(topic, []).append((key, value, dict(headers)))
+
+
+class Bench:
+    """One shard of one partition, its clock, and what it has written."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+        self.meters = Meters(CollectorRegistry())
+        options = Settings(partitions=1)
+        self.shard = Shard(
+            options,
+            0,
+            marks=Marks(options),
+            meters=self.meters,
+            terms=some_terms(),
+            accepted_losses={},
+            wall=lambda: self.now,
+        )
+        self.shard._transactor.outputs = lambda _: Recorded()  # type: ignore[assignment, method-assign, return-value]
+        for name in topics.SOURCES:
+            self.shard._sources[name] = SourcePosition(next=0)
+        self.lag(0)
+
+    def lag(self, seconds: float) -> None:
+        """Let the shard be that far behind."""
+        self.shard.lag = Lag(monotonic() - seconds)
+
+    async def book(self, topic: str | None = None, *values: Any) -> Recorded:
+        """Decide a batch and publish it, as after a commit."""
+        slices = []
+        if topic is not None:
+            first = self.shard.next_of(topic)
+            records = [
+                ConsumerRecord(topic, 0, first + at, 0, 0, TENANT, _bytes(value), None, 0, 0, [])
+                for at, value in enumerate(values)
+            ]
+            end = first + len(records)
+            slices = [Slice(TopicPartition(topic, 0), records, 0, 0, first, end)]
+        work: Work = await self.shard._decide(slices)
+        self.shard._publish(work)
+        work.tally.publish(self.meters)
+        outputs: Any = work.outputs
+        assert isinstance(outputs, Recorded)
+        return outputs
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.meters.registry.get_sample_value(name, labels)
+
+
+def _bytes(value: Any) -> bytes:
+    return value if isinstance(value, bytes) else msgspec.json.encode(value)
+
+
+def requests_of(outputs: Recorded) -> list[dict[str, Any]]:
+    written = outputs.by_topic.get(topics.REQUESTED, ())
+    return [json.loads(value or b"") for _, value, _ in written]
+
+
+def withheld_in(outputs: Recorded) -> list[str]:
+    notices = [json.loads(value or b"") for _, value, _ in outputs.by_topic[topics.NOTIFICATION]]
+    return [one["withheld"] for one in notices if "withheld" in one]
+
+
+def a_call(number: int, **changes: Any) -> dict[str, Any]:
+    """A call of one dollar."""
+    return {
+        "event_id": f"e-{number}",
+        "source": "pbx",
+        "tenant_id": "t-1",
+        "kind": "international",
+        "call_id": "c",
+        "callee": "+442079460018",
+        "started_at": (NOW - timedelta(minutes=2)).isoformat(),
+        "duration_s": 60,
+    } | changes
+
+
+@pytest.fixture
+async def bench() -> Bench:
+    """An open tenant with 100 dollars that recharges below 100."""
+    bench = Bench()
+    policy: Any = a_policy(trigger="100", amount="200")
+    commands = [opening(opening_balance="100"), settings(0, policy=policy)]
+    named = [
+        msgspec.structs.replace(command, command_id=f"c-{at}")
+        for at, command in enumerate(commands)
+    ]
+    await bench.book(topics.COMMAND, *named)
+    return bench
+
+
+async def test_a_shard_that_is_not_behind_asks_at_once(bench: Bench) -> None:
+    assert len(requests_of(await bench.book(topics.CALL_USAGE, a_call(1)))) == 1
+
+
+async def test_a_shard_that_is_behind_withholds_and_asks_when_it_has_caught_up(
+    bench: Bench,
+) -> None:
+    bench.lag(61)
+    outputs = await bench.book(topics.CALL_USAGE, a_call(1), a_call(2))
+    assert requests_of(outputs) == []
+    assert withheld_in(outputs) == ["stale"]
+    assert not bench.shard.stale_waits()
+    bench.lag(1)
+    assert bench.shard.stale_waits()
+    outputs = await bench.book()
+    assert [one["balance"] for one in requests_of(outputs)] == ["98"]
+    assert not bench.shard.stale_waits()
+
+
+async def test_money_that_came_meanwhile_leaves_nothing_to_ask_for(bench: Bench) -> None:
+    bench.lag(61)
+    await bench.book(topics.CALL_USAGE, a_call(1))
+    payment = a_result("elsewhere", amount="50").result
+    named = msgspec.structs.replace(payment, result_id="r-1")
+    await bench.book(topics.RESULT, named)
+    bench.lag(0)
+    assert not bench.shard.stale_waits()
+
+
+async def test_what_was_stale_before_a_restart_is_asked_for_after_it(bench: Bench) -> None:
+    bench.lag(61)
+    await bench.book(topics.CALL_USAGE, a_call(1))
+    bench.lag(0)
+    bench.shard.remember_recharges()
+    assert bench.shard.stale_waits()
+    assert len(requests_of(await bench.book())) == 1
+
+
+async def test_a_recharge_in_flight_ages_and_its_duration_is_measured(bench: Bench) -> None:
+    assert bench.shard.oldest_request_s() == 0
+    [request] = requests_of(await bench.book(topics.CALL_USAGE, a_call(1)))
+    bench.now = NOW + timedelta(minutes=5)
+    assert bench.shard.oldest_request_s() == 300
+    bench.shard.remember_recharges()
+    assert bench.shard.oldest_request_s() == 300
+    answer = a_result(request["recharge_id"], amount="200").result
+    await bench.book(topics.RESULT, msgspec.structs.replace(answer, result_id="r-1"))
+    assert bench.shard.oldest_request_s() == 0
+    assert bench.metric("credits_recharge_duration_seconds_count") == 1
+    assert bench.metric("credits_recharge_duration_seconds_sum") == 300
+
+
+@pytest.mark.parametrize(
+    ("code", "decline_class"),
+    [
+        ("insufficient_funds", "retryable"),
+        (None, "retryable"),
+        ("fraud", "terminal"),
+        ("expired_card", "expired_card"),
+    ],
+)
+async def test_answers_are_counted_with_the_class_of_their_decline(
+    bench: Bench, code: str | None, decline_class: str
+) -> None:
+    [request] = requests_of(await bench.book(topics.CALL_USAGE, a_call(1)))
+    answer = a_result(request["recharge_id"], "declined", decline_code=code).result  # type: ignore[arg-type]
+    await bench.book(topics.RESULT, msgspec.structs.replace(answer, result_id="r-1"))
+    name = "credits_recharge_results_total"
+    assert bench.metric(name, result="declined", decline_class=decline_class) == 1
+    assert bench.metric(name, result="succeeded", decline_class="none") == 0
+
+
+async def test_entries_and_rows_do_not_drift_apart_and_it_would_show(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.book(topics.CALL_USAGE, a_call(1))
+    assert bench.shard.drift_nanos == {"USD": 0}
+
+    def twice(totals: Totals, _: Account | None, after: Account) -> None:
+        sound(totals, None, after)
+
+    sound = Totals.tenant
+    monkeypatch.setattr(Totals, "tenant", twice)
+    await bench.book(topics.CALL_USAGE, a_call(2))
+    assert bench.shard.drift_nanos["USD"] != 0
+
+
+def letters_in(outputs: Recorded) -> list[tuple[int, str]]:
+    written = outputs.by_topic[topics.dead_letters_of(topics.CALL_USAGE)]
+    return [
+        (int(headers["credits-dlq-offset"]), headers["credits-dlq-reason"].decode())
+        for _, _, headers in written
+    ]
+
+
+async def test_dead_letters_of_a_batch_stand_in_the_order_of_their_records(bench: Bench) -> None:
+    await bench.book(topics.CALL_USAGE, a_call(1))
+    outputs = await bench.book(
+        topics.CALL_USAGE,
+        a_call(2, callee="+999"),
+        b"{",
+        a_call(1, duration_s=61),
+        a_call(3, started_at="2020-01-01T00:00:00Z"),
+        a_call(4, currency="EUR"),
+        a_call(5, duration_s=-1, callee=7),
+    )
+    assert letters_in(outputs) == [
+        (1, "unrated"),
+        (2, "malformed_json"),
+        (3, "conflict"),
+        (4, "too_late"),
+        (5, "currency_mismatch"),
+        (6, "schema_violation"),
+    ]
+    last = outputs.by_topic[topics.dead_letters_of(topics.CALL_USAGE)][-1]
+    assert sorted(last[2]["credits-dlq-path"].split()) == [b"$.callee", b"$.duration_s"]
