@@ -37,7 +37,9 @@ def active(grant: Grant, at: datetime) -> bool:
 def burn(account: Account, amount_nanos: int, at: datetime, now: datetime) -> Burnt:
     """Take an amount for usage that ended at `at`: from lots active then, then from lots active
     now, then from nowhere. A lot that is used up leaves the row; the ledger remembers it."""
-    if account.grants:
+    if not account.grants:
+        return Burnt((), account.overdraft_nanos + amount_nanos, ())
+    else:
         # Nearly every charge: the first lot can pay it alone and something is left in it.
         first = account.grants[0]
         expires_at = first.expires_at

@@ -68,9 +68,9 @@ def apply(account: Account | None, event: Event, terms: Terms, now: datetime) ->
         recharge.consider(draft, stale=terms.stale, result_timeout_s=terms.result_timeout_s)
     except RefusedError as error:
         return _refused(account, event, error.refused, now)
-    except CommandRefusedError as error:
+    except CommandRefusedError as refusal:  # a name of its own: mypyc types a name once
         draft = Draft(account, event.cause, now)
-        commands.refuse(draft, error)
+        commands.refuse(draft, refusal)
         label = "refused"
     draft.check_books()
     return draft.outcome(label)

@@ -115,8 +115,11 @@ def _common(
 
 @app.command()
 def version(context: typer.Context) -> None:
-    """Print the version."""
-    output_of(context).row({"version": VERSION})
+    """Print the version, and whether the hot path runs as machine code."""
+    from streams.billing import charging
+
+    compiled = not charging.__file__.endswith(".py")
+    output_of(context).row({"version": VERSION, "compiled": compiled})
 
 
 for _group in (

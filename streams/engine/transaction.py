@@ -53,17 +53,11 @@ class Outputs:
         batches = self._batches.get((topic, partition))
         if batches is None:
             batches = self._batches[topic, partition] = [self._producer.create_batch()]
-        elif (
-            batches[-1].append(timestamp=self._timestamp_ms, key=key, value=value, headers=headers)
-            is not None
-        ):
-            return
-        else:
+        stamp = self._timestamp_ms
+        if batches[-1].append(timestamp=stamp, key=key, value=value, headers=headers) is None:
             batches.append(self._producer.create_batch())
-        added = batches[-1].append(
-            timestamp=self._timestamp_ms, key=key, value=value, headers=headers
-        )
-        assert added is not None, "an empty batch takes any record"
+            added = batches[-1].append(timestamp=stamp, key=key, value=value, headers=headers)
+            assert added is not None, "an empty batch takes any record"
 
     def batches(self) -> list[tuple[str, int, BatchBuilder]]:
         """Every batch, closed, in the order in which they must be sent."""

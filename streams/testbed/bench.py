@@ -33,6 +33,7 @@ from msgspec import Struct
 
 from schemas import topics
 from streams import provision
+from streams.billing import charging
 from streams.engine.kafka import connection, tune_client
 from streams.settings import Settings
 from streams.testbed import auditor, broker, load
@@ -99,7 +100,7 @@ class _Worker:
         self._settings = settings
         self._log = log.open("ab")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "streams", "worker"],
+            [sys.executable, "-P", "-m", "streams", "worker"],
             env=_environment(settings),
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -409,6 +410,7 @@ def _versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "kafka": broker.external() or broker.KAFKA_VERSION,
+        "hot_path": "sources" if charging.__file__.endswith(".py") else "compiled",
         **{name: version(name) for name in packages},
     }
 

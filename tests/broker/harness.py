@@ -37,6 +37,8 @@ class Worker:
         self.settings = msgspec.structs.replace(settings, metrics_port=free_port())
         self.log_path = folder / f"{name}.log"
         self._module = module
+        # The product as it is installed, from sources or compiled; a mutant from the checkout.
+        self._found = ("-P",) if module == "streams" else ()
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *arguments: str, **environment: str) -> "Worker":
@@ -46,7 +48,7 @@ class Worker:
         }
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", self._module, "worker", *arguments],
+                [sys.executable, *self._found, "-m", self._module, "worker", *arguments],
                 env={**inherited, **environment_of(self.settings), **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
