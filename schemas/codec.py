@@ -1,6 +1,7 @@
 """From a source record's bytes to one known event, or to the reason why not."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final, Union
 
 import msgspec
@@ -59,6 +60,7 @@ def _forbidding(kind: type) -> type:
     )
 
 
+@cache
 def decoder(topic: str) -> Callable[[bytes | None, bytes | None, Headers], Decoded]:
     """The decoder of one source topic, by its name in the manifest.
 

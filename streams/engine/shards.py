@@ -74,6 +74,7 @@ class _Keeper:
         self.shard: Shard | None = None
         self.ready = False
         self.state = "opening"
+        self.released = False
         self.stopped: StoppedError | None = None
         self.opened_at = -1.0
         self.task: asyncio.Task[None] | None = None
@@ -257,7 +258,8 @@ class Shards:
     async def _keep(self, keeper: _Keeper) -> None:
         """Open the partition's shard and keep it going until the partition is given up."""
         try:
-            while True:
+            # A batch that fails while it settles must not open what is another worker's by now.
+            while not keeper.released:
                 await self._gate.wait()
                 self._set_state(keeper, "opening")
                 keeper.opened_at = monotonic()
@@ -357,6 +359,7 @@ class Shards:
 
     async def _release(self, keeper: _Keeper) -> None:
         """The partition is no longer ours."""
+        keeper.released = True
         shard, keeper.shard = keeper.shard, None
         open_before, keeper.ready = keeper.ready, False
         settled = shard is None or await shard.settle(SETTLE_ON_STOP_S)

@@ -134,7 +134,9 @@ class Transactor:
 
     async def _guarded(self, work: Awaitable[T], timeout_s: float) -> T:
         try:
-            return await asyncio.wait_for(work, timeout_s)
+            # Not `wait_for`: Python 3.11's loses a cancellation that comes with the answer.
+            async with asyncio.timeout(timeout_s):
+                return await work
         except (ProducerFenced, InvalidProducerEpoch) as error:
             raise FencedError(self._settings.transactional_id(self._partition)) from error
         except TimeoutError as error:
