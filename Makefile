@@ -4,7 +4,7 @@ PY := .venv/bin/python
 ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format bench lock clean
+.PHONY: help demo test check format bench simulate lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,9 @@ format: .venv/ready ## Format the code and mend what ruff can mend
 
 bench: .venv/ready ## Measure throughput, restore, latency and memory; writes build/bench.json
 	@$(PY) -m streams.testbed.bench $(ARGS)
+
+simulate: .venv/ready ## Play the shard's protocol against a model of Kafka; ARGS="--schedules 100000"
+	@$(PY) -m tests.simulation $(ARGS)
 
 lock: .venv/ready ## Pin what pyproject.toml and requirements/dev.in ask for; ARGS=--upgrade for newest
 	$(LOCK) pyproject.toml -o requirements/main.lock $(ARGS)

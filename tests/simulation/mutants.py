@@ -11,7 +11,7 @@ from typing import Any, Final
 from unittest import mock
 
 from streams.engine import restore, rows, seen, shard, transaction
-from streams.engine.errors import UnknownOutcomeError
+from streams.engine.errors import FencedError, UnknownOutcomeError
 from streams.engine.rows import Rows, SourcePosition
 from streams.settings import Settings
 from tests.simulation import clients
@@ -143,38 +143,6 @@ def unknown_is_aborted() -> AbstractContextManager[Any]:
     return _patched(transaction.Transactor, "commit", stubborn)
 
 
-def memory_first() -> AbstractContextManager[Any]:
-    """Keep what was decided although the commit failed: the shard is not opened again."""
-    committed = transaction.Transactor.commit
-    book = shard.Shard._book
-
-    async def careless(self: Any, taken: Any) -> None:
-        async def publishing(outputs: Any, offsets: Any) -> None:
-            works[-1](outputs)
-            await committed(self._transactor, outputs, offsets)
-
-        works: list[Callable[[Any], None]] = []
-        decide = self._decide
-
-        async def deciding(taken: Any) -> Any:
-            work = await decide(taken)
-            works.append(lambda _: self._publish(work))
-            return work
-
-        with (
-            mock.patch.object(self, "_decide", deciding),
-            mock.patch.object(self._transactor, "commit", publishing),
-            mock.patch.object(self, "_publish", self._publish),
-        ):
-            try:
-                await book(self, taken)
-            except UnknownOutcomeError:
-                self._transactor.drop()
-                await self._transactor.start()
-
-    return _patched(shard.Shard, "_book", careless)
-
-
 def restore_stops_short() -> AbstractContextManager[Any]:
     """A restore that skips the last record of the table."""
     load = Rows.load
@@ -215,6 +183,19 @@ def restore_reads_aborted() -> AbstractContextManager[Any]:
     return _patched(clients, "restore_reader", uncommitted)
 
 
+def restore_blames_the_log() -> AbstractContextManager[Any]:
+    """Somebody else's half batch is taken for a loss: the shard stops instead of giving way."""
+    restored = restore.restore
+
+    async def blaming(settings: Any, partition: int, marks: Any) -> Any:
+        try:
+            return await restored(settings, partition, marks)
+        except FencedError as error:
+            raise error.__context__ or error from None
+
+    return _patched(shard, "restore", blaming)
+
+
 def sources_read_aborted() -> AbstractContextManager[Any]:
     """Book what a producer has given up."""
 
@@ -234,9 +215,9 @@ MUTANTS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "group_decides": group_decides,
     "unknown_is_committed": unknown_is_committed,
     "unknown_is_aborted": unknown_is_aborted,
-    "memory_first": memory_first,
     "restore_stops_short": restore_stops_short,
     "restore_one_batch_short": restore_one_batch_short,
     "restore_reads_aborted": restore_reads_aborted,
+    "restore_blames_the_log": restore_blames_the_log,
     "sources_read_aborted": sources_read_aborted,
 }

@@ -139,7 +139,7 @@ def _zombie(dice: random.Random, sent: int) -> list[Step]:
         Step("usage", _gap(dice), n=sent + 1, word="call"),
         Step("usage", _gap(dice), n=sent + 2, word="conf"),
         Step("freeze", slot=slot, n=_turns(dice)),
-        Step("relieve", slot=slot, n=_turns(dice) + dice.choice((0, 60)), word=str(other)),
+        Step("relieve", slot=slot, n=_turns(dice), word=str(other)),
         Step("wait", dice.choice((0.7, 1.2, 6.2, 7.0, 9.0))),
     ]
 

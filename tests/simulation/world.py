@@ -80,6 +80,7 @@ class Worker(Process):
         self.queue: deque[Slice] = deque()
         self.arrived = asyncio.Event()
         self.flow = asyncio.Event()
+        self.relieves: tuple[Worker, int] | None = None
         self.lose = 0
         self.again = 0
         self.started = False
@@ -149,6 +150,9 @@ class Worker(Process):
         tps = [TopicPartition(name, p) for name in self.world.sources for p in numbers]
         self.shards.assigned(tps, generation)
         self.flow.set()
+        if self.relieves is not None:
+            (frozen, turns), self.relieves = self.relieves, None
+            self.world.doom(self, turns, lambda _: self.world.thaw(frozen))
 
 
 def _shown(part: Slice) -> str:
@@ -511,15 +515,15 @@ class World:
     def _to_worker(self, step: Step, worker: Worker) -> None:
         match step.do:
             case "kill":
-                self._doom(worker, step.n, self.kill)
+                self.doom(worker, step.n, self.kill)
             case "freeze":
-                self._doom(worker, step.n, self.freeze)
+                self.doom(worker, step.n, self.freeze)
             case "thaw":
                 self.thaw(worker)
             case "relieve":
                 other = self.places[int(step.word)]
                 if other is not None:
-                    self._doom(other, step.n, lambda _: self.thaw(worker))
+                    other.relieves = (worker, step.n)
             case "stop":
                 if worker.started and not worker.frozen:
                     self.spawn(self.stop(worker))
@@ -532,7 +536,8 @@ class World:
             case _:
                 raise AssertionError(step)
 
-    def _doom(self, worker: Worker, turns: int, fate: Callable[[Worker], object]) -> None:
+    def doom(self, worker: Worker, turns: int, fate: Callable[[Worker], object]) -> None:
+        """Something happens to a worker, or because of it, after so many turns of it."""
         worker.doomed_at = worker.turns + turns
         worker.doom = lambda: fate(worker)
 
