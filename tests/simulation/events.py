@@ -2,6 +2,7 @@
 
 import json
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, Final
 
 from schemas import topics
@@ -20,6 +21,7 @@ def tariff() -> Tariff:
     return parse_deck(DECK.decode(), deck="default", version=Deck(DECK).version)
 
 
+@cache
 def usage(number: int, tenant: str, began: datetime, *, conflict: bool = False) -> bytes:
     """A call of one to three minutes; a conflict says another length under the same id."""
     members = {
@@ -40,6 +42,7 @@ _POLICY: Final = {"enabled": True, "trigger": "100", "amount": "150", "cooldown_
                   "max_per_day": 50}  # fmt: skip
 
 
+@cache
 def command(number: int, word: str, tenant: str, began: datetime) -> bytes:
     """A command by its word."""
     usd: dict[str, Any] = {"currency": "USD"}

@@ -3,7 +3,7 @@ must hold beside it."""
 
 import asyncio
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from schemas import topics
 from streams.engine.errors import StoppedError
@@ -13,7 +13,9 @@ from streams.testbed import auditor
 from tests.simulation import events
 from tests.simulation.world import FailedError, World
 
-_DECK = auditor.Deck(events.DECK)
+# A batch may settle for six seconds, and a producer take three to stop.
+GHOSTS_GONE_WITHIN_S: Final = 15
+_DECK: Final = auditor.Deck(events.DECK)
 
 
 def _rows(world: World, number: int) -> dict[bytes, bytes]:
@@ -65,13 +67,13 @@ def check_log(world: World) -> None:
 
 async def check_live(world: World) -> None:
     """What a shard has in memory is what the log says, and what a restore finds."""
-    for worker in world.live():
-        keeping = sum(
-            not task.done() and getattr(task.get_coro(), "__qualname__", "") == "Shards._keep"
-            for task in worker.tasks
-        )
-        if keeping > len(worker.shards._keepers):
-            world.fail("ghost", f"{worker.name} keeps a partition that is not its own any more")
+    for _ in range(GHOSTS_GONE_WITHIN_S):
+        ghosts = _ghosts(world)
+        if not ghosts:
+            break
+        await asyncio.sleep(1)
+    else:
+        world.fail("ghost", f"{ghosts} keep partitions that are not theirs any more")
     marks = Marks(world.settings)
     await marks.start()
     for number in range(world.settings.partitions):
@@ -98,6 +100,19 @@ async def check_live(world: World) -> None:
         elif dict(restored.position.sources) != shard._sources:
             world.fail("restored", f"partition {number}: another position than restored")
     await marks.stop()
+
+
+def _ghosts(world: World) -> list[str]:
+    """Workers in which a released partition is still being kept."""
+    found = []
+    for worker in world.live():
+        keeping = sum(
+            not task.done() and getattr(task.get_coro(), "__qualname__", "") == "Shards._keep"
+            for task in worker.tasks
+        )
+        if keeping > len(worker.shards._keepers):
+            found.append(worker.name)
+    return found
 
 
 async def _restored(world: World, number: int, marks: Marks) -> tuple[Any, Restored]:

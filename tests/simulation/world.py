@@ -15,7 +15,6 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
-from unittest import mock
 
 import msgspec
 from aiokafka import TopicPartition
@@ -136,7 +135,8 @@ class Worker(Process):
             self.arrived.clear()
             while self.queue:
                 part = self.queue.popleft()
-                self.world.say(f"{self.name} takes {_shown(part)}")
+                if self.world.trace is not None:
+                    self.world.say(f"{self.name} takes {_shown(part)}")
                 self.shards.deliver(part)
 
     async def revoked(self) -> None:
@@ -251,7 +251,8 @@ class World:
     ) -> None:
         """Append to a source topic."""
         number = self.homes[tenant] if partition is None else partition
-        self.say(f"sent to {topic}/{number}: {value[:70].decode(errors='replace')}")
+        if self.trace is not None:
+            self.say(f"sent to {topic}/{number}: {value[:70].decode(errors='replace')}")
         content = (tenant.encode(), value, headers, self.clock_ms())
         self.broker.append(TopicPartition(self.names[topic], number), [content])
 
@@ -467,7 +468,8 @@ class World:
 
     async def take(self, step: Step) -> None:
         """Do one step."""
-        self.say(f"STEP {step}")
+        if self.trace is not None:
+            self.say(f"STEP {step}")
         tenant = TENANTS[step.n % self.schedule.tenants]
         worker = self.places[step.slot]
         match step.do:
@@ -678,17 +680,25 @@ class _EngineLog:
 @contextlib.contextmanager
 def _engine_on_the_model(world: World) -> Iterator[None]:
     """Put the model's clients and clock where the engine reaches for the world's."""
-    with contextlib.ExitStack() as stack:
-        for module in (shard, shards, restore):
-            stack.enter_context(mock.patch.object(module, "monotonic", world.loop.time))
-        stack.enter_context(mock.patch.object(reader, "log_reader", clients.source_reader))
-        stack.enter_context(mock.patch.object(restore, "log_reader", clients.restore_reader))
-        producer = clients.transactional_producer
-        stack.enter_context(mock.patch.object(transaction, "transactional_producer", producer))
-        stack.enter_context(mock.patch.object(shards, "log", _EngineLog(world)))
+    places: list[tuple[Any, str, Any]] = [
+        (module, "monotonic", world.loop.time) for module in (shard, shards, restore)
+    ]
+    places += [
+        (reader, "log_reader", clients.source_reader),
+        (restore, "log_reader", clients.restore_reader),
+        (transaction, "transactional_producer", clients.transactional_producer),
+        (shards, "log", _EngineLog(world)),
         # A poll that finds nothing costs turns and shows nothing.
-        stack.enter_context(mock.patch.object(reader, "_FETCH_WAIT_MS", 2_000))
+        (reader, "_FETCH_WAIT_MS", 2_000),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
+    for owner, name, put in places:
+        setattr(owner, name, put)
+    try:
         yield
+    finally:
+        for owner, name, was in before:
+            setattr(owner, name, was)
 
 
 def run(schedule: Schedule, trace: list[str] | None = None) -> World:
