@@ -278,10 +278,10 @@ class Shards:
                     )
                     self._begin_epoch()
                     await shard.run(self._gate, self._reader)
-                except FencedError:
+                except FencedError as error:
                     self._meters["credits_fenced_total",].inc()
                     await self._dropped(keeper, "fenced")
-                    await self._after_fence(keeper, shard)
+                    await self._after_fence(keeper, shard, overdue=error.overdue)
                 except (UnknownOutcomeError, KafkaError, OSError) as error:
                     at = sum(shard.positions().values())
                     await self._dropped(keeper, "reopening")
@@ -321,19 +321,25 @@ class Shards:
         self._set_state(keeper, state)
         self._begin_epoch()
 
-    async def _after_fence(self, keeper: _Keeper, shard: Shard) -> None:
+    async def _after_fence(self, keeper: _Keeper, shard: Shard, *, overdue: bool) -> None:
         """Who fenced us? After a rebalance we were away for: the former owner's successor, and
-        the partition is ours again. In the middle of a generation: somebody with our id."""
+        the partition is ours again. In the middle of a generation: somebody with our id; or,
+        when our transaction was overdue, the broker, if the partition is still ours by the time
+        at which we would have learned that it is not."""
         fresh = max(keeper.opened_at, shard.committed_at) > self._assigned_at
-        log.warning("fenced", partition=keeper.partition, waits=fresh)
+        log.warning("fenced", partition=keeper.partition, waits=fresh, overdue=overdue)
         if not fresh:
             return
         generation = self._generation
         try:
-            async with asyncio.timeout(FENCED_WAIT_S):
+            async with asyncio.timeout(
+                self._settings.session_timeout_s if overdue else FENCED_WAIT_S
+            ):
                 while self._generation == generation:
                     await self._new_generation.wait()
         except TimeoutError:
+            if overdue:
+                return
             name = self._settings.transactional_id(keeper.partition)
             raise GaveUpError(
                 f"another process writes with the transactional id {name} although this worker "

@@ -160,6 +160,16 @@ FOUND = {
             Step("command", gap=0.097, n=13, word="pay"),
         ),
     ),
+    # The broker had ended its transaction after the time-out and the worker took that for another
+    # installation with its transactional id: it ended, alone in its group.
+    "an overdue transaction is nobody else's doing": Schedule(
+        seed=104,
+        partitions=1,
+        tenants=1,
+        jitter=0.0,
+        most=1_000,
+        steps=(Step("start"), Step("lost", word="offsets", s=17.0), Step("wait", gap=20.0)),
+    ),
 }
 
 
