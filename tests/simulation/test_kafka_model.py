@@ -33,8 +33,8 @@ from streams.engine.restore import Marks
 from streams.engine.transaction import Transactor
 from streams.settings import Settings
 from tests.simulation import clients
-from tests.simulation.clients import NETWORK, Network
-from tests.simulation.log import Broker
+from tests.simulation.clients import NETWORK, Fault, Network
+from tests.simulation.log import Broker, Partition
 from tests.simulation.loop import Loop
 
 FENCED = (ProducerFenced, InvalidProducerEpoch)
@@ -500,20 +500,45 @@ def on_the_model() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.3], ids=["markers-at-once", "markers-late"])
+@pytest.mark.parametrize("how", ["at-once", "markers-late", "replies-lost"])
 @pytest.mark.parametrize("name", BEHAVIOURS)
-def test_the_model_behaves_like_kafka(name: str, delay_s: float) -> None:
+def test_the_model_behaves_like_kafka(name: str, how: str) -> None:
     loop = Loop()
     broker = Broker(lambda: int(loop.time() * 1000))
-    broker.marker_delay = lambda: delay_s
+    network = Network(broker, random.Random(1), jitter=0.3)
+    if how == "markers-late":
+        broker.marker_delay = lambda: 0.3
+    if how == "replies-lost":
+        # A client repeats what was not answered, and the broker knows a repeat.
+        asked = ("init", "add", "produce", "offsets", "end") * 3
+        network.faults = [Fault(request, "unanswered", 0.2) for request in asked]
     context = copy_context()
-    context.run(NETWORK.set, Network(broker, random.Random(1), jitter=0.3))
+    context.run(NETWORK.set, network)
 
     async def told() -> None:
         await BEHAVIOURS[name](OnModel(broker))
 
     with on_the_model(), contextlib.closing(loop):
         loop.run_until_complete(loop.create_task(told(), context=context))
+
+
+def test_compaction_keeps_the_last_committed_record_of_a_key_and_leaves_the_unstable() -> None:
+    """Only the model's: a real broker compacts when it likes."""
+    part = Partition("table", 0)
+    part.append([(b"a", b"1", (), 0), (b"b", b"1", (), 0), (b"a", b"2", (), 0)])
+    part.append([(b"a", b"never", (), 0)], producer=1, epoch=0, sequence=0, transactional=True)
+    part.mark(1, 0, commit=False, timestamp=0)
+    part.append([(b"b", b"open", (), 0)], producer=2, epoch=0, sequence=0, transactional=True)
+    part.append([(b"b", b"behind it", (), 0)])
+    before = part.committed()
+    part.compact()
+    assert [(one.offset, one.key, one.value) for one in part.committed()] == [
+        (1, b"b", b"1"),
+        (2, b"a", b"2"),
+    ]
+    assert dict((one.key, one.value) for one in before) == {b"b": b"1", b"a": b"2"}
+    part.mark(2, 0, commit=True, timestamp=0)
+    assert [one.value for one in part.committed()] == [b"1", b"2", b"open", b"behind it"]
 
 
 # -- on a real broker ----------------------------------------------------------------------------
