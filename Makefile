@@ -4,7 +4,7 @@ PY := .venv/bin/python
 ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format compiled bench lock clean
+.PHONY: help demo test check format compiled bench simulate lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ compiled: build/compiled/ready ## Build the hot path as machine code, as the ima
 
 bench: build/compiled/ready ## Measure throughput, restore, latency and memory; writes build/bench.json
 	@$(COMPILED) -m streams.testbed.bench $(ARGS)
+
+simulate: .venv/ready ## Play the shard's protocol against a model of Kafka; ARGS="--schedules 100000"
+	@$(PY) -m tests.simulation $(ARGS)
 
 lock: .venv/ready ## Pin what pyproject.toml and requirements/dev.in ask for; ARGS=--upgrade for newest
 	$(LOCK) pyproject.toml -o requirements/main.lock $(ARGS)

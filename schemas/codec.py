@@ -1,6 +1,7 @@
 """From a source record's bytes to one known event, or to the reason why not."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final, Protocol, Union
 
 import msgspec
@@ -78,6 +79,7 @@ def _is_tenant(name: str) -> bool:
     return True
 
 
+@cache
 def decoder(topic: str) -> Decoder:
     """The decoder of one source topic, by its name in the manifest.
 

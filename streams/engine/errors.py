@@ -29,7 +29,15 @@ class StoppedError(Exception):
 
 
 class FencedError(Exception):
-    """Another process started a producer with our transactional id: it owns the partition."""
+    """Another process started a producer with our transactional id: it owns the partition.
+
+    `overdue`: or nobody did, and the broker has ended our transaction, which had been open past
+    its time-out; a client is told the same in both cases.
+    """
+
+    def __init__(self, transactional_id: str, *, overdue: bool = False) -> None:
+        super().__init__(transactional_id)
+        self.overdue = overdue
 
 
 class UnknownOutcomeError(Exception):

@@ -18,7 +18,7 @@ from xxhash import xxh3_64_hexdigest
 
 from schemas import topics
 from streams.engine import seen
-from streams.engine.errors import Stop, StoppedError, UnknownOutcomeError
+from streams.engine.errors import FencedError, Stop, StoppedError, UnknownOutcomeError
 from streams.engine.kafka import log_reader
 from streams.engine.rows import POSITION_KEY, Position, Rows, SourcePosition, decode_position
 from streams.engine.seen import Seen
@@ -131,7 +131,8 @@ async def restore(settings: Settings, partition: int, marks: Marks) -> Restored:
     """Read one partition's table and remembered ids from the log's start to its end.
 
     The producer with the partition's id must have been started before: from then on nobody
-    else can add to what is read. Raises StoppedError.
+    else can add to what is read without fencing us. Raises StoppedError; FencedError when
+    somebody has.
     """
     names = settings.topics
     changelog = TopicPartition(names.of(topics.CHANGELOG), partition)
@@ -143,8 +144,27 @@ async def restore(settings: Settings, partition: int, marks: Marks) -> Restored:
         if topic.direction is not topics.Direction.IN
     ]
     ends = await wait_stable(marks, outputs)
-    starts = await marks.starts([changelog, ids, ledger])
+    try:
+        return await _read(settings, partition, marks, changelog, ids, ledger, ends)
+    except StoppedError:
+        # Only its owner writes to a partition. Where the log has grown it has another one by
+        # now, and what looked like a loss was half of its batch.
+        grown = await marks.ends([changelog, ids])
+        if any(grown[tp] != ends[tp] for tp in grown):
+            raise FencedError(settings.transactional_id(partition)) from None
+        raise
 
+
+async def _read(
+    settings: Settings,
+    partition: int,
+    marks: Marks,
+    changelog: TopicPartition,
+    ids: TopicPartition,
+    ledger: TopicPartition,
+    ends: dict[TopicPartition, int],
+) -> Restored:
+    starts = await marks.starts([changelog, ids, ledger])
     restored = Restored(rows=Rows(), seen=Seen(), position=None, ledger_end=ends[ledger])
     position_row: bytes | None = None
     next_ordinal: int | None = None

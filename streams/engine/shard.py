@@ -328,7 +328,9 @@ class Shard:
                 timeout = max(wait_s, lingered, 0.001)
             self._wake.clear()
             try:
-                await asyncio.wait_for(self._wake.wait(), timeout)
+                # Not `wait_for`: Python 3.11's loses a cancellation that comes with the wake-up.
+                async with asyncio.timeout(timeout):
+                    await self._wake.wait()
             except TimeoutError:
                 continue
 

@@ -75,6 +75,7 @@ class _Keeper:
         self.shard: Shard | None = None
         self.ready = False
         self.state = "opening"
+        self.released = False
         self.stopped: StoppedError | None = None
         self.opened_at = -1.0
         self.task: asyncio.Task[None] | None = None
@@ -264,7 +265,8 @@ class Shards:
     async def _keep(self, keeper: _Keeper) -> None:
         """Open the partition's shard and keep it going until the partition is given up."""
         try:
-            while True:
+            # A batch that fails while it settles must not open what is another worker's by now.
+            while not keeper.released:
                 await self._gate.wait()
                 self._set_state(keeper, "opening")
                 keeper.opened_at = monotonic()
@@ -283,10 +285,10 @@ class Shards:
                     )
                     self._begin_epoch()
                     await shard.run(self._gate, self._reader)
-                except FencedError:
+                except FencedError as error:
                     self._meters["credits_fenced_total",].inc()
                     await self._dropped(keeper, "fenced")
-                    await self._after_fence(keeper, shard)
+                    await self._after_fence(keeper, shard, overdue=error.overdue)
                 except (UnknownOutcomeError, KafkaError, OSError) as error:
                     at = sum(shard.positions().values())
                     await self._dropped(keeper, "reopening")
@@ -326,19 +328,25 @@ class Shards:
         self._set_state(keeper, state)
         self._begin_epoch()
 
-    async def _after_fence(self, keeper: _Keeper, shard: Shard) -> None:
+    async def _after_fence(self, keeper: _Keeper, shard: Shard, *, overdue: bool) -> None:
         """Who fenced us? After a rebalance we were away for: the former owner's successor, and
-        the partition is ours again. In the middle of a generation: somebody with our id."""
+        the partition is ours again. In the middle of a generation: somebody with our id; or,
+        when our transaction was overdue, the broker, if the partition is still ours by the time
+        at which we would have learned that it is not."""
         fresh = max(keeper.opened_at, shard.committed_at) > self._assigned_at
-        log.warning("fenced", partition=keeper.partition, waits=fresh)
+        log.warning("fenced", partition=keeper.partition, waits=fresh, overdue=overdue)
         if not fresh:
             return
         generation = self._generation
         try:
-            async with asyncio.timeout(FENCED_WAIT_S):
+            async with asyncio.timeout(
+                self._settings.session_timeout_s if overdue else FENCED_WAIT_S
+            ):
                 while self._generation == generation:
                     await self._new_generation.wait()
         except TimeoutError:
+            if overdue:
+                return
             name = self._settings.transactional_id(keeper.partition)
             raise GaveUpError(
                 f"another process writes with the transactional id {name} although this worker "
@@ -364,6 +372,7 @@ class Shards:
 
     async def _release(self, keeper: _Keeper) -> None:
         """The partition is no longer ours."""
+        keeper.released = True
         shard, keeper.shard = keeper.shard, None
         open_before, keeper.ready = keeper.ready, False
         settled = shard is None or await shard.settle(SETTLE_ON_STOP_S)

@@ -8,6 +8,7 @@ publish what was "aborted".
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Mapping
+from time import monotonic
 from typing import Any, Final, TypeVar
 
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -21,7 +22,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import OffsetAndMetadata
 
 from streams.engine.errors import FencedError, UnknownOutcomeError
-from streams.engine.kafka import transactional_producer
+from streams.engine.kafka import TRANSACTION_TIMEOUT_MS, transactional_producer
 from streams.settings import Settings
 
 # Longer than the transaction's own time-out: after this its end is certain to be decided.
@@ -127,10 +128,15 @@ class Transactor:
         await producer.commit_transaction()
 
     async def _guarded(self, work: Awaitable[T], timeout_s: float) -> T:
+        started = monotonic()
         try:
-            return await asyncio.wait_for(work, timeout_s)
+            # Not `wait_for`: Python 3.11's loses a cancellation that comes with the answer.
+            async with asyncio.timeout(timeout_s):
+                return await work
         except (ProducerFenced, InvalidProducerEpoch) as error:
-            raise FencedError(self._settings.transactional_id(self._partition)) from error
+            overdue = monotonic() - started >= TRANSACTION_TIMEOUT_MS / 1000
+            name = self._settings.transactional_id(self._partition)
+            raise FencedError(name, overdue=overdue) from error
         except TimeoutError as error:
             raise UnknownOutcomeError(f"no answer within {timeout_s} s") from error
         except (KafkaError, KafkaConnectionError, AssertionError, OSError) as error:

@@ -1,0 +1,82 @@
+"""What the schedules send: every event follows from its number, so that a repeat is one."""
+
+import json
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any, Final
+
+from schemas import topics
+from streams.billing.tariff import Tariff, parse_deck
+from streams.testbed.auditor import Deck
+
+SOURCE: Final = "simulation"
+# Sixty a minute: a few calls take a tenant below its trigger.
+DECK: Final = (
+    b"Destination Name,Destination Type,Country,Prefix,Price / min\nLondon,landline,GB,4420,60\n"
+)
+
+
+def tariff() -> Tariff:
+    """The deck as the product reads it."""
+    return parse_deck(DECK.decode(), deck="default", version=Deck(DECK).version)
+
+
+@cache
+def usage(number: int, tenant: str, began: datetime, *, conflict: bool = False) -> bytes:
+    """A call of one to three minutes; a conflict says another length under the same id."""
+    members = {
+        "event_id": f"u{number}",
+        "source": SOURCE,
+        "tenant_id": tenant,
+        "kind": "free" if number % 9 == 8 else "international",
+        "call_id": f"c{number}",
+        "conference_id": f"f{number}",
+        "callee": "+442079460018",
+        "started_at": (began - timedelta(minutes=90 + number % 50)).isoformat(),
+        "duration_s": 60 * (1 + number % 3) + (7 if conflict else 0),
+    }
+    return json.dumps(members).encode()
+
+
+_POLICY: Final = {"enabled": True, "trigger": "100", "amount": "150", "cooldown_s": 2,
+                  "max_per_day": 50}  # fmt: skip
+
+
+@cache
+def command(number: int, word: str, tenant: str, began: datetime) -> bytes:
+    """A command by its word."""
+    usd: dict[str, Any] = {"currency": "USD"}
+    members: dict[str, Any]
+    match word:
+        case "open":
+            since = (began - timedelta(days=40)).isoformat()
+            members = {"command": "open_tenant", "currency": "USD", "billing_from": since,
+                       "opening_balance": "200"}  # fmt: skip
+        case "close":
+            members = {"command": "close_tenant"}
+        case "policy" | "methods":
+            members = {"command": "settings", "expected_version": 0, "policy": _POLICY}
+            if word == "methods":
+                members |= {"payment_methods": ["card-a", "card-b"], "expected_version": 1}
+        case "fund":
+            members = {"command": "fund", "amount": usd | {"amount": "70"}}
+        case "pay" | "pay_again":
+            paid = number if word == "pay" else 1
+            members = {"command": "book_payment", "payment_id": f"paid-{paid}",
+                       "amount": usd | {"amount": "60"}}  # fmt: skip
+        case "adjust":
+            # It lapses while the schedule runs: time moves money too.
+            lapses = (began + timedelta(seconds=5 + number)).isoformat()
+            members = {"command": "adjustment", "reason": "gift", "expires_at": lapses,
+                       "amount": usd | {"amount": "30"}}  # fmt: skip
+        case _:
+            members = {"command": "adjustment", "reason": "mistake",
+                       "amount": usd | {"amount": "-25"}}  # fmt: skip
+    members |= {"command_id": f"k{number}", "source": SOURCE, "tenant_id": tenant,
+                "issued_at": began.isoformat()}  # fmt: skip
+    return json.dumps(members).encode()
+
+
+def topic_of(word: str) -> str:
+    """The topic a usage step writes to."""
+    return topics.CALL_USAGE if word == "call" else topics.CONFERENCE_USAGE

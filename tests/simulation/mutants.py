@@ -1,0 +1,223 @@
+"""Protections taken out, one at a time: what the simulation must notice.
+
+Each is a context manager over the engine's own code; the product has no such switches.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Final
+from unittest import mock
+
+from streams.engine import restore, rows, seen, shard, transaction
+from streams.engine.errors import FencedError, UnknownOutcomeError
+from streams.engine.rows import Rows, SourcePosition
+from streams.settings import Settings
+from tests.simulation import clients
+from tests.simulation.clients import NETWORK
+from tests.simulation.loop import PROCESS
+
+
+def _patched(owner: Any, name: str, new: Any) -> AbstractContextManager[Any]:
+    return mock.patch.object(owner, name, new)
+
+
+def no_fence() -> AbstractContextManager[Any]:
+    """Every process has transactional ids of its own: a zombie's commit is accepted."""
+
+    def unshared(self: Settings, partition: int) -> str:
+        process = PROCESS.get()
+        return f"{self.app_id}-{partition}-{process.name if process else ''}"
+
+    return _patched(Settings, "transactional_id", unshared)
+
+
+def fence_last() -> AbstractContextManager[Any]:
+    """Restore first and fence afterwards: what the former owner commits in between is missed."""
+    restored = restore.restore
+
+    async def hasty(settings: Any, partition: int, marks: Any) -> Any:
+        found = await restored(settings, partition, marks)
+        await _starting.pop((PROCESS.get(), partition))()
+        return found
+
+    start = transaction.Transactor.start
+    _starting: dict[Any, Callable[[], Any]] = {}
+
+    async def later(self: Any) -> None:
+        _starting[PROCESS.get(), self._partition] = lambda: start(self)
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(_patched(shard, "restore", hasty))
+    stack.enter_context(_patched(transaction.Transactor, "start", later))
+    return stack
+
+
+def no_position_check() -> AbstractContextManager[Any]:
+    """Book records below the position again, and take any slice."""
+
+    def anywhere(self: Any, taken: Any, _: Any) -> list[Any]:
+        for part in taken:
+            source = self._sources[part.tp.topic]
+            first = min(source.next, part.follows)
+            self._sources[part.tp.topic] = SourcePosition(next=first, last=source.last)
+        return list(taken)
+
+    return _patched(shard.Shard, "_chained", anywhere)
+
+
+def no_dedup() -> AbstractContextManager[Any]:
+    """Recognise nothing: every repeat is new."""
+    numbers = itertools.count(1)
+    return _patched(seen, "fingerprint", lambda *_: next(numbers))
+
+
+def no_chain() -> AbstractContextManager[Any]:
+    """Take whatever slice comes next, whatever was lost before it."""
+    return _patched(shard.Shard, "_chained", lambda self, taken, _: list(taken))
+
+
+def offsets_first() -> AbstractContextManager[Any]:
+    """Commit the offsets in a transaction before that of the rows, and go by them."""
+    committed = transaction.Transactor.commit
+    opened = shard.Shard.open
+
+    async def split(self: Any, outputs: Any, offsets: Any) -> None:
+        await committed(self, self.outputs(0), offsets)
+        await committed(self, outputs, {})
+
+    async def by_the_group(self: Any) -> None:
+        await opened(self)
+        group = NETWORK.get().broker.group(self._settings.app_id)
+        for tp, offset in group.offsets.items():
+            if tp.partition == self.partition and tp.topic in self._sources:
+                self._sources[tp.topic] = SourcePosition(next=offset)
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(_patched(transaction.Transactor, "commit", split))
+    stack.enter_context(_patched(shard.Shard, "open", by_the_group))
+    return stack
+
+
+def group_decides() -> AbstractContextManager[Any]:
+    """Go by the group's committed offsets instead of the position row."""
+    opened = shard.Shard.open
+
+    async def by_the_group(self: Any) -> None:
+        await opened(self)
+        group = NETWORK.get().broker.group(self._settings.app_id)
+        for tp, offset in group.offsets.items():
+            if tp.partition == self.partition and tp.topic in self._sources:
+                self._sources[tp.topic] = SourcePosition(next=offset)
+
+    return _patched(shard.Shard, "open", by_the_group)
+
+
+def unknown_is_committed() -> AbstractContextManager[Any]:
+    """After an unknown outcome go on as if it had been committed."""
+    committed = transaction.Transactor.commit
+
+    async def hopeful(self: Any, outputs: Any, offsets: Any) -> None:
+        try:
+            await committed(self, outputs, offsets)
+        except UnknownOutcomeError:
+            self.drop()
+            await self.start()
+
+    return _patched(transaction.Transactor, "commit", hopeful)
+
+
+def unknown_is_aborted() -> AbstractContextManager[Any]:
+    """After an unknown outcome write the same again."""
+    committed = transaction.Transactor.commit
+
+    async def stubborn(self: Any, outputs: Any, offsets: Any) -> None:
+        try:
+            await committed(self, outputs, offsets)
+        except UnknownOutcomeError:
+            self.drop()
+            await self.start()
+            await committed(self, outputs, offsets)
+
+    return _patched(transaction.Transactor, "commit", stubborn)
+
+
+def restore_stops_short() -> AbstractContextManager[Any]:
+    """A restore that skips the last record of the table."""
+    load = Rows.load
+
+    def short(self: Rows, records: Any) -> None:
+        kept = list(records)
+        if kept and kept[-1][0] == rows.POSITION_KEY:
+            del kept[-2:-1]
+        load(self, kept)
+
+    return _patched(Rows, "load", short)
+
+
+def restore_one_batch_short() -> AbstractContextManager[Any]:
+    """A restore that ends before the last transaction, position row and all, and does not look
+    at where the remembered ids end."""
+    load = Rows.load
+
+    def short(self: Rows, records: Any) -> None:
+        kept = list(records)
+        places = [at for at, (key, _) in enumerate(kept) if key == rows.POSITION_KEY]
+        if len(places) > 1:
+            kept = kept[: places[-2] + 1]
+        load(self, kept)
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(_patched(Rows, "load", short))
+    stack.enter_context(_patched(restore, "_check_ordinal", lambda *_: None))
+    return stack
+
+
+def restore_reads_aborted() -> AbstractContextManager[Any]:
+    """A restore that takes aborted records for committed ones."""
+
+    def uncommitted(settings: Settings, *, committed: bool = True) -> Any:
+        return clients.Consumer(committed=False)
+
+    return _patched(clients, "restore_reader", uncommitted)
+
+
+def restore_blames_the_log() -> AbstractContextManager[Any]:
+    """Somebody else's half batch is taken for a loss: the shard stops instead of giving way."""
+    restored = restore.restore
+
+    async def blaming(settings: Any, partition: int, marks: Any) -> Any:
+        try:
+            return await restored(settings, partition, marks)
+        except FencedError as error:
+            raise error.__context__ or error from None
+
+    return _patched(shard, "restore", blaming)
+
+
+def sources_read_aborted() -> AbstractContextManager[Any]:
+    """Book what a producer has given up."""
+
+    def uncommitted(settings: Settings, *, committed: bool = True) -> Any:
+        return clients.Consumer(committed=False)
+
+    return _patched(clients, "source_reader", uncommitted)
+
+
+MUTANTS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
+    "no_fence": no_fence,
+    "fence_last": fence_last,
+    "no_position_check": no_position_check,
+    "no_dedup": no_dedup,
+    "no_chain": no_chain,
+    "offsets_first": offsets_first,
+    "group_decides": group_decides,
+    "unknown_is_committed": unknown_is_committed,
+    "unknown_is_aborted": unknown_is_aborted,
+    "restore_stops_short": restore_stops_short,
+    "restore_one_batch_short": restore_one_batch_short,
+    "restore_reads_aborted": restore_reads_aborted,
+    "restore_blames_the_log": restore_blames_the_log,
+    "sources_read_aborted": sources_read_aborted,
+}
