@@ -4,7 +4,7 @@ PY := .venv/bin/python
 ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format bench lock clean
+.PHONY: help demo test chaos check format bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -15,6 +15,9 @@ demo: .venv/ready ## Show it all on a real Kafka; ARGS="--for 20s --seed 7" goes
 test: check ## Run every check and every test; the broker tests start a Kafka of their own
 	$(PY) -m pytest -n 2 -m "not broker and not chaos"
 	$(PY) -m pytest -m "broker or chaos"
+
+chaos: .venv/ready ## Break everything and audit; ARGS="--seed 7 --for 120s --brokers 3" goes to it
+	@$(PY) -m tests.chaos $(ARGS)
 
 check: .venv/ready ## Check style, types, imports and the rules of the house; needs no broker
 	$(PY) -m ruff check .

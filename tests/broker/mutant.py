@@ -4,6 +4,7 @@ Run as `python -m tests.broker.mutant worker` with MUTANT naming what is missing
 product has no such switches.
 """
 
+import asyncio
 import os
 import secrets
 import signal
@@ -101,12 +102,30 @@ def fence() -> None:
     _replace(Settings, "transactional_id", unshared)
 
 
+def hangs() -> None:
+    """Book nothing more after the first hundred records, and say nothing of it; be found out in
+    eight seconds instead of a minute."""
+    book = shard.Shard._book
+    booked = 0
+
+    async def stands(self: Any, taken: Any) -> None:
+        nonlocal booked
+        booked += sum(len(part.records) for part in taken)
+        if booked > 100:
+            await asyncio.Event().wait()
+        await book(self, taken)
+
+    _replace(shard.Shard, "_book", stands)
+    _replace(shards, "STALLED_AFTER_S", 8.0)
+
+
 MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "position_check": position_check,
     "seen_ids": seen_ids,
     "offsets_first": offsets_first,
     "broken_chain": broken_chain,
     "fence": fence,
+    "hangs": hangs,
 }
 
 
