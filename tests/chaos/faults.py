@@ -5,7 +5,8 @@ it broke something proves nothing.
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from time import monotonic
 from typing import Final
 
@@ -120,48 +121,58 @@ async def _pause(stage: Stage, fault: Fault) -> None:
 
 
 async def _zombie(stage: Stage, fault: Fault) -> None:
-    """Freeze one past its session, let others take over, thaw it."""
+    """Freeze some past their session, let others take over, thaw them."""
     await _two_run(stage)
-    slot = await stage.any_worker()
+    count = min(_number(fault, "workers"), len(stage.running()) - 1)
+    frozen = stage.dice.sample(stage.running(), count)
     point = str(fault.arguments["point"])
-    slot.held = True
+    marks = {slot.name: slot.mark() for slot in frozen}
+    for slot in frozen:
+        slot.held = True
     try:
-        await wait(lambda: bool(slot.partitions()), 60, f"{slot.name} has partitions")
-        mark = slot.mark()
-        if point == "anywhere":
-            slot.worker.signal(signal.SIGSTOP)
-        else:
+        for slot in frozen:
+            await wait(partial(_owns, slot), 60, f"{slot.name} has partitions")
+            if point == "anywhere":
+                slot.worker.signal(signal.SIGSTOP)
+                continue
             order(slot.folder, point, "stop", _number(fault, "passes"))
-            await wait(lambda: taken(slot.folder), POINT_WITHIN_S, f"{slot.name} stops {point}")
+            await wait(partial(taken, slot.folder), POINT_WITHIN_S, f"{slot.name} stops {point}")
             stage.points[point] += 1
-        await _taken_over(stage, slot, monotonic())
+        await _taken_over(stage, frozen, monotonic())
         await asyncio.sleep(_number(fault, "longer"))
-        slot.worker.signal(signal.SIGCONT)
-        stage.counts["zombies"] += 1
-        await _learns(stage, slot, mark, certain=point in BATCH_POINTS)
-    finally:
-        if slot.running:
+        for slot in frozen:
             slot.worker.signal(signal.SIGCONT)
-        slot.held = False
+            stage.counts["zombies"] += 1
+        for slot in frozen:
+            await _learns(stage, slot, marks[slot.name], certain=point in BATCH_POINTS)
+    finally:
+        for slot in frozen:
+            if slot.running:
+                slot.worker.signal(signal.SIGCONT)
+            slot.held = False
     await _back_to_base(stage)
 
 
+def _owns(slot: Slot) -> bool:
+    return bool(slot.partitions())
+
+
 async def _two_run(stage: Stage) -> None:
+    """Wait until at least two are ready that have partitions."""
     if len(stage.running()) < 2:
         stage.spare.wanted = True
     await wait(lambda: len(stage.running()) >= 2, 60, "two workers run")
-    for slot in stage.running():
-        await stage.served(slot)
+    await stage.served(*stage.running())
 
 
-async def _taken_over(stage: Stage, slot: Slot, since: float) -> None:
-    """Wait until others book all that a stopped worker had."""
-    partitions = slot.partitions()
-    stage.watcher.lost(partitions)
+async def _taken_over(stage: Stage, frozen: Sequence[Slot], since: float) -> None:
+    """Wait until others book all that stopped workers had."""
+    lost = sorted({one for slot in frozen for one in slot.partitions()})
+    stage.watcher.lost(lost)
     await wait(
-        lambda: all(stage.watcher.moved_at.get(one, 0) > since + 1 for one in partitions),
+        lambda: all(stage.watcher.moved_at.get(one, 0) > since + 1 for one in lost),
         TAKEN_OVER_WITHIN_S,
-        f"others book partitions {partitions} of {slot.name}",
+        f"others book partitions {lost} of {', '.join(slot.name for slot in frozen)}",
     )
 
 
@@ -176,9 +187,7 @@ async def _learns(stage: Stage, slot: Slot, mark: int, *, certain: bool) -> None
     if not certain:
         return
     await wait(
-        lambda: bool(not slot.running or slot.told(mark, "fenced")),
-        60,
-        f"{slot.name} is fenced",
+        lambda: bool(not slot.running or slot.told(mark, "fenced")), 60, f"{slot.name} is fenced"
     )
     stage.counts["zombies_fenced"] += 1
 
@@ -360,7 +369,7 @@ async def _zombie_and_late_commit(stage: Stage, _: Fault) -> None:
     slot = await stage.any_worker()
     slot.held = True
     try:
-        await wait(lambda: bool(slot.partitions()), 60, f"{slot.name} has partitions")
+        await wait(partial(_owns, slot), 60, f"{slot.name} has partitions")
         mark = slot.mark()
         held_s = 2.5 * SESSION_S
         stage.network.hold = {network.END_TXN: (held_s, 1_000)}
@@ -369,7 +378,7 @@ async def _zombie_and_late_commit(stage: Stage, _: Fault) -> None:
         slot.worker.signal(signal.SIGSTOP)
         since = monotonic()
         stage.network.clear()
-        await _taken_over(stage, slot, since)
+        await _taken_over(stage, [slot], since)
         await asyncio.sleep(max(0, since + held_s + 1 - monotonic()))
         slot.worker.signal(signal.SIGCONT)
         stage.counts["zombies"] += 1

@@ -11,6 +11,8 @@ from tests.chaos.worker import BATCH_POINTS, REBALANCE_POINTS, RESTORE_POINTS
 
 # A round's share besides its faults: steady before them, healing and the audit after.
 ROUND_S: Final = 14
+# How long the lanes of a mix are, at least.
+MIX_S: Final = 40
 
 
 class Lane(StrEnum):
@@ -69,8 +71,9 @@ KINDS: Final[Mapping[str, Kind]] = {
     "zombie": Kind(
         lane=Lane.WORKERS,
         seconds=14,
-        weight=8,
+        weight=16,
         draw=lambda dice: {
+            "workers": dice.randrange(1, 3),
             "point": dice.choice(
                 ("anywhere", "after_compute", "after_begin", "after_send", "after_offsets")
             ),
@@ -82,7 +85,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         lane=Lane.WORKERS, seconds=5, weight=3, draw=lambda dice: {"times": dice.randrange(1, 3)}
     ),
     "storm": Kind(
-        lane=Lane.WORKERS, seconds=10, weight=3, draw=lambda dice: {"kills": dice.randrange(4, 9)}
+        lane=Lane.WORKERS, seconds=12, weight=6, draw=lambda dice: {"kills": dice.randrange(5, 13)}
     ),
     "scale": Kind(lane=Lane.WORKERS, seconds=16, weight=1),
     "rolling": Kind(lane=Lane.WORKERS, seconds=12, weight=1),
@@ -217,13 +220,13 @@ def _drawn(kind: str, dice: random.Random) -> Fault:
 
 
 def _mix(kinds: Sequence[str], dice: random.Random) -> list[tuple[Fault, ...]]:
-    """Both lanes at once, each for about half a minute."""
+    """Both lanes at once, each for about `MIX_S`."""
     lanes = []
     for lane in (Lane.WORKERS, Lane.BROKERS):
         of_lane = [kind for kind in kinds if KINDS[kind].lane is lane]
         faults: list[Fault] = []
         weights = [KINDS[kind].weight for kind in of_lane]
-        while of_lane and sum(KINDS[fault.kind].seconds for fault in faults) < 30:
+        while of_lane and sum(KINDS[fault.kind].seconds for fault in faults) < MIX_S:
             faults.append(_drawn(dice.choices(of_lane, weights)[0], dice))
         if faults:
             lanes.append(tuple(faults))

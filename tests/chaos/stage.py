@@ -403,7 +403,8 @@ class Stage:
         await provision.apply(self.settings)
         await self.configure(self.settings.topics.of(topics.CHANGELOG), CHANGELOG)
         fronted = msgspec.structs.replace(self.settings, broker=self.network.bootstrap)
-        self.slots = [Slot(fronted, self.folder, f"worker-{n}") for n in range(1, 4)]
+        count = max(3, self.options.workers + 1)
+        self.slots = [Slot(fronted, self.folder, f"worker-{n}") for n in range(1, count + 1)]
         self.payments = Payments(self.settings, self.folder, self.options.seed)
         plan = load.Plan(
             tenants=self.options.tenants,
@@ -457,7 +458,7 @@ class Stage:
 
     @property
     def spare(self) -> Slot:
-        """The place for one more."""
+        """A place beside the base, for one more."""
         return self.slots[-1]
 
     def running(self) -> list[Slot]:

@@ -11,8 +11,8 @@ from tests.chaos.stage import ROOT
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(420)]
 # Chosen for its schedule: see the assertions.
-SEED = 7
-KINDS = "kill_at,zombie,broker_kill,storm,lost_answers,late_commit,second_rebalance,payments_kill"
+SEED = 1018
+KINDS = "kill_at,zombie,broker_kill,storm,lost_answers,late_commit,payments_kill"
 BATCH_POINTS = 2
 
 
@@ -20,7 +20,7 @@ def test_fifty_thousand_events_survive_a_short_campaign(tmp_path: Path) -> None:
     figures_path = tmp_path / "chaos.json"
     done = subprocess.run(
         [
-            sys.executable, "-m", "tests.chaos", "--seed", str(SEED), "--for", "45s",
+            sys.executable, "-m", "tests.chaos", "--seed", str(SEED), "--for", "30s",
             "--events", "50000", "--kinds", KINDS, "--json", str(figures_path),
         ],
         cwd=ROOT,
