@@ -19,7 +19,9 @@ from typing import Any, Final
 
 import msgspec
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError, KafkaTimeoutError
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError
 
 from schemas import topics
 from streams import provision
@@ -296,7 +298,7 @@ class Traffic:
                 continue
             try:
                 await self._write(producer)
-            except (KafkaError, KafkaTimeoutError):
+            except KafkaError:
                 self.broken += 1
                 for planned in self._pending.values():
                     self.uncertain[planned.reason.value if planned.reason else "booked"] += 1
@@ -552,9 +554,6 @@ class Stage:
 
     async def configure(self, topic: str, config: dict[str, str]) -> None:
         """Set a topic's configuration beside what it has."""
-        from aiokafka.admin import AIOKafkaAdminClient
-        from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-
         admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.broker)
         await admin.start()
         try:
@@ -573,8 +572,6 @@ class Stage:
 
     async def node_of(self, role: str, partition: int) -> int:
         """The node that leads a partition of the ledger, or coordinates its group or producer."""
-        from aiokafka.admin import AIOKafkaAdminClient
-
         if self.options.brokers == 1:
             return 0
         admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.broker)
@@ -593,8 +590,6 @@ class Stage:
 
     async def in_sync(self) -> bool:
         """Whether every replica of every partition is in sync."""
-        from aiokafka.admin import AIOKafkaAdminClient
-
         if self.options.brokers == 1:
             return True
         admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.broker)
