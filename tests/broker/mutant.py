@@ -119,6 +119,24 @@ def hangs() -> None:
     _replace(shards, "STALLED_AFTER_S", 8.0)
 
 
+def forgets_partitions() -> None:
+    """Not a protection taken out: a leader that knows no topic when it assigns for the first time,
+    as when its broker has just come back."""
+    from faust.assignor.partition_assignor import PartitionAssignor
+
+    assign = PartitionAssignor._perform_assignment
+    calls = 0
+
+    def forgetful(self: Any, cluster: Any, members: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            cluster._partitions.clear()
+        return assign(self, cluster, members)
+
+    _replace(PartitionAssignor, "_perform_assignment", forgetful)
+
+
 MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "position_check": position_check,
     "seen_ids": seen_ids,
@@ -126,6 +144,7 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "broken_chain": broken_chain,
     "fence": fence,
     "hangs": hangs,
+    "forgets_partitions": forgets_partitions,
 }
 
 

@@ -59,6 +59,20 @@ async def test_a_shard_that_stands_still_ends_the_process_and_says_why(
     await writing.ended()
 
 
+async def test_a_leader_that_knew_no_partitions_looks_again_and_assigns_them(
+    installation: Settings, workers: Workers
+) -> None:
+    worker = workers(module="tests.broker.mutant").start(MUTANT="forgets_partitions")
+    await until(lambda: bool(told(worker, "assigned")), 60, lambda: worker.log[-3_000:])
+    assert told(worker, "assigned")[0]["partitions"] == []
+    await until(
+        lambda: told(worker, "assigned")[-1]["partitions"] == list(range(installation.partitions)),
+        20,
+        lambda: worker.log[-3_000:],
+    )
+    await worker.ready()
+
+
 async def test_while_the_broker_is_away_nothing_ends_and_nothing_is_ready(
     own_broker: tuple[Cluster, Settings], tmp_path: Path
 ) -> None:
