@@ -4,7 +4,7 @@ PY := .venv/bin/python
 ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format compiled bench simulate lock clean
+.PHONY: help demo test chaos check format compiled bench simulate lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -17,6 +17,9 @@ test: check build/compiled/ready ## Run every check and every test; the broker t
 	$(COMPILED) -m streams version | grep -q '"compiled":true'
 	$(COMPILED) -m pytest -q --import-mode=append -m "not broker and not chaos" tests/billing
 	PYTHONPATH="$(CURDIR)/build/compiled" $(PY) -m pytest -m "broker or chaos"
+
+chaos: .venv/ready ## Break everything and audit; ARGS="--seed 7 --for 120s --brokers 3" goes to it
+	@$(PY) -m tests.chaos $(ARGS)
 
 check: .venv/ready ## Check style, types, imports and the rules of the house; needs no broker
 	$(PY) -m ruff check .

@@ -402,7 +402,10 @@ class Shards:
     async def _look(self) -> None:
         ready = [keeper for keeper in self._keepers.values() if keeper.ready and keeper.shard]
         tps = [tp for keeper in ready if keeper.shard for tp in keeper.shard.positions()]
-        ends = await self._marks.ends(tps) if tps else {}
+        # Without a shard to ask for, any partition will do: whether somebody answers is what counts
+        # while they all open again.
+        anywhere = TopicPartition(self._settings.topics.sources[0], 0)
+        ends = await self._marks.ends(tps or [anywhere])
         now = monotonic()
         if now - self._broker_seen_at > BROKER_AWAY_AFTER_S:
             # Nobody could book while it was away; the minute for a stall begins anew.

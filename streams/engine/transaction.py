@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import (
+    IllegalOperation,
     InvalidProducerEpoch,
     KafkaConnectionError,
     KafkaError,
@@ -31,6 +32,7 @@ START_TIMEOUT_S: Final = 60
 STOP_TIMEOUT_S: Final = 3
 
 T = TypeVar("T")
+_FENCES: Final = (ProducerFenced, InvalidProducerEpoch)
 _NO_HEADERS: Final[list[tuple[str, bytes]]] = []
 
 
@@ -133,15 +135,32 @@ class Transactor:
             # Not `wait_for`: Python 3.11's loses a cancellation that comes with the answer.
             async with asyncio.timeout(timeout_s):
                 return await work
-        except (ProducerFenced, InvalidProducerEpoch) as error:
-            overdue = monotonic() - started >= TRANSACTION_TIMEOUT_MS / 1000
-            name = self._settings.transactional_id(self._partition)
-            raise FencedError(name, overdue=overdue) from error
         except TimeoutError as error:
             raise UnknownOutcomeError(f"no answer within {timeout_s} s") from error
-        except (KafkaError, KafkaConnectionError, AssertionError, OSError) as error:
-            # After a fatal error aiokafka's methods fail with assertions.
+        except (
+            KafkaError,
+            KafkaConnectionError,
+            IllegalOperation,
+            AssertionError,
+            OSError,
+        ) as error:
+            # After a fatal error aiokafka's methods fail with assertions, or say that there is no
+            # transaction. The first error counts: who takes a fence for an accident opens again
+            # and takes the partition from its new owner.
+            if isinstance(error, _FENCES) or isinstance(self._first_error(), _FENCES):
+                overdue = monotonic() - started >= TRANSACTION_TIMEOUT_MS / 1000
+                name = self._settings.transactional_id(self._partition)
+                raise FencedError(name, overdue=overdue) from error
             raise UnknownOutcomeError(f"{type(error).__name__}: {error}") from error
+
+    def _first_error(self) -> BaseException | None:
+        """What ended the producer's transaction, if something did."""
+        manager = None if self._producer is None else self._producer._txn_manager  # noqa: SLF001
+        ended = None if manager is None else manager._transaction_waiter  # noqa: SLF001
+        if ended is None or not ended.done() or ended.cancelled():
+            return None
+        found: BaseException | None = ended.exception()
+        return found
 
     async def stop(self) -> None:
         """End in order; when that takes too long, drop."""

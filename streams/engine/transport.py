@@ -42,6 +42,11 @@ class ConsumerThread(AIOKafkaConsumerThread):
     """Holds the group membership; its fetches bring nothing."""
 
     async def _fetch_records(self, consumer: Any, *_: Any, **__: Any) -> dict[TP, list[Any]]:
+        # A leader whose broker has just come back may know no partitions yet. It then assigns
+        # none to anybody, and would only look again when its metadata is five minutes old.
+        cluster = consumer._client.cluster  # noqa: SLF001
+        if not all(cluster.partitions_for_topic(topic) for topic in consumer.subscription()):
+            await consumer._client.force_metadata_update()  # noqa: SLF001
         with consumer._fetcher._subscriptions.fetch_context():  # noqa: SLF001
             consumer.pause(*consumer.assignment())
         return {}

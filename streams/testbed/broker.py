@@ -132,6 +132,7 @@ class _Node:
         self.number = number
         self.folder = folder
         self.port = free_port()
+        self.second_port = free_port()
         self.controller_port = free_port()
         self.guard: subprocess.Popen[bytes] | None = None
         self.pid = 0
@@ -140,22 +141,35 @@ class _Node:
 class Cluster:
     """One or three real Kafka nodes. A context manager; leaving it stops them."""
 
-    def __init__(self, folder: Path, nodes: int, properties: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        nodes: int,
+        properties: Mapping[str, str],
+        front: Mapping[int, int] | None = None,
+    ) -> None:
         folder = folder.absolute()  # every node runs in a folder of its own
         self._jars = fetch_jars()
         self._properties = dict(properties)
+        self._front = dict(front or {})
         self._nodes = [_Node(number, folder / f"node-{number}") for number in range(nodes)]
         self._cluster_id = _kafka_uuid()
 
     @classmethod
     def start(
-        cls, folder: Path, *, nodes: int = 1, properties: Mapping[str, str] | None = None
+        cls,
+        folder: Path,
+        *,
+        nodes: int = 1,
+        properties: Mapping[str, str] | None = None,
+        front: Mapping[int, int] | None = None,
     ) -> "Cluster":
         """Format and start; return when metadata names a controller.
 
-        Raises BrokerError.
+        `front`, by node: the port of something that stands before the node. Each then has a second
+        listener (`behind`) that sends its clients to that port. Raises BrokerError.
         """
-        cluster = cls(folder, nodes, properties or {})
+        cluster = cls(folder, nodes, properties or {}, front)
         try:
             cluster._format()
             for node in cluster._nodes:
@@ -170,6 +184,20 @@ class Cluster:
     def bootstrap(self) -> str:
         """host:port of every node, by comma."""
         return ",".join(f"127.0.0.1:{node.port}" for node in self._nodes)
+
+    @property
+    def behind(self) -> dict[int, int]:
+        """The port of each node's second listener, for what stands in front of it."""
+        return {node.number: node.second_port for node in self._nodes if self._front}
+
+    def pid(self, node: int = 0) -> int:
+        """The process of a node."""
+        return self._nodes[node].pid
+
+    def running(self, node: int = 0) -> bool:
+        """Whether a node's process lives."""
+        guard = self._nodes[node].guard
+        return guard is not None and guard.poll() is None
 
     def _format(self) -> None:
         directories = {node.number: _kafka_uuid() for node in self._nodes}
@@ -210,16 +238,19 @@ class Cluster:
         copies = min(3, len(self._nodes))
         in_sync = 2 if copies == 3 else 1
         bootstrap = ",".join(f"127.0.0.1:{one.controller_port}" for one in self._nodes)
+        listeners = {"PLAINTEXT": node.port, "CONTROLLER": node.controller_port}
+        advertised = dict(listeners)
+        if self._front:
+            listeners["FRONT"] = node.second_port
+            advertised["FRONT"] = self._front[node.number]
         settings = {
             "process.roles": "broker,controller",
             "node.id": str(node.number),
             "controller.quorum.bootstrap.servers": bootstrap,
-            "listeners": f"PLAINTEXT://127.0.0.1:{node.port},"
-            f"CONTROLLER://127.0.0.1:{node.controller_port}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{node.port},"
-            f"CONTROLLER://127.0.0.1:{node.controller_port}",
+            "listeners": _addresses(listeners),
+            "advertised.listeners": _addresses(advertised),
             "controller.listener.names": "CONTROLLER",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listener.security.protocol.map": ",".join(f"{name}:PLAINTEXT" for name in listeners),
             "log.dirs": str(node.folder / "data"),
             "auto.create.topics.enable": "false",
             "offsets.topic.num.partitions": "3",
@@ -289,6 +320,12 @@ class Cluster:
         """SIGKILL a node; what it acknowledged must be there after `restart`."""
         self._end(self._nodes[node], deadline=monotonic())
 
+    def terminate(self, node: int = 0) -> None:
+        """SIGTERM a node: it takes leave of its clients and the other nodes."""
+        if self.running(node):
+            os.kill(self._nodes[node].pid, signal.SIGTERM)
+        self._end(self._nodes[node], monotonic() + STOP_WITHIN_S)
+
     def restart(self, node: int = 0) -> None:
         """Start a killed node again on its old data and port."""
         self._launch(self._nodes[node])
@@ -342,6 +379,10 @@ class Cluster:
         trace: TracebackType | None,
     ) -> None:
         self.stop(kill=kind is not None)
+
+
+def _addresses(ports: Mapping[str, int]) -> str:
+    return ",".join(f"{name}://127.0.0.1:{port}" for name, port in ports.items())
 
 
 def _stopped(pid: int) -> bool:

@@ -135,9 +135,11 @@ async def positions(settings: Settings) -> dict[int, Position]:
     return found
 
 
-async def unbooked(settings: Settings) -> int:
-    """Records of the source topics that no position row covers yet."""
-    reached = await positions(settings)
+async def unbooked(settings: Settings, reached: dict[int, Position] | None = None) -> int:
+    """Records of the source topics that no position row covers yet. `reached` are the position
+    rows when somebody has read them already."""
+    if reached is None:
+        reached = await positions(settings)
     reader = await started_reader(settings)
     waiting = 0
     try:

@@ -4,6 +4,7 @@ Run as `python -m tests.broker.mutant worker` with MUTANT naming what is missing
 product has no such switches.
 """
 
+import asyncio
 import os
 import secrets
 import signal
@@ -116,6 +117,41 @@ def silent_member() -> None:
         _replace(transport, "_POLL_EVERY_S", 3_600.0)
 
 
+def hangs() -> None:
+    """Book nothing more after the first hundred records, and say nothing of it; be found out in
+    eight seconds instead of a minute."""
+    book = shard.Shard._book
+    booked = 0
+
+    async def stands(self: Any, taken: Any) -> None:
+        nonlocal booked
+        booked += sum(len(part.records) for part in taken)
+        if booked > 100:
+            await asyncio.Event().wait()
+        await book(self, taken)
+
+    _replace(shard.Shard, "_book", stands)
+    _replace(shards, "STALLED_AFTER_S", 8.0)
+
+
+def forgets_partitions() -> None:
+    """Not a protection taken out: a leader that knows no topic when it assigns for the first time,
+    as when its broker has just come back."""
+    from faust.assignor.partition_assignor import PartitionAssignor
+
+    assign = PartitionAssignor._perform_assignment
+    calls = 0
+
+    def forgetful(self: Any, cluster: Any, members: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            cluster._partitions.clear()
+        return assign(self, cluster, members)
+
+    _replace(PartitionAssignor, "_perform_assignment", forgetful)
+
+
 MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "position_check": position_check,
     "seen_ids": seen_ids,
@@ -123,6 +159,8 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "broken_chain": broken_chain,
     "fence": fence,
     "silent_member": silent_member,
+    "hangs": hangs,
+    "forgets_partitions": forgets_partitions,
 }
 
 

@@ -1,8 +1,10 @@
 """A worker that has fallen out of its group says so, and only then."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
+from aiokafka import TopicPartition
 from prometheus_client import CollectorRegistry
 
 from streams.engine import shards as module
@@ -32,8 +34,12 @@ class Group:
             Settings(partitions=1), meters=Meters(CollectorRegistry()), terms=some_terms()
         )
         self.shards._reader._consumer = SimpleNamespace(unsubscribe=lambda: None)
+        self.shards._marks.ends = self._answers  # type: ignore[assignment, method-assign]
         self.shards.watch_group(lambda: self.joined)
         self.shards.assigned([], 1)
+
+    async def _answers(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(tps, 0)
 
     async def passes(self, seconds: float, *, broker: bool = True) -> list[str]:
         """Let time pass, a look a second while the broker is there; why it is not ready then."""

@@ -11,6 +11,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.producer.transaction_manager import TransactionManager
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from faust.tables.manager import TableManager
 from faust.tables.recovery import Recovery
@@ -34,6 +35,9 @@ def test_faust_is_the_version_this_was_written_for() -> None:
         (BaseConsumer, "perform_seek", ["self"]),
         (BaseConsumer, "force_commit", ["self", "topics"]),
         (Consumer, "verify_event_path", ["self", "now", "tp"]),
+        (aiokafka.producer.sender.EndTxnHandler, "do", ["self", "node_id"]),
+        (aiokafka.producer.sender.EndTxnHandler, "handle_response", ["self", "resp"]),
+        (TransactionManager, "fatal_error", ["self", "exc"]),
         (PartitionRecords, "_consumer_record", ["self", "tp", "record"]),
         (Recovery, "need_recovery", ["self"]),
         (Recovery, "on_recovery_completed", ["self", "generation_id"]),
@@ -58,6 +62,11 @@ def test_a_producer_can_still_be_taken_apart() -> None:
     assert "self._sender" in source
     assert isinstance(aiokafka.producer.sender.Sender.sender_task, property)
     assert isinstance(aiokafka.producer.sender.BACKOFF_OVERRIDE, float)
+
+
+def test_a_producer_still_keeps_what_ended_its_transaction() -> None:
+    assert "self._txn_manager" in inspect.getsource(AIOKafkaProducer)
+    assert "_transaction_waiter.set_exception" in inspect.getsource(TransactionManager.fatal_error)
 
 
 def test_a_consumer_still_keeps_its_fetch_sizes_to_itself() -> None:

@@ -1,0 +1,40 @@
+"""The short form of the campaign: what every change has to get through."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.stage import ROOT
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(420)]
+# Chosen for its schedule: see the assertions.
+SEED = 1018
+KINDS = "kill_at,zombie,broker_kill,storm,lost_answers,late_commit,payments_kill"
+BATCH_POINTS = 2
+
+
+def test_fifty_thousand_events_survive_a_short_campaign(tmp_path: Path) -> None:
+    figures_path = tmp_path / "chaos.json"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "tests.chaos", "--seed", str(SEED), "--for", "30s",
+            "--events", "50000", "--kinds", KINDS, "--json", str(figures_path),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-8_000:]
+    figures = json.loads(figures_path.read_text())
+    counts = figures["counts"]
+    assert figures["violations"] == []
+    assert figures["events"] >= 50_000
+    assert counts["sigkills"] + counts["zombies"] + counts["broker_faults"] >= 10
+    assert counts["zombies"] >= 1
+    assert counts["broker_faults"] >= 1
+    assert len(figures["points"]) >= BATCH_POINTS

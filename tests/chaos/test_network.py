@@ -1,0 +1,139 @@
+"""The bad network, and what a late request may not do. On a real broker."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from schemas import topics
+from streams import provision
+from streams.engine.errors import UnknownOutcomeError
+from streams.engine.kafka import tune_client
+from streams.engine.transaction import Transactor
+from streams.settings import Settings
+from streams.testbed.broker import Cluster, free_port
+from streams.testbed.kafka import read_to_end
+from tests.chaos.network import END_TXN, PRODUCE, Network
+from tests.chaos.stage import StuckError, wait
+
+pytestmark = pytest.mark.chaos
+
+
+@pytest.fixture
+async def fronted(tmp_path: Path) -> AsyncIterator[tuple[Settings, Settings, Network]]:
+    """An installation seen directly, the same seen through a network, and that network."""
+    tune_client()
+    ports = {0: free_port()}
+    cluster = await asyncio.to_thread(Cluster.start, tmp_path, front=ports)
+    network = Network(ports, cluster.behind)
+    try:
+        await network.start()
+        direct = Settings(broker=cluster.bootstrap, namespace="t-network-", partitions=1)
+        await provision.apply(direct)
+        yield direct, msgspec.structs.replace(direct, broker=network.bootstrap), network
+    finally:
+        await network.stop()
+        await asyncio.to_thread(cluster.stop, kill=True)
+
+
+async def ledger(settings: Settings) -> list[bytes]:
+    return [
+        record.value async for record in read_to_end(settings, [settings.topics.of(topics.LEDGER)])
+    ]
+
+
+async def comes_to_hold(settings: Settings, *values: bytes) -> None:
+    """A commit is answered before its marks are written, so readers see it a little later."""
+
+    async def holds() -> bool:
+        return await ledger(settings) == list(values)
+
+    await wait(holds, 20, f"the ledger holds {values}")
+
+
+async def started(settings: Settings) -> Transactor:
+    transactor = Transactor(settings, 0)
+    await transactor.start()
+    return transactor
+
+
+async def committed(transactor: Transactor, settings: Settings, value: bytes) -> None:
+    outputs = transactor.outputs(0)
+    outputs.append(settings.topics.of(topics.LEDGER), 0, b"t", value)
+    await transactor.commit(outputs, {})
+
+
+async def test_a_commit_that_arrives_late_commits_nothing_of_the_next_transaction(
+    fronted: tuple[Settings, Settings, Network],
+) -> None:
+    direct, settings, network = fronted
+    transactor = await started(settings)
+    network.hold = {END_TXN: (3.0, 1)}
+    network.hold_and_reset = True
+    try:
+        await committed(transactor, settings, b"first")
+    except UnknownOutcomeError:
+        transactor.drop()
+        transactor = await started(settings)
+
+    async def half_is_seen() -> bool:
+        return b"half" in await ledger(direct)
+
+    # Half of the next one is written when the late request arrives.
+    producer = transactor._producer
+    assert producer is not None
+    await producer.begin_transaction()
+    sent = await producer.send(direct.topics.of(topics.LEDGER), b"half", key=b"t", partition=0)
+    await sent
+    await wait(
+        lambda: network.counts["held_requests_answered"] == 1, 20, "the late request arrives"
+    )
+    try:
+        with pytest.raises(StuckError):
+            await wait(half_is_seen, 2, "half of a transaction is committed")
+    finally:
+        transactor.drop()
+
+
+async def test_an_answer_that_is_lost_after_the_append_leaves_one_record(
+    fronted: tuple[Settings, Settings, Network],
+) -> None:
+    direct, settings, network = fronted
+    transactor = await started(settings)
+    network.lose = {PRODUCE: 2}
+    await committed(transactor, settings, b"once")
+    assert network.counts["answers_lost"] == 2
+    await comes_to_hold(direct, b"once")
+    await transactor.stop()
+
+
+async def test_a_commit_whose_answer_is_lost_is_unknown_and_was_done(
+    fronted: tuple[Settings, Settings, Network],
+) -> None:
+    direct, settings, network = fronted
+    transactor = await started(settings)
+    network.lose = {END_TXN: 1}
+    with pytest.raises(UnknownOutcomeError):
+        await committed(transactor, settings, b"done")
+    transactor.drop()
+    transactor = await started(settings)
+    await comes_to_hold(direct, b"done")
+    await transactor.stop()
+
+
+@pytest.mark.parametrize("up", [True, False])
+async def test_a_cut_in_one_direction_lets_nothing_through_until_it_is_mended(
+    fronted: tuple[Settings, Settings, Network], up: bool
+) -> None:
+    direct, settings, network = fronted
+    transactor = await started(settings)
+    network.cut(up=up)
+    committing = asyncio.ensure_future(committed(transactor, settings, b"late"))
+    await asyncio.wait({committing}, timeout=1)
+    assert not committing.done()
+    network.clear()
+    await committing
+    await comes_to_hold(direct, b"late")
+    await transactor.stop()
