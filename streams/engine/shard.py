@@ -387,7 +387,7 @@ class Shard:
         assert work.position is not None
         for key, value in work.rows.items():
             self._rows.put(key, value)
-        self._decider.recent = work.accounts
+        self._decider.remember(work)
         if work.ids is not None:
             self._seen.remember(work.ids)
         self._seen.forget(work.now)
