@@ -80,7 +80,7 @@ _WEIGHTS: Final = {
     "fence": 3,
     "compact": 3,
     "rewind": 1,
-    "lose": 3,
+    "lose": 7,
     "again": 3,
     "wait": 3,
 }
@@ -96,10 +96,10 @@ def draw(seed: int) -> Schedule:
     if dice.random() < 0.5:
         steps.append(Step("start", gap=_gap(dice), slot=1))
     sent = 0
-    for kind in dice.choices(_KINDS, _SHARES, k=dice.randint(4, 18)):
+    for kind in dice.choices(_KINDS, _SHARES, k=dice.randint(3, 15)):
         if kind == "usage":
             # Several in a row, so that batches hold more than one and money runs out.
-            for _ in range(dice.randint(1, 4)):
+            for _ in range(dice.randint(1, 3)):
                 sent += 1
                 steps.append(Step("usage", n=sent, word=dice.choice(("call", "call", "conf"))))
             steps[-1] = Step("usage", _gap(dice), n=sent, word=steps[-1].word)

@@ -20,101 +20,24 @@ PARTS = 20
 # wakes up at the one turn where it hurts.
 WITHIN = {
     "no_fence": 300,
-    "fence_last": 400,
-    "no_position_check": 100,
+    "fence_last": 1_500,
+    "no_position_check": 300,
     "no_dedup": 20,
-    "no_chain": 100,
+    "no_chain": 300,
     "offsets_first": 50,
-    "group_decides": 100,
+    "group_decides": 200,
     "unknown_is_committed": 100,
-    "unknown_is_aborted": 100,
+    "unknown_is_aborted": 300,
     "restore_stops_short": 20,
     "restore_one_batch_short": 20,
     "restore_reads_aborted": 100,
-    "restore_blames_the_log": 1_500,
+    "restore_blames_the_log": 4_000,
     "sources_read_aborted": 100,
 }
 
 
-@pytest.mark.parametrize("part", range(PARTS))
-def test_every_schedule_keeps_every_promise(part: int) -> None:
-    each = SCHEDULES // PARTS
-    happened, failed = play_many(1 + part * each, each)
-    assert failed == []
-    assert min(happened[what] for what in ("kills", "freezes", "fences", "unknown outcomes")) > 0
-
-
-def test_every_mutant_is_hunted() -> None:
-    assert WITHIN.keys() == MUTANTS.keys()
-
-
-def first_failure(mutant: str) -> tuple[int, FailedError]:
-    for seed in range(1, WITHIN[mutant] + 1):
-        error = failure_of(draw(seed))
-        if error is not None:
-            return seed, error
-    pytest.fail(f"{mutant}: not found within {WITHIN[mutant]} schedules")
-
-
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_missing_protection_is_found(mutant: str) -> None:
-    with MUTANTS[mutant]():
-        first_failure(mutant)
-
-
-def traced(seed: int) -> str:
-    trace: list[str] = []
-    run(draw(seed), trace)
-    return "\n".join(trace)
-
-
-def test_a_seed_gives_the_same_run_again_in_any_process() -> None:
-    code = (
-        "from hashlib import sha256\n"
-        "from tests.simulation.test_simulation import traced\n"
-        "print(sha256(''.join(map(traced, range(1, 30))).encode()).hexdigest())"
-    )
-    said = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            cwd=Path(__file__).parents[2],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        for hash_seed in ("1", "2")
-    }
-    here = sha256("".join(map(traced, range(1, 30))).encode()).hexdigest()
-    assert said == {here}
-
-
-def test_a_failing_schedule_is_shrunk_to_the_steps_that_matter() -> None:
-    with MUTANTS["no_dedup"]():
-        seed, error = first_failure("no_dedup")
-        smaller = shrink(draw(seed), error.what)
-        again = failure_of(smaller)
-    assert again is not None
-    assert again.what == error.what
-    assert len(smaller.steps) <= 3
-    assert failure_of(smaller) is None, "with the protection the same steps do no harm"
-
-
-def test_a_failure_is_printed_step_by_step() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.simulation", "--seed", "1", "--mutant", "no_dedup"],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1, done.stderr
-    assert "shrunk from" in done.stdout
-    assert "STEP" in done.stdout
-    assert "at_most_once" in done.stdout.splitlines()[-1]
-
-
-# Shrunk from seeds: what the simulation has found in the engine.
+# Shrunk from seeds: what the simulation has found in the engine. Where a step counts turns, an
+# engine that takes other turns passes by the place; the mutants and other seeds still find it.
 FOUND = {
     # A batch was fenced while its released shard settled; the shard opened again and fenced the
     # new owner, for Python 3.11's `wait_for` had lost the cancellation.
@@ -171,6 +94,84 @@ FOUND = {
         steps=(Step("start"), Step("lost", word="offsets", s=17.0), Step("wait", gap=20.0)),
     ),
 }
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_schedule_keeps_every_promise(part: int) -> None:
+    each = SCHEDULES // PARTS
+    happened, failed = play_many(1 + part * each, each)
+    assert failed == []
+    assert min(happened[what] for what in ("kills", "freezes", "fences", "unknown outcomes")) > 0
+
+
+def test_every_mutant_is_hunted() -> None:
+    assert WITHIN.keys() == MUTANTS.keys()
+
+
+def first_failure(mutant: str) -> tuple[int, FailedError]:
+    for seed in range(1, WITHIN[mutant] + 1):
+        error = failure_of(draw(seed))
+        if error is not None:
+            return seed, error
+    pytest.fail(f"{mutant}: not found within {WITHIN[mutant]} schedules")
+
+
+@pytest.mark.parametrize("mutant", WITHIN)
+def test_a_missing_protection_is_found(mutant: str) -> None:
+    with MUTANTS[mutant]():
+        first_failure(mutant)
+
+
+def traced(seed: int) -> str:
+    trace: list[str] = []
+    run(draw(seed), trace)
+    return "\n".join(trace)
+
+
+def test_a_seed_gives_the_same_run_again_in_any_process() -> None:
+    code = (
+        "from hashlib import sha256\n"
+        "from tests.simulation.test_simulation import traced\n"
+        "print(sha256(''.join(map(traced, range(1, 30))).encode()).hexdigest())"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for hash_seed in ("1", "2")
+    }
+    here = sha256("".join(map(traced, range(1, 30))).encode()).hexdigest()
+    assert said == {here}
+
+
+def test_a_failing_schedule_is_shrunk_to_the_steps_that_matter() -> None:
+    with MUTANTS["no_dedup"]():
+        seed, error = first_failure("no_dedup")
+        smaller = shrink(draw(seed), error.what)
+        again = failure_of(smaller)
+    assert again is not None
+    assert again.what == error.what
+    assert len(smaller.steps) <= 3
+    assert failure_of(smaller) is None, "with the protection the same steps do no harm"
+
+
+def test_a_failure_is_printed_step_by_step() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.simulation", "--seed", "1", "--mutant", "no_dedup"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "shrunk from" in done.stdout
+    assert "STEP" in done.stdout
+    assert "at_most_once" in done.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", FOUND)

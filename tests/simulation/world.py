@@ -232,8 +232,9 @@ class World:
     def _is_groundless(self, reason: str) -> bool:
         """Whether nothing in this schedule is a ground for a worker to give up like this."""
         if "another process" in reason:
-            # A zombie that opens once more before it learns what it is can be one, too.
-            return all(step.do not in ("fence", "freeze") for step in self.schedule.steps)
+            # A zombie that opens once more can be one, or a request of one that is gone.
+            fenced = any(step.do == "fence" for step in self.schedule.steps)
+            return len(self.workers) == 1 and not fenced
         return "defect" in reason
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
