@@ -6,7 +6,7 @@ producer are thrown away and read again from Kafka, which alone knows what happe
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from time import monotonic
 from typing import Final, TypeVar
@@ -18,7 +18,13 @@ from schemas import topics
 from schemas.topics import Names
 from streams.billing.outcomes import Terms
 from streams.engine.batch import Decider, DefectError, us_from
-from streams.engine.errors import GaveUpError, Stop, StoppedError
+from streams.engine.errors import (
+    FencedError,
+    GaveUpError,
+    Stop,
+    StoppedError,
+    UnknownOutcomeError,
+)
 from streams.engine.lag import Lag
 from streams.engine.reader import SLICES_IN_FLIGHT, Reader, Slice
 from streams.engine.restore import (
@@ -50,6 +56,9 @@ MOST_TICKS: Final = 2_000
 MOST_TICKS_OF_ONE: Final = 100
 IDLE_TICK_S: Final = 1.0
 MOST_DEFECTS_A_MINUTE: Final = 10
+# How long the group's offsets may be behind the position row.
+TELL_OFFSETS_EVERY_S: Final = 0.5
+TELL_OFFSETS_WITHIN_S: Final = 2.0
 # Further behind than this, a balance is too old to ask for money by it.
 STALE_AFTER_S: Final = 60.0
 # What a moved record's header and the broker's own framing may add to it.
@@ -109,6 +118,8 @@ class Shard:
         self._ledger_end = 0
         self._defects: list[float] = []
         self._last_commit = 0.0
+        self._told: dict[TopicPartition, int] = {}
+        self._told_at = 0.0
         self._catch_up: dict[TopicPartition, int] = {}
 
     # -- opening -----------------------------------------------------------------------------
@@ -251,8 +262,16 @@ class Shard:
         return True
 
     async def stop(self) -> None:
-        """End the producer in order."""
-        await self._transactor.stop()
+        """Tell the group how far we came, and end the producer, in order or else by force."""
+        offsets = self._untold(self._sources)
+        try:
+            if offsets:
+                async with asyncio.timeout(TELL_OFFSETS_WITHIN_S):
+                    await self._transactor.commit(self._transactor.outputs(0), offsets)
+            await self._transactor.stop()
+        except (FencedError, UnknownOutcomeError, TimeoutError):
+            # They are a hint; whoever is next tells them after its first batch.
+            self._transactor.drop()
 
     def drop(self) -> None:
         """Throw everything away at once; Kafka decides what became of an open batch."""
@@ -323,6 +342,8 @@ class Shard:
                 wait_s = IDLE_TICK_S
                 if due != NEVER:
                     wait_s = min(wait_s, (due - us_from(self._wall())) / 1e6)
+                if self._untold(self._sources):
+                    wait_s = min(wait_s, self._told_at + TELL_OFFSETS_EVERY_S - now)
                 if (wait_s <= 0 or self.stale_waits()) and lingered <= 0:
                     return
                 timeout = max(wait_s, lingered, 0.001)
@@ -358,29 +379,54 @@ class Shard:
     async def _book(self, taken: Sequence[Slice]) -> None:
         started = monotonic()
         work = await self._decide(taken)
-        if work.empty:
+        if work.position is None:
             self._unanswered.stale.difference_update(work.caught_up)
+            offsets = self._due_offsets(self._sources)
+            if offsets:
+                await self._transactor.commit(self._transactor.outputs(0), offsets)
+                self._note_told(offsets)
             return
-        assert work.position is not None
-        offsets = {
-            TopicPartition(topic, self.partition): source.next
-            for topic, source in work.position.sources.items()
-            if source != self._sources.get(topic)
-        }
+        offsets = self._due_offsets(work.position.sources)
         committing = monotonic()
         await self._transactor.commit(work.outputs, offsets)
         ended = monotonic()
+        self._note_told(offsets)
+        before = self._sources
         self._publish(work)
         self._last_commit = ended
         self.committed_at = ended
-        for tp in offsets:
-            self.moved_at[tp.topic] = ended
+        for topic, source in work.position.sources.items():
+            if source != before.get(topic):
+                self.moved_at[topic] = ended
         self._meters["credits_transaction_seconds",].observe(ended - committing)
         self._meters["credits_batch_seconds",].observe(ended - started)
         if taken and taken[-1].records:
             age = us_from(self._wall()) / 1e6 - taken[-1].records[-1].timestamp / 1000
             self._meters["credits_event_age_seconds",].observe(max(0.0, age))
         work.tally.publish(self._meters)
+
+    def _untold(self, sources: Mapping[str, SourcePosition]) -> dict[TopicPartition, int]:
+        """The offsets of the sources that the group has not been told.
+
+        They are a hint for tools that show lag: the position row decides. Telling them with every
+        transaction would cost two of its five requests, which is most of a small one.
+        """
+        return {
+            TopicPartition(topic, self.partition): source.next
+            for topic, source in sources.items()
+            if source.last >= 0
+            and self._told.get(TopicPartition(topic, self.partition)) != source.next
+        }
+
+    def _due_offsets(self, sources: Mapping[str, SourcePosition]) -> dict[TopicPartition, int]:
+        if monotonic() - self._told_at < TELL_OFFSETS_EVERY_S:
+            return {}
+        return self._untold(sources)
+
+    def _note_told(self, offsets: dict[TopicPartition, int]) -> None:
+        if offsets:
+            self._told.update(offsets)
+            self._told_at = monotonic()
 
     def _publish(self, work: Work) -> None:
         """Memory follows what is committed."""

@@ -85,10 +85,6 @@ class Work:
         self.notices = 0
         # Tenants whose recharge had been withheld for a stale balance, asked again.
         self.caught_up: list[bytes] = []
+        # None: nothing was decided, not even an offset moves.
         self.position: Position | None = None
         self.ids: Ids | None = None
-
-    @property
-    def empty(self) -> bool:
-        """Nothing was decided: not even an offset moves."""
-        return self.position is None

@@ -18,7 +18,7 @@ from streams.engine.lag import Lag
 from streams.engine.reader import Slice
 from streams.engine.restore import Marks
 from streams.engine.rows import SourcePosition, Totals
-from streams.engine.shard import Shard
+from streams.engine.shard import TELL_OFFSETS_EVERY_S, Shard
 from streams.engine.work import Work
 from streams.metrics import Meters
 from streams.settings import Settings
@@ -70,17 +70,18 @@ class Bench:
         """Let the shard be that far behind."""
         self.shard.lag = Lag(monotonic() - seconds)
 
+    def slice(self, topic: str, *values: Any) -> Slice:
+        """Records that follow what is booked."""
+        first = self.shard.next_of(topic)
+        records = [
+            ConsumerRecord(topic, 0, first + at, 0, 0, TENANT, _bytes(value), None, 0, 0, [])
+            for at, value in enumerate(values)
+        ]
+        return Slice(TopicPartition(topic, 0), records, 0, 0, first, first + len(records))
+
     async def book(self, topic: str | None = None, *values: Any) -> Recorded:
         """Decide a batch and publish it, as after a commit."""
-        slices = []
-        if topic is not None:
-            first = self.shard.next_of(topic)
-            records = [
-                ConsumerRecord(topic, 0, first + at, 0, 0, TENANT, _bytes(value), None, 0, 0, [])
-                for at, value in enumerate(values)
-            ]
-            end = first + len(records)
-            slices = [Slice(TopicPartition(topic, 0), records, 0, 0, first, end)]
+        slices = [] if topic is None else [self.slice(topic, *values)]
         work: Work = await self.shard._decide(slices)
         self.shard._publish(work)
         work.tally.publish(self.meters)
@@ -250,3 +251,31 @@ async def test_dead_letters_of_a_batch_stand_in_the_order_of_their_records(bench
     ]
     last = outputs.by_topic[topics.dead_letters_of(topics.CALL_USAGE)][-1]
     assert sorted(last[2]["credits-dlq-path"].split()) == [b"$.callee", b"$.duration_s"]
+
+
+async def test_the_group_is_told_offsets_now_and_then_and_at_the_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, int]] = []
+
+    async def commit(_: Any, offsets: dict[TopicPartition, int]) -> None:
+        told.append({tp.topic: offset for tp, offset in offsets.items()})
+
+    async def stop() -> None:
+        told.append({})
+
+    shard = bench.shard
+    monkeypatch.setattr(shard._transactor, "commit", commit)
+    monkeypatch.setattr(shard._transactor, "stop", stop)
+    await shard._book([bench.slice(topics.CALL_USAGE, a_call(1))])
+    await shard._book([bench.slice(topics.CALL_USAGE, a_call(2), a_call(3))])
+    assert told == [{topics.COMMAND: 2, topics.CALL_USAGE: 1}, {}]
+
+    shard._told_at -= TELL_OFFSETS_EVERY_S
+    await shard._book([])
+    await shard._book([])
+    assert told[2:] == [{topics.CALL_USAGE: 3}]
+
+    await shard._book([bench.slice(topics.CALL_USAGE, a_call(4))])
+    await shard.stop()
+    assert told[3:] == [{}, {topics.CALL_USAGE: 4}, {}]

@@ -200,6 +200,8 @@ class Producer:
 
     def __init__(self, transactional_id: str) -> None:
         self.client = _Connections()
+        # Here the first error is the one that is raised; the client's own keeps it in there.
+        self._txn_manager = None
         self._network = NETWORK.get()
         self._broker = self._network.broker
         self._name = transactional_id
