@@ -29,6 +29,7 @@ from streams.health import Health, Listener
 from streams.metrics import Meters
 from streams.settings import Settings
 
+REBALANCE_BEYOND_SESSION_S: Final = 10
 EXIT_OK: Final = 0
 EXIT_USAGE: Final = 2
 EXIT_BROKER_AWAY: Final = 69
@@ -67,6 +68,9 @@ class CreditsApp(faust.App):
             stream_buffer_maxsize=4096,
             broker_session_timeout=float(settings.session_timeout_s),
             broker_request_timeout=float(max(30, settings.session_timeout_s)),
+            # Members that died with their broker are waited for so long, and nobody is served:
+            # longer than a batch takes to settle is enough.
+            broker_rebalance_timeout=float(settings.session_timeout_s + REBALANCE_BEYOND_SESSION_S),
             broker_heartbeat_interval=min(3.0, settings.session_timeout_s / 3),
             web_enabled=False,
             producer_acks=-1,

@@ -454,7 +454,9 @@ class Shards:
             if not behind or tp in held:
                 shard.moved_at[tp.topic] = now
                 continue
-            stood = now - max(shard.moved_at[tp.topic], self._broker_back_at)
+            # Nobody books during a rebalance either, which may take a minute by itself.
+            since = max(shard.moved_at[tp.topic], self._broker_back_at, self._assigned_at)
+            stood = now - since
             oldest = max(oldest, stood)
             fetched = self._reader.in_flight(tp)
             if fetched and shard.idle and not shard.waiting and stood > LOST_SLICE_AFTER_S:

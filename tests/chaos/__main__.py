@@ -23,7 +23,7 @@ from streams.cli.demo import environment_of
 from streams.cli.operate import seconds_from
 from tests.chaos import faults
 from tests.chaos.schedule import KINDS, Fault, Lane, Options, Round, plan
-from tests.chaos.stage import ROOT, Stage, StuckError, wait
+from tests.chaos.stage import ROOT, SERVED_WITHIN_S, Stage, StuckError, wait
 
 HOLDS: Final = 0
 VIOLATED: Final = 1
@@ -97,9 +97,19 @@ class Campaign:
                 await faults.do(self.stage, fault)
             except StuckError as error:
                 raise StuckError(f"{fault}: {error}") from error
+                if rough:
+                    await self._books_again()
             finally:
                 self.stage.rough -= rough
             say(f"           {fault} took {monotonic() - began:.1f} s")
+
+    async def _books_again(self) -> None:
+        """Between two faults of brokers or network something must be booked: an outage without
+        end would only show that nothing happens in one."""
+        before = self.stage.watcher.booked()
+        await wait(
+            lambda: self.stage.watcher.booked() > before, SERVED_WITHIN_S, "something is booked"
+        )
 
     async def _heal(self) -> None:
         """Everything runs again: then lag 0 within a minute, no open transaction, nothing stuck."""

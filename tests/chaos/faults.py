@@ -20,8 +20,9 @@ from tests.chaos.schedule import Fault
 from tests.chaos.stage import CHANGELOG, SESSION_S, Slot, Stage, wait
 from tests.chaos.worker import BATCH_POINTS, order, taken
 
-POINT_WITHIN_S: Final = 90
-TAKEN_OVER_WITHIN_S: Final = 120
+# While brokers come and go there may be no batch for minutes.
+POINT_WITHIN_S: Final = 300
+TAKEN_OVER_WITHIN_S: Final = 300
 _ANSWERS: Final = {
     "produce": network.PRODUCE,
     "offsets": network.TXN_OFFSET_COMMIT,

@@ -1,0 +1,64 @@
+"""When a worker must end because nothing moves, and when it must not."""
+
+from time import monotonic
+from typing import Any, cast
+
+import pytest
+from aiokafka import TopicPartition
+from prometheus_client import CollectorRegistry
+
+from streams.billing.ledger import Terms
+from streams.decks import load_deck
+from streams.engine import shards
+from streams.engine.shard import Shard
+from streams.engine.shards import Shards
+from streams.metrics import Meters
+from streams.settings import Settings
+
+TOPIC = Settings().topics.sources[0]
+TP = TopicPartition(TOPIC, 0)
+
+
+class Standing:
+    """A shard with records waiting that has not moved since long ago."""
+
+    idle = True
+    waiting = 0
+
+    def __init__(self, since: float) -> None:
+        self.moved_at = {TOPIC: since}
+
+    def caught_up(self) -> bool:
+        return True
+
+    def positions(self) -> dict[TopicPartition, int]:
+        return {TP: 5}
+
+    def reached(self, *_: Any) -> None:
+        """Nothing is caught up with."""
+
+
+async def looked_at(assigned_s_ago: float, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The exit codes after a look at a shard that has stood for two minutes."""
+    ended: list[int] = []
+    made = Shards(
+        Settings(),
+        meters=Meters(CollectorRegistry()),
+        terms=Terms(tariff=load_deck(None), result_timeout_s=3),
+        exit_process=ended.append,
+    )
+    now = monotonic()
+    monkeypatch.setattr(made, "_broker_back_at", now - 1_000)
+    monkeypatch.setattr(made, "_assigned_at", now - assigned_s_ago)
+    made._gate.set()
+    shard = cast("Shard", Standing(now - 120))
+    await made._look_at(shards._Keeper(0), shard, {TP: 100}, now)
+    return ended
+
+
+async def test_a_minute_without_progress_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await looked_at(90, monkeypatch) == [70]
+
+
+async def test_the_minute_begins_when_a_rebalance_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await looked_at(2, monkeypatch) == []
