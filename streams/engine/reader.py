@@ -42,6 +42,7 @@ class Reader:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._consumer: Any = None
         self._epoch = 0
         self._seeks: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] = {}
@@ -57,7 +58,8 @@ class Reader:
     async def stop(self) -> None:
         """Disconnect."""
         await asyncio.sleep(0)
-        await self._consumer.stop()
+        if self._consumer is not None:  # the broker may be gone before it was ever there
+            await self._consumer.stop()
 
     @property
     def epoch(self) -> int:

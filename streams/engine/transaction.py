@@ -118,9 +118,9 @@ class Transactor:
                 waiting.append((topic, partition, batch))
                 continue
             seen.add((topic, partition))
-            sent.append(await producer.send_batch(batch, topic, partition=partition))
+            sent.append(await _sent(producer, topic, partition, batch))
         for topic, partition, batch in waiting:
-            sent.append(await producer.send_batch(batch, topic, partition=partition))
+            sent.append(await _sent(producer, topic, partition, batch))
         # Every one: a failed batch alone does not fail the commit.
         await asyncio.gather(*sent)
         if offsets:
@@ -189,6 +189,15 @@ class Transactor:
         closing = asyncio.ensure_future(_close(producer.client))
         _closings.add(closing)
         closing.add_done_callback(_closings.discard)
+
+
+async def _sent(
+    producer: AIOKafkaProducer, topic: str, partition: int, batch: BatchBuilder
+) -> Awaitable[Any]:
+    future: asyncio.Future[Any] = await producer.send_batch(batch, topic, partition=partition)
+    # One error ends the transaction and is told; the others are the same and need no line each.
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return future
 
 
 _closings: set[asyncio.Future[None]] = set()

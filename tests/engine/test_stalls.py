@@ -7,9 +7,10 @@ import pytest
 from aiokafka import TopicPartition
 from prometheus_client import CollectorRegistry
 
-from streams.billing.ledger import Terms
+from streams.billing.outcomes import Terms
 from streams.decks import load_deck
 from streams.engine import shards
+from streams.engine.lag import Lag
 from streams.engine.shard import Shard
 from streams.engine.shards import Shards
 from streams.metrics import Meters
@@ -27,6 +28,7 @@ class Standing:
 
     def __init__(self, since: float) -> None:
         self.moved_at = {TOPIC: since}
+        self.lag = Lag(since)
 
     def caught_up(self) -> bool:
         return True
