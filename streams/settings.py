@@ -77,8 +77,8 @@ class Settings(Struct, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=5_000,
-            description="how long a shard waits after a commit for more records, unless a full "
-            "batch waits; a transaction costs about 2 ms however small it is",
+            description="how far apart a shard's batches begin at least, unless a full batch "
+            "waits; a transaction costs about 2 ms however small it is",
         ),
     ] = 100
     fetch_bytes: Annotated[

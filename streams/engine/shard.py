@@ -117,7 +117,7 @@ class Shard:
         self._seen_next = 0
         self._ledger_end = 0
         self._defects: list[float] = []
-        self._last_commit = 0.0
+        self._last_begun = 0.0
         self._told: dict[TopicPartition, int] = {}
         self._told_at = 0.0
         self._catch_up: dict[TopicPartition, int] = {}
@@ -332,7 +332,7 @@ class Shard:
         while True:
             await gate.wait()
             now = monotonic()
-            lingered = self._last_commit + linger_s - now
+            lingered = self._last_begun + linger_s - now
             if self._inbox:
                 if lingered <= 0 or self._full():
                     return
@@ -393,7 +393,7 @@ class Shard:
         self._note_told(offsets)
         before = self._sources
         self._publish(work)
-        self._last_commit = ended
+        self._last_begun = started
         self.committed_at = ended
         for topic, source in work.position.sources.items():
             if source != before.get(topic):
