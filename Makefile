@@ -52,6 +52,7 @@ COMPILED := PYTHONPATH="$(CURDIR)/build/compiled" $(PY) -P
 SOURCES := $(shell find schemas streams -type f -not -name '*.pyc')
 
 build/compiled/ready: .venv/ready pyproject.toml $(SOURCES)
+	@sh deploy/install-debian.sh compiler
 	rm -rf build/compiled build/source
 	mkdir -p build/source
 	cp -R README.md LICENSE pyproject.toml schemas streams build/source
