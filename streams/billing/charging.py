@@ -49,8 +49,14 @@ def charge(draft: Draft, event: UsageEvent, tariff: Tariff) -> str:
     digits = coverage.digits_of(usage.callee)
     rate = None if digits is None else tariff.find(digits)
     if digits is None or rate is None:
-        raise RefusedError(DeadLetterReason.UNRATED, "$.callee")
-    priced = rating.price(rate, duration_s)
+        raise unrated(tariff, digits or "", duration_s)
+    if rate.special is None:
+        priced = rating.price(rate, duration_s)
+    else:
+        found = rating.price_special(tariff, digits, event.started_at, duration_s)
+        if found is None:
+            raise unrated(tariff, digits, duration_s)
+        priced, rate = found, found.rate
     if not priced.amount_nanos:
         return "free"
     draft.debit(
@@ -73,10 +79,20 @@ def charge(draft: Draft, event: UsageEvent, tariff: Tariff) -> str:
                 rate.increment_s,
                 priced.billed_s,
                 duration_s,
+                # The usual row costs the same at any time.
+                None if rate.special is None else event.started_at,
             ),
         },
     )
     return "charged"
+
+
+def unrated(tariff: Tariff, digits: str, duration_s: int) -> RefusedError:
+    """No row: booked nowhere. What it may cost is estimated by the dearest row that begins like
+    the number, so that somebody can see how much money waits for a mended deck."""
+    near = tariff.dearest_near(digits)
+    exposure_nanos = None if near is None else rating.price(near, duration_s).amount_nanos
+    return RefusedError(DeadLetterReason.UNRATED, "$.callee", exposure_nanos)
 
 
 def billable(account: Account, started_at: datetime) -> bool:

@@ -26,6 +26,16 @@ class Charge(Struct, frozen=True, gc=False):
     billed_s: int
 
 
+class Exact(Struct, frozen=True, gc=False):
+    """A cost before it is rounded, as a fraction of the currency unit, with its row and what is
+    billed of the call."""
+
+    rate: Rate
+    billed: int
+    numerator: int
+    denominator: int
+
+
 class Burnt(Struct, frozen=True, gc=False):
     """Grants after a movement, what each touched one gave (negative) or got, and the overdraft."""
 
@@ -35,10 +45,12 @@ class Burnt(Struct, frozen=True, gc=False):
 
 
 class Refused(Struct, frozen=True, gc=False):
-    """The record is not booked: it goes to the dead letters, with the reason and the JSON path."""
+    """The record is not booked: it goes to the dead letters, with the reason and the JSON path.
+    `exposure_nanos` estimates what an unrated call may cost."""
 
     reason: DeadLetterReason
     path: str = ""
+    exposure_nanos: int | None = None
 
 
 class Outcome(Struct, frozen=True, gc=False):
