@@ -6,16 +6,18 @@ from schemas.funding import RechargeRequest
 from schemas.ledger import EntryKind
 from schemas.notices import DeadLetterReason, Notice, Withheld
 from streams.billing.account import Account, Grant, Payment
-from streams.billing.tariff import Rate, Tariff
+from streams.billing.tariff import Decks, Rate, Tariff
 
 
 class Terms(Struct, frozen=True, gc=False):
-    """What is in force for an event: the tariff, whether the balance may be stale (the shard is
-    behind), and how long a recharge request waits for its answer."""
+    """What is in force for an event: the tariff of `CREDITS_DECK`, whether the balance may be
+    stale (the shard is behind), how long a recharge request waits for its answer, and, once any
+    are published, the rate decks by name and time."""
 
     tariff: Tariff
     stale: bool = False
     result_timeout_s: int = 900
+    decks: Decks | None = None
 
 
 class Charge(Struct, frozen=True, gc=False):

@@ -4,7 +4,7 @@ A dict by prefix and, per leading pair of digits, the longest length worth tryin
 50,000 prefixes is a few dict probes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 Row = TypeVar("Row")
@@ -30,9 +30,10 @@ class Prefixes(Generic[Row]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def values(self) -> Iterable[Row]:
-        """All rows."""
-        return self._rows.values()
+    @property
+    def rows(self) -> Mapping[str, Row]:
+        """All rows, by prefix."""
+        return self._rows
 
     def find(self, digits: str) -> Row | None:
         """The row of the longest prefix; None when there is none."""

@@ -3,7 +3,7 @@
 import csv
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from io import StringIO
 from typing import Final
 
@@ -40,6 +40,7 @@ _TWO_DIGITS: Final = frozenset(
 # Published decks have typing errors; a factor of ten is the usual one.
 SUSPICIOUS_FACTOR: Final = 10
 MAX_PREFIX_DIGITS: Final = 15
+_EVER: Final = datetime.min.replace(tzinfo=UTC)
 # A country code has up to three digits: rows that share them lie near each other.
 _NEAR_DIGITS: Final = 3
 
@@ -147,6 +148,11 @@ class Tariff:
     def __len__(self) -> int:
         return len(self._prefixes)
 
+    @property
+    def rates(self) -> Mapping[str, Rate]:
+        """All rows, by prefix."""
+        return self._prefixes.rows
+
     def find(self, digits: str) -> Rate | None:
         """The row for a number's digits (without the plus); None: the number is unrated. One that
         is `special` must be asked for with the instant: `find_at`."""
@@ -178,7 +184,7 @@ class Tariff:
         """The dearest row that begins like a number, by its first three digits or fewer: what an
         unrated call may come to. None in an empty deck."""
         if not self._dearest:  # most decks are never asked
-            for row in self._prefixes.values():
+            for row in self._prefixes.rows.values():
                 for length in range(_NEAR_DIGITS + 1):
                     dearest = self._dearest.setdefault(row.prefix[:length], row)
                     if row.per_minute > dearest.per_minute:
@@ -187,6 +193,38 @@ class Tariff:
             rate = self._dearest.get(digits[:length])
             if rate is not None:
                 return rate
+        return None
+
+
+class Decks:
+    """All rate decks of an installation: which version is in force for a call.
+
+    The deck of `CREDITS_DECK` is the first version of deck `default`, in force since ever;
+    `published` are in the order of their publication. A version of which nothing but its place in
+    time is known (no call can start under it any more) is None there.
+    """
+
+    __slots__ = ("_versions",)
+
+    def __init__(
+        self, file: Tariff, published: Iterable[tuple[str, datetime, Tariff | None]]
+    ) -> None:
+        self._versions: dict[str, list[tuple[datetime | None, Tariff | None]]] = {
+            file.deck: [(None, file)]
+        }
+        for deck, effective_from, tariff in published:
+            self._versions.setdefault(deck, []).append((effective_from, tariff))
+        for versions in self._versions.values():
+            # Stable: among equals the one published last stays last; latest first for look-ups.
+            versions.sort(key=lambda one: (one[0] is not None, one[0] or _EVER))
+            versions.reverse()
+
+    def in_force(self, deck: str, at: datetime) -> Tariff | None:
+        """The version of a deck for a call that starts at an instant; None: there is none (yet),
+        and such a call is unrated."""
+        for effective_from, tariff in self._versions.get(deck, ()):
+            if effective_from is None or effective_from <= at:
+                return tariff
         return None
 
 

@@ -1,5 +1,6 @@
 """A worker that has fallen out of its group says so, and only then."""
 
+from math import inf
 from types import SimpleNamespace
 
 import pytest
@@ -32,6 +33,7 @@ class Group:
             Settings(partitions=1), meters=Meters(CollectorRegistry()), terms=some_terms()
         )
         self.shards._reader._consumer = SimpleNamespace(unsubscribe=lambda: None)
+        self.shards._decks._at_end = inf
         self.shards.watch_group(lambda: self.joined)
         self.shards.assigned([], 1)
 
