@@ -127,7 +127,8 @@ def exact_special(
 
     The row in force at the start gives fee, increments, steps' ends, rounding and maximum. When
     it says so, every billed second has the price of the row in force as it begins. `duration`
-    and the rows' seconds count 1/`per_second` s; those before `begin` are paid otherwise.
+    and the rows' seconds count 1/`per_second` s. What lies before `begin` is paid otherwise (by
+    a pool): the rest is billed like a call of its own, but at the prices of its place in this one.
     """
     rate = tariff.find_at(digits, started_at)
     if rate is None:

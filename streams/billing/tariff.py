@@ -295,7 +295,7 @@ def _windows_from(text: str) -> tuple[Window, ...]:
                 month_day = word[1:]
             elif ":" in word:
                 start, dash, end = word.partition("-")
-                if not dash:
+                if not dash or word.count(":") != 2:  # decks have no seconds there
                     raise ValueError(f"{word!r} are no times; write them like 08:00-18:00")
             elif word[0].isdigit():
                 days += _days_from(word)

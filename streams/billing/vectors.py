@@ -282,7 +282,7 @@ def _special(
                 tuple(int(day) for day in window.get("days") or ()),
                 window.get("from") or "",
                 window.get("to") or "",
-                window.get("month_day") or "",
+                str(window.get("month_day") or ""),
             )
             for window in windows
         ),

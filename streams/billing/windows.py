@@ -17,7 +17,7 @@ _QUARTER_S: Final = 900
 
 class Window(Struct, frozen=True, gc=False):
     """Seconds of a local day, `to_s` exclusive, on ISO weekdays (none: all), on one day of the
-    year as (month, day), or both."""
+    year as (month, day), or both; month 0 is any month."""
 
     days: tuple[int, ...] = ()
     from_s: int = 0
@@ -29,7 +29,8 @@ class Window(Struct, frozen=True, gc=False):
 def window_from(
     days: tuple[int, ...], start: str, end: str, month_day: str, zone: str = "UTC"
 ) -> Window:
-    """A window as decks write it: `08:00`, `24:00`, `12-25`; an empty text means any.
+    """A window as decks write it: `08:00`, `24:00`, `12-25` (or `25`, of any month); an empty text
+    means any.
 
     Raises ValueError.
     """
@@ -56,7 +57,9 @@ def _second(text: str) -> int:
 
 
 def _month_day(text: str) -> tuple[int, int]:
-    month, _, day = text.removeprefix("--").partition("-")
+    month, dash, day = text.removeprefix("--").partition("-")
+    if not dash and month.isascii() and month.isdigit() and 1 <= int(month) <= 31:
+        return 0, int(month)
     if not (month.isascii() and month.isdigit() and day.isascii() and day.isdigit()):
         raise ValueError(f"{text!r} is no day of the year; write it like 12-25")
     datetime(2024, int(month), int(day), tzinfo=UTC)  # a leap year knows every day
@@ -93,7 +96,10 @@ def in_force(windows: tuple[Window, ...], at: datetime) -> bool:
         local = _local(at, window.zone)
         if window.days and local.isoweekday() not in window.days:
             continue
-        if window.month_day is not None and (local.month, local.day) != window.month_day:
+        if window.month_day is not None and window.month_day not in (
+            (local.month, local.day),
+            (0, local.day),
+        ):
             continue
         second = _second_of_day(local)
         if window.from_s <= window.to_s:

@@ -236,9 +236,10 @@ class Deck:
             self.published_at = _utc(published["published_at"])
         self.rows: dict[str, dict[str, str]] = {}
         self.bands: dict[str, list[dict[str, str]]] = {}
-        for row in csv.DictReader(StringIO(content.decode("utf-8-sig"))):
-            self.rows[row["Prefix"].strip()] = row
-            self.bands.setdefault(row["Prefix"].strip(), []).append(row)
+        for read in csv.DictReader(StringIO(content.decode("utf-8-sig"))):
+            row = {name: text.strip() for name, text in read.items() if isinstance(text, str)}
+            self.rows[row["Prefix"]] = row
+            self.bands.setdefault(row["Prefix"], []).append(row)
 
     def began_by(self, at: datetime) -> bool:
         """Whether it can be in force for a call that starts then."""
@@ -279,7 +280,7 @@ class Deck:
                 if one is None:
                     return None
                 total += (last - first) * per_minute(one, low) / 60
-        most = (row.get("Max cost") or "").strip()
+        most = row.get("Max cost") or ""
         if most and not most.endswith("/disconnect"):
             total = min(total, Fraction(most.removesuffix("/free")))
         return rounded(total, row)
@@ -373,7 +374,7 @@ def billed_parts(row: Mapping[str, str], duration_s: int) -> list[tuple[int, int
 
 def covers(row: Mapping[str, str], at: datetime) -> bool:
     """Whether a row is in force at an instant: `1-5 08:00-18:00 Europe/London; @12-25`."""
-    texts = (row.get("Windows") or "").strip()
+    texts = row.get("Windows") or ""
     return not texts or any(_inside(text.split(), at) for text in texts.split(";"))
 
 
@@ -386,8 +387,8 @@ def _inside(words: Sequence[str], at: datetime) -> bool:
     days: set[int] = set()
     for word in words:
         if word[0] == "@":
-            month, _, day = word[1:].partition("-")
-            if (local.month, local.day) != (int(month), int(day)):
+            month, _, day = word[1:].removeprefix("--").rpartition("-")
+            if (int(month or local.month), int(day)) != (local.month, local.day):
                 return False
         elif ":" in word:
             start, end = (_minute_of(time) for time in word.split("-"))

@@ -37,7 +37,7 @@ steps = st.lists(
 windows = st.sampled_from(
     [
         "", "1-5 08:00-18:00 Europe/London", "22:00-06:00", "6-7; 18:00-24:00 America/New_York",
-        "@3-29 Asia/Kathmandu", "1-3 00:30-23:45 Australia/Lord_Howe", "00:00-12:00; 1",
+        "@3-29 Asia/Kathmandu", "@15", "1-3 00:30-23:45 Australia/Lord_Howe", "00:00-12:00; 1",
     ]
 )  # fmt: skip
 rows = st.builds(

@@ -162,6 +162,7 @@ def test_a_disconnecting_maximum_does_not_change_a_finished_call() -> None:
         (",,,0:-1/60,,,,", "'-1' is no price; write it like 0.015"),
         (",,,0:1/0,,,,", "'0' is no increment; write whole seconds such as 60"),
         (",,,,08:00,,,", "'08:00' are no times; write them like 08:00-18:00"),
+        (",,,,08:00:30-18:00,,,", "'08:00:30-18:00' are no times; write them like 08:00-18:00"),
         (",,,,08:00-25:00,,,", "'25:00' is no time of day; the last one is 24:00"),
         (",,,,8:00-8:00,,,", "a window from 8:00 to 8:00 is never open"),
         (",,,,0 08:00-18:00,,,", "a weekday is a number from 1 (Monday) to 7"),
