@@ -57,10 +57,25 @@ def manifest_key(deck: str, version: str) -> bytes:
 
 
 class Version(Struct, frozen=True, gc=False):
-    """A complete version as it was read: its manifest and the CSV text."""
+    """A complete version as it was read: its manifest and the chunks, still compressed."""
 
     manifest: DeckManifest
-    text: bytes
+    whole: bytes
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """Deck and version."""
+        return self.manifest.deck, self.manifest.version
+
+    @property
+    def text(self) -> bytes:
+        """The deck's CSV."""
+        return _inflated(self.whole, self.manifest.size)
+
+
+def _inflated(whole: bytes, size: int) -> bytes:
+    """No more than one byte beyond what the manifest says. Raises zlib.error."""
+    return zlib.decompressobj().decompress(whole, size + 1)
 
 
 class Assembly:
@@ -86,12 +101,11 @@ class Assembly:
         try:
             manifest = msgspec.json.decode(value, type=DeckManifest)
             whole = b"".join(chunks[str(number)] for number in range(manifest.chunks))
-            inflate = zlib.decompressobj()
-            text = inflate.decompress(whole, manifest.size + 1)
+            text = _inflated(whole, manifest.size)
         except (msgspec.MsgspecError, zlib.error, KeyError) as error:
             return f"{deck}/{version} cannot be read: {type(error).__name__}"
         if (manifest.deck, manifest.version) != (deck, version):
             return f"{deck}/{version} calls itself {manifest.deck}/{manifest.version}"
         if sha256(text).hexdigest() != manifest.sha256:
             return f"{deck}/{version} is not what its manifest says"
-        return Version(manifest, text)
+        return Version(manifest, whole)

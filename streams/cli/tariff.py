@@ -175,7 +175,8 @@ def publish_deck(
 async def _publish(settings: Settings, manifest: DeckManifest, chunks: list[bytes]) -> None:
     from streams.testbed.kafka import started_producer
 
-    if any(_same(one.manifest, manifest) for one in await _versions(settings)):
+    named = (manifest.deck, manifest.version)
+    if any(one.name == named for one in await _versions(settings)):
         fail(
             EXIT_CONFLICT,
             f"{manifest.deck}/{manifest.version} is published already, and a version never "
@@ -198,10 +199,6 @@ async def _publish(settings: Settings, manifest: DeckManifest, chunks: list[byte
         await producer.stop()
 
 
-def _same(one: DeckManifest, other: DeckManifest) -> bool:
-    return (one.deck, one.version) == (other.deck, other.version)
-
-
 async def _versions(settings: Settings) -> list[Version]:
     """All complete versions, in the order of their publication."""
     from streams import provision
@@ -214,7 +211,7 @@ async def _versions(settings: Settings) -> list[Version]:
     async for record in read_to_end(settings, [name], partition=0):
         came = assembly.add(record.key, record.value)
         if isinstance(came, Version):
-            found = [one for one in found if not _same(one.manifest, came.manifest)]
+            found = [one for one in found if one.name != came.name]
             found.append(came)
     return found
 

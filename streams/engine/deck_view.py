@@ -31,13 +31,13 @@ log = structlog.get_logger("credits.decks")
 
 class DeckView:
     """Versions as far as the topic is read. `changed` is called with the decks whenever one came;
-    None: nothing is published, and the file's deck is all there is."""
+    until then nothing is published, and the file's deck is all there is."""
 
     def __init__(
         self,
         settings: Settings,
         file: Tariff,
-        changed: Callable[[Decks | None], Any],
+        changed: Callable[[Decks], Any],
         *,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -84,48 +84,73 @@ class DeckView:
         self._consumer.seek(self._tp, starts[self._tp])
 
     async def _follow(self) -> None:
+        anew = False
         while True:
             try:
+                if anew:
+                    await self._rewind()
+                    anew = False
                 await self._read()
             except OffsetOutOfRangeError:
-                # Compaction never takes the end; the topic was made anew.
+                # Compaction never takes the end: the topic was made anew.
                 log.warning("decks_read_again")
-                await self._rewind()
+                anew = True
             except (KafkaError, TimeoutError, OSError) as error:
                 log.warning("decks_not_read", error=type(error).__name__, age_s=round(self.age_s))
                 await asyncio.sleep(_AGAIN_AFTER_S)
+            except Exception:
+                # A defect of ours: the view grows old, and the gate shuts.
+                log.exception("decks_failed")
+                raise
 
     async def _read(self) -> None:
         """Read on; note when the end is reached."""
         asked_at = monotonic()
         ends = await self._consumer.end_offsets([self._tp])
-        found: list[Version] = []
-        while await self._consumer.position(self._tp) < ends[self._tp]:
+        end = ends[self._tp]
+        if await self._consumer.position(self._tp) > end:
+            raise OffsetOutOfRangeError({self._tp: end})
+        while await self._consumer.position(self._tp) < end:
             fetched = await self._consumer.getmany(self._tp, timeout_ms=_POLL_MS)
             for record in fetched.get(self._tp, ()):
-                came = self._assembly.add(record.key, record.value)
-                if isinstance(came, str):
-                    log.error("deck_ignored", reason=came)
-                elif came is not None:
-                    found.append(came)
-        if found:
-            await self._take(found)
+                version = self._assembly.add(record.key, record.value)
+                if isinstance(version, str):
+                    log.error("deck_ignored", reason=version)
+                elif version is not None:
+                    self._add(version)
+        new = any(one.name not in self._tariffs for one in self._versions)
+        if new:
+            await self._parse()
+            self._changed(self._decks())
         self._at_end = max(asked_at, 0.0)
-        if not found:
+        if not new:
             await asyncio.sleep(_POLL_MS / 1000 if self._follower is not None else 0)
 
-    async def _take(self, found: list[Version]) -> None:
-        """Parse what calls may still start under, and tell."""
-        for version in found:
-            manifest = version.manifest
-            self._versions = [
-                one
-                for one in self._versions
-                if (one.manifest.deck, one.manifest.version) != (manifest.deck, manifest.version)
-            ]
-            self._versions.append(Version(manifest, b""))
-            self._tariffs[manifest.deck, manifest.version] = await self._parsed(version)
-        self._changed(self._decks())
+    def _add(self, version: Version) -> None:
+        """Keep a version, and let go what no call can start under any more."""
+        self._versions = [one for one in self._versions if one.name != version.name]
+        self._versions.append(version)
+        self._tariffs.pop(version.name, None)
+        oldest = self._wall() - FORMER_KEPT
+        for place, one in enumerate(self._versions):
+            since = one.manifest.effective_from
+            if any(
+                later.manifest.deck == one.manifest.deck
+                and since <= later.manifest.effective_from <= oldest
+                for later in self._versions[place + 1 :]
+            ):
+                self._let_go(place, None)
+
+    def _let_go(self, place: int, tariff: Tariff | None) -> None:
+        """A version's bytes are not needed any more."""
+        version = self._versions[place]
+        self._tariffs[version.name] = tariff
+        self._versions[place] = Version(version.manifest, b"")
+
+    async def _parse(self) -> None:
+        for place, version in enumerate(self._versions):
+            if version.name not in self._tariffs:
+                self._let_go(place, await self._parsed(version))
 
     async def _parsed(self, version: Version) -> Tariff | None:
         manifest = version.manifest
@@ -144,18 +169,11 @@ class DeckView:
         log.info("deck_read", deck=manifest.deck, version=manifest.version, rows=len(tariff))
         return tariff
 
-    def _decks(self) -> Decks | None:
-        oldest = self._wall() - FORMER_KEPT
-        published: list[tuple[str, datetime, Tariff | None]] = []
-        for place, version in enumerate(self._versions):
-            manifest = version.manifest
-            name = (manifest.deck, manifest.version)
-            # Followed by another that began before any call we may still be told of: let go.
-            if any(
-                other.manifest.deck == manifest.deck
-                and manifest.effective_from <= other.manifest.effective_from <= oldest
-                for other in self._versions[place + 1 :]
-            ):
-                self._tariffs[name] = None
-            published.append((manifest.deck, manifest.effective_from, self._tariffs[name]))
-        return Decks(self._file, published) if published else None
+    def _decks(self) -> Decks:
+        return Decks(
+            self._file,
+            [
+                (one.manifest.deck, one.manifest.effective_from, self._tariffs[one.name])
+                for one in self._versions
+            ],
+        )

@@ -232,7 +232,7 @@ class Shards:
 
     # -- rate decks --------------------------------------------------------------------------
 
-    def _use_decks(self, decks: Decks | None) -> None:
+    def _use_decks(self, decks: Decks) -> None:
         """Other versions are published: the next batch of every shard is decided by them."""
         self._terms = msgspec.structs.replace(self._terms, decks=decks)
         for keeper in self._keepers.values():

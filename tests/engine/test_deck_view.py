@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, OffsetOutOfRangeError
 
 from schemas.decks import DeckManifest, chunk_key, manifest_key, packed
 from streams.billing.tariff import Decks
@@ -26,6 +26,7 @@ class Log:
         self.records: list[tuple[bytes, bytes | None]] = []
         self.at = 0
         self.away = False
+        self.breaks_at: int | None = None
 
     def publish(self, version: str, since: datetime, price: str = "1", **changes: Any) -> None:
         text = f"{HEADER}A,m,GB,4420,{price}\n".encode()
@@ -53,6 +54,8 @@ class Log:
         self.at = offset
 
     async def position(self, _: Any) -> int:
+        if self.breaks_at is not None and self.at >= self.breaks_at:
+            raise KafkaConnectionError("away")
         return self.at
 
     async def beginning_offsets(self, tps: list[Any]) -> dict[Any, int]:
@@ -74,7 +77,7 @@ class Watched:
 
     def __init__(self) -> None:
         self.log = Log()
-        self.told: list[Decks | None] = []
+        self.told: list[Decks] = []
         self.monotonic = 1_000.0
         self.view = DeckView(Settings(), some_terms().tariff, self.told.append, wall=lambda: NOW)
 
@@ -82,9 +85,7 @@ class Watched:
         await self.view._read()
 
     def version(self, ago: timedelta = timedelta(0)) -> str | None:
-        decks = self.told[-1]
-        assert decks is not None
-        tariff = decks.in_force("default", NOW - ago)
+        tariff = self.told[-1].in_force("default", NOW - ago)
         return None if tariff is None else tariff.version
 
 
@@ -131,6 +132,29 @@ async def test_a_view_that_cannot_be_read_grows_old(watched: Watched) -> None:
     assert not watched.view.is_old
 
 
+async def test_a_version_that_was_read_before_the_broker_went_away_is_used_when_it_is_back(
+    watched: Watched,
+) -> None:
+    await watched.view.start()
+    await watched.view.stop()
+    watched.log.publish("next", NOW - timedelta(hours=1))
+    watched.log.breaks_at = 2
+    with pytest.raises(KafkaConnectionError):
+        await watched.reads()
+    watched.log.breaks_at = None
+    await watched.reads()
+    assert watched.version() == "next"
+
+
+async def test_a_topic_that_was_made_anew_is_noticed(watched: Watched) -> None:
+    watched.log.publish("first", NOW - timedelta(hours=2))
+    await watched.view.start()
+    await watched.view.stop()
+    watched.log.records.clear()
+    with pytest.raises(OffsetOutOfRangeError):
+        await watched.reads()
+
+
 async def test_a_version_that_is_not_whole_is_not_there(watched: Watched) -> None:
     watched.log.publish("good", NOW - timedelta(hours=2))
     watched.log.publish("broken", NOW - timedelta(hours=1), sha256="0" * 64)
@@ -154,5 +178,8 @@ async def test_versions_that_no_call_can_start_under_are_let_go(watched: Watched
         watched.log.publish(version, NOW - timedelta(days=days))
     await watched.view.start()
     await watched.view.stop()
+    parsed = [version for version in ages if watched.view._tariffs["default", version]]
+    assert parsed == ["last", "newer", "newest"]
+    assert all(not version.whole for version in watched.view._versions), "bytes that were read"
     seen = {days: watched.version(timedelta(days=days)) for days in (0, 30, 65, 69, 90, 300)}
     assert seen == {0: "newest", 30: "newer", 65: "last", 69: "last", 90: None, 300: None}
