@@ -43,7 +43,7 @@ INVARIANTS: Final = {
     "answered": "every command has its one answer",
     "sequence": "entries are numbered 1, 2, 3 … without gap or step back",
     "chain": "every entry's hash follows from the one before it",
-    "price": "every charge is what the deck it names says",
+    "price": "every charge is what the deck it names says, and that version was in force for it",
     "changelog": "rows are the fold of the ledger; count and digest are those of the position row",
     "partition": "every record stands on the partition of its key",
     "cause": "every entry names a record that is there and says so",
