@@ -9,6 +9,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from schemas.decks import DeckName
 from schemas.funding import Count
 from schemas.money import Amount, Currency, Money
 from schemas.usage import Id, TenantId, Text, Timestamp
@@ -122,4 +123,15 @@ class Adjustment(Command, kw_only=True, frozen=True, gc=False, tag="adjustment")
     expires_at: Timestamp | None = None
 
 
-AnyCommand = OpenTenant | CloseTenant | Settings | Fund | BookPayment | Adjustment
+class TariffAssignment(Command, kw_only=True, frozen=True, gc=False, tag="tariff_assignment"):
+    """Price a tenant's calls that start at `effective_from` (now, when absent) or later by a rate
+    deck of its own; `default` goes back to the one of all. A deck need not be published yet:
+    until it is, calls are unrated."""
+
+    deck: DeckName
+    effective_from: Timestamp | None = None
+
+
+AnyCommand = (
+    OpenTenant | CloseTenant | Settings | Fund | BookPayment | Adjustment | TariffAssignment
+)

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from schemas.commands import AnyCommand
+from schemas.decks import DeckManifest
 from schemas.funding import RechargeRequest, RechargeResult
 from schemas.ledger import Balance, LedgerEntry
 from schemas.notices import Notice
@@ -149,6 +150,21 @@ WIRE: Final[tuple[tuple[str, Any, str, dict[str, Any]], ...]] = (
             "rule": "trigger_minimum",
             "fix": "Trigger must be at least 5.00 USD.",
             "version": 0,
+        },
+    ),
+    (
+        "credits.tariff.v1",
+        DeckManifest,
+        "Manifest of a rate deck's version",
+        {
+            "deck": "default",
+            "version": "2026-03",
+            "effective_from": "2026-03-02T11:00:00Z",
+            "published_at": _AT,
+            "rows": 232,
+            "chunks": 1,
+            "size": 8192,
+            "sha256": "0" * 64,
         },
     ),
 )

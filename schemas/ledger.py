@@ -44,11 +44,13 @@ class CausedBy(Struct, frozen=True, gc=False):
     id: str
 
 
-class RateUsed(Struct, frozen=True, gc=False):
+class RateUsed(Struct, frozen=True, gc=False, omit_defaults=True):
     """The row of the deck that priced a usage event, and how.
 
     `prefix` is that of the row; where it is the whole number that was called, its end is hidden
-    by x, for numbers are personal data.
+    by x, for numbers are personal data. `started_at` is there when the row has steps, windows or
+    a maximum: the prices are then those of the row in force at that instant, and what each
+    second cost follows from the deck.
     """
 
     deck: str
@@ -60,6 +62,7 @@ class RateUsed(Struct, frozen=True, gc=False):
     increment_s: int
     billed_s: int
     duration_s: int
+    started_at: Timestamp | None = None
 
 
 class GrantUsed(Struct, frozen=True, gc=False):

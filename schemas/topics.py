@@ -68,6 +68,7 @@ BALANCE: Final = "credits.balance.v1"
 NOTIFICATION: Final = "credits.notification.v1"
 CHANGELOG: Final = "credits-accounts-changelog"
 SEEN: Final = "credits-seen-changelog"
+TARIFF: Final = "credits.tariff.v1"
 
 # The four source topics, in the order in which waiting records are read on opening.
 SOURCES: Final = (COMMAND, RESULT, CALL_USAGE, CONFERENCE_USAGE)
@@ -139,6 +140,14 @@ MANIFEST: Final = (
         config=_delete(90),
     ),
     *(_dead_letters(source) for source in SOURCES),
+    Topic(
+        name=TARIFF,
+        direction=Direction.IN,
+        meaning="versions of rate decks; written by `credits tariff publish` only",
+        config=_compact(),
+        # Every worker reads all of it, in one order.
+        partitions=1,
+    ),
     Topic(
         name=CHANGELOG,
         direction=Direction.INTERNAL,

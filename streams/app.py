@@ -140,9 +140,9 @@ async def preflight(settings: Settings) -> tuple[int, str] | None:
             f"{len(missing)} topics are missing on {settings.broker}, {missing[0]} among them. "
             "Create them with `credits topics apply`."
         )
-    for name in names:
+    for name, topic in names.items():
         count = len(described[name]["partitions"])
-        if count != settings.partitions:
+        if topic.partitions is None and count != settings.partitions:
             return EXIT_USAGE, (
                 f"not_copartitioned: {name} has {count} partitions, this installation "
                 f"{settings.partitions}. Set CREDITS_PARTITIONS to what the topics have, or "

@@ -195,9 +195,10 @@ async def require(settings: Settings, names: Sequence[str]) -> None:
             f"No topic {missing[0]}{more} on {settings.broker}. Create it with `credits topics "
             "apply`, or set CREDITS_NAMESPACE to the installation you mean."
         )
+    fixed = {settings.topics.of(topic.name) for topic in topics.MANIFEST if topic.partitions}
     for name in names:
         count = len(described[name]["partitions"])
-        if count != settings.partitions:
+        if name not in fixed and count != settings.partitions:
             raise ProvisionError(
                 f"{name} has {count} partitions, this installation {settings.partitions}. Set "
                 f"CREDITS_PARTITIONS={count}, or CREDITS_NAMESPACE to the installation you mean."

@@ -141,6 +141,13 @@ class Recharging(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     opens_at: datetime | None = None
 
 
+class Assignment(Struct, frozen=True, gc=False, array_like=True):
+    """The rate deck of a tenant's calls that start at that instant or later."""
+
+    deck: str
+    effective_from: datetime
+
+
 class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     """One tenant. The first seven members keep their places for ever: other programs read them."""
 
@@ -163,6 +170,8 @@ class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     funds: tuple[Asked, ...] = ()
     unpaid_funds: tuple[UnpaidFund, ...] = ()
     former: tuple[Period, ...] = ()
+    # In the order of `effective_from`; none: the default deck.
+    decks: tuple[Assignment, ...] = ()
 
     @property
     def balance_nanos(self) -> int:

@@ -36,9 +36,11 @@ _amount_text: Final = lru_cache(maxsize=8_192)(text_from)
 class RefusedError(Exception):
     """Raised inside the core to leave a draft; `refused` says why. Nothing of it is kept."""
 
-    def __init__(self, reason: DeadLetterReason, path: str = "") -> None:
+    def __init__(
+        self, reason: DeadLetterReason, path: str = "", exposure_nanos: int | None = None
+    ) -> None:
         super().__init__(reason.value, path)
-        self.refused = Refused(reason, path)
+        self.refused = Refused(reason, path, exposure_nanos)
 
 
 def months_later(at: datetime, months: int) -> datetime:

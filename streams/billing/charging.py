@@ -10,6 +10,7 @@ from streams.billing import coverage, rating
 from streams.billing.account import Account
 from streams.billing.booking import Draft, RefusedError
 from streams.billing.events import UsageEvent
+from streams.billing.outcomes import Terms
 from streams.billing.tariff import Tariff
 
 # Usage reports arrive 24 to 48 hours late; past that a charge is marked as late.
@@ -26,7 +27,7 @@ _END: Final = Phase.END
 _CHARGE: Final = EntryKind.CHARGE
 
 
-def charge(draft: Draft, event: UsageEvent, tariff: Tariff) -> str:
+def charge(draft: Draft, event: UsageEvent, terms: Terms) -> str:
     """Book what a leg costs; returns the outcome's label. Raises RefusedError."""
     usage = event.usage
     account = draft.account
@@ -46,11 +47,21 @@ def charge(draft: Draft, event: UsageEvent, tariff: Tariff) -> str:
         raise RefusedError(DeadLetterReason.SCHEMA_VIOLATION, "$.kind")
     if kind in coverage.FREE_KINDS:
         return "free"
+    if terms.decks is None and not account.decks:
+        tariff = terms.tariff
+    else:
+        tariff = _tariff_of(account, event, terms, duration_s)
     digits = coverage.digits_of(usage.callee)
     rate = None if digits is None else tariff.find(digits)
     if digits is None or rate is None:
-        raise RefusedError(DeadLetterReason.UNRATED, "$.callee")
-    priced = rating.price(rate, duration_s)
+        raise unrated(tariff, digits or "", duration_s)
+    if rate.special is None:
+        priced = rating.price(rate, duration_s)
+    else:
+        found = rating.price_special(tariff, digits, event.started_at, duration_s)
+        if found is None:
+            raise unrated(tariff, digits, duration_s)
+        priced, rate = found, found.rate
     if not priced.amount_nanos:
         return "free"
     draft.debit(
@@ -73,10 +84,39 @@ def charge(draft: Draft, event: UsageEvent, tariff: Tariff) -> str:
                 rate.increment_s,
                 priced.billed_s,
                 duration_s,
+                # The usual row costs the same at any time.
+                None if rate.special is None else event.started_at,
             ),
         },
     )
     return "charged"
+
+
+def _tariff_of(account: Account, event: UsageEvent, terms: Terms, duration_s: int) -> Tariff:
+    """The deck in force when the call started: the tenant's own, or the default one. Raises
+    RefusedError while the tenant's deck is not published: another's prices would be wrong."""
+    started_at = event.started_at
+    deck = terms.tariff.deck
+    for assigned in account.decks:
+        if assigned.effective_from <= started_at:
+            deck = assigned.deck
+    found: Tariff | None = None
+    if terms.decks is not None:
+        found = terms.decks.in_force(deck, started_at)
+    elif deck == terms.tariff.deck:
+        found = terms.tariff
+    if found is None:
+        digits = coverage.digits_of(event.usage.callee) or ""
+        raise unrated(terms.tariff, digits, duration_s, "$.tenant_id")
+    return found
+
+
+def unrated(tariff: Tariff, digits: str, duration_s: int, path: str = "$.callee") -> RefusedError:
+    """No row: booked nowhere. What it may cost is estimated by the dearest row that begins like
+    the number, so that somebody can see how much money waits for a mended deck."""
+    near = tariff.dearest_near(digits)
+    exposure_nanos = None if near is None else rating.price(near, duration_s).amount_nanos
+    return RefusedError(DeadLetterReason.UNRATED, path, exposure_nanos)
 
 
 def billable(account: Account, started_at: datetime) -> bool:

@@ -15,15 +15,16 @@ from schemas.commands import (
     OpenTenant,
     RechargePolicy,
     Settings,
+    TariffAssignment,
 )
 from schemas.funding import Reason, Status
 from schemas.ledger import EntryKind
 from schemas.money import MAX_EVENT_NANOS, NANOS, Money, nanos_from, text_from
 from schemas.notices import NoticeKind
 from streams.billing import recharge
-from streams.billing.account import Account, Asked, Payment, Period, Policy
+from streams.billing.account import Account, Asked, Assignment, Payment, Period, Policy
 from streams.billing.booking import Draft
-from streams.billing.charging import FORMER_KEPT
+from streams.billing.charging import FORMER_KEPT, LATEST
 from streams.billing.events import CommandEvent, utc
 from streams.billing.money import CURRENCIES, exponent_of, rounded_up
 from streams.billing.recharge import Stage
@@ -34,6 +35,8 @@ MINIMUM_TRIGGER: Final = 5
 MINIMUM_RECHARGE: Final = 50
 _MINIMUM_RECHARGE: Final = {"JPY": 5_000, "KRW": 50_000, "HUF": 15_000, "TWD": 1_500}
 MOST_OPEN_FUNDS: Final = 8
+# A row holds the decks of two months; nobody changes them daily.
+MOST_ASSIGNMENTS: Final = 12
 
 
 class CommandRefusedError(Exception):
@@ -66,6 +69,8 @@ def obey(draft: Draft, event: CommandEvent, result_timeout_s: int) -> None:
             _book_payment(draft, command, event.payment)
         case Adjustment():
             _adjust(draft, command)
+        case TariffAssignment():
+            _assign_deck(draft, command)
         case _:
             assert_never(command)
     draft.notify(
@@ -339,3 +344,24 @@ def _adjust(draft: Draft, command: Adjustment) -> None:
         expires_at=expires_at,
         details={"reason": command.reason},
     )
+
+
+def _assign_deck(draft: Draft, command: TariffAssignment) -> None:
+    now, account = draft.now, draft.account
+    since = now if command.effective_from is None else utc(command.effective_from)
+    if since < now - LATEST:
+        raise CommandRefusedError(
+            "effective_from", "A deck is assigned from an instant of the last 35 days, or later."
+        )
+    kept = [one for one in account.decks if one.effective_from != since]
+    kept.append(Assignment(command.deck, since))
+    kept.sort(key=lambda one: one.effective_from)
+    # What no call can start under any more is forgotten, but for the last before it.
+    old = [one for one in kept if one.effective_from < now - FORMER_KEPT]
+    kept = kept[max(0, len(old) - 1) :]
+    if len(kept) > MOST_ASSIGNMENTS:
+        raise CommandRefusedError(
+            "too_many_assignments",
+            f"A tenant's deck changes at most {MOST_ASSIGNMENTS} times in {FORMER_KEPT.days} days.",
+        )
+    draft.account = replace(account, decks=tuple(kept))

@@ -54,7 +54,7 @@ def apply(account: Account | None, event: Event, terms: Terms, now: datetime) ->
     try:
         match event:
             case UsageEvent():
-                label = charging.charge(draft, event, terms.tariff)
+                label = charging.charge(draft, event, terms)
             case ResultEvent():
                 label = results.answer(draft, event)
             case CommandEvent():

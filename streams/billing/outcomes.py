@@ -6,16 +6,18 @@ from schemas.funding import RechargeRequest
 from schemas.ledger import EntryKind
 from schemas.notices import DeadLetterReason, Notice, Withheld
 from streams.billing.account import Account, Grant, Payment
-from streams.billing.tariff import Rate, Tariff
+from streams.billing.tariff import Decks, Rate, Tariff
 
 
 class Terms(Struct, frozen=True, gc=False):
-    """What is in force for an event: the tariff, whether the balance may be stale (the shard is
-    behind), and how long a recharge request waits for its answer."""
+    """What is in force for an event: the tariff of `CREDITS_DECK`, whether the balance may be
+    stale (the shard is behind), how long a recharge request waits for its answer, and, once any
+    are published, the rate decks by name and time."""
 
     tariff: Tariff
     stale: bool = False
     result_timeout_s: int = 900
+    decks: Decks | None = None
 
 
 class Charge(Struct, frozen=True, gc=False):
@@ -24,6 +26,16 @@ class Charge(Struct, frozen=True, gc=False):
     amount_nanos: int
     rate: Rate
     billed_s: int
+
+
+class Exact(Struct, frozen=True, gc=False):
+    """A cost before it is rounded, as a fraction of the currency unit, with its row and what is
+    billed of the call."""
+
+    rate: Rate
+    billed: int
+    numerator: int
+    denominator: int
 
 
 class Burnt(Struct, frozen=True, gc=False):
@@ -35,10 +47,12 @@ class Burnt(Struct, frozen=True, gc=False):
 
 
 class Refused(Struct, frozen=True, gc=False):
-    """The record is not booked: it goes to the dead letters, with the reason and the JSON path."""
+    """The record is not booked: it goes to the dead letters, with the reason and the JSON path.
+    `exposure_nanos` estimates what an unrated call may cost."""
 
     reason: DeadLetterReason
     path: str = ""
+    exposure_nanos: int | None = None
 
 
 class Outcome(Struct, frozen=True, gc=False):

@@ -30,6 +30,11 @@ class Prefixes(Generic[Row]):
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def rows(self) -> Mapping[str, Row]:
+        """All rows, by prefix."""
+        return self._rows
+
     def find(self, digits: str) -> Row | None:
         """The row of the longest prefix; None when there is none."""
         lengths = self._longest.get(digits[:2])

@@ -1,13 +1,17 @@
 """Tariffs: a rate deck in force, its rows, and how a deck's text is read and checked."""
 
 import csv
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from io import StringIO
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from streams.billing.prefixes import Prefixes
+from streams.billing.windows import Window, in_force, window_from
 
 # Columns of the public deck; the others are optional and have defaults.
 REQUIRED_COLUMNS: Final = (
@@ -17,10 +21,28 @@ REQUIRED_COLUMNS: Final = (
     "Prefix",
     "Price / min",
 )
-OPTIONAL_COLUMNS: Final = ("Connect fee", "Initial increment", "Increment", "Rounding")
+SPECIAL_COLUMNS: Final = ("Steps", "Windows", "Weight", "Split", "Max cost")
+OPTIONAL_COLUMNS: Final = (
+    "Risk class",
+    "Connect fee",
+    "Initial increment",
+    "Increment",
+    "Rounding",
+    *SPECIAL_COLUMNS,
+)
+# ITU-T E.164: country codes of two digits; those that begin with 1 and 7 have one, others three.
+_TWO_DIGITS: Final = frozenset(
+    (
+        "20 27 30 31 32 33 34 36 39 40 41 43 44 45 46 47 48 49 51 52 53 54 55 56 57 58 60 61 62 "
+        "63 64 65 66 81 82 84 86 90 91 92 93 94 95 98"
+    ).split()
+)
 # Published decks have typing errors; a factor of ten is the usual one.
 SUSPICIOUS_FACTOR: Final = 10
 MAX_PREFIX_DIGITS: Final = 15
+_EVER: Final = datetime.min.replace(tzinfo=UTC)
+# A country code has up to three digits: rows that share them lie near each other.
+_NEAR_DIGITS: Final = 3
 
 
 class DeckError(Exception):
@@ -39,10 +61,33 @@ class Rounding(Struct, frozen=True, gc=False):
     decimals: int
 
 
+class Step(Struct, frozen=True, gc=False):
+    """A price of a part of the call: from that second on, billed by whole increments of its own."""
+
+    from_s: int
+    per_minute: int
+    increment_s: int
+
+
+class Special(Struct, frozen=True, kw_only=True, gc=False):
+    """What few rows have: steps instead of one price, windows in which the row is in force (the
+    highest weight wins), whether a call is split by windows or priced by the one at its start,
+    and the most a call costs (10^-scale). `bands` are all rows of the prefix, best first."""
+
+    steps: tuple[Step, ...] = ()
+    windows: tuple[Window, ...] = ()
+    weight: int = 0
+    split: bool = False
+    max_cost: int | None = None
+    bands: tuple["Rate", ...] = ()
+
+
 class Rate(Struct, frozen=True, kw_only=True, gc=False):
     """One row of a deck. Prices are integers of 10^-scale of the currency unit per minute or per
     call; increments are seconds, an initial one of 0 means that every second is billed by the
-    following one; the texts are the prices as the deck wrote them."""
+    following one; the texts are the prices as the deck wrote them. The usual row has nothing
+    `special`. Destinations' names stay in the deck's text: nobody asks for them here, and they
+    are most of its bytes."""
 
     prefix: str
     per_minute: int
@@ -51,32 +96,136 @@ class Rate(Struct, frozen=True, kw_only=True, gc=False):
     initial_increment_s: int = 60
     increment_s: int = 60
     rounding: Rounding | None = None
-    destination: str = ""
     country: str = ""
     type: str = "mixed"
     per_minute_text: str = ""
     connect_fee_text: str = "0"
+    risk_class: str = ""
+    special: Special | None = None
+
+
+def _weight(rate: Rate) -> tuple[int, bool]:
+    special = rate.special
+    return (0, False) if special is None else (special.weight, bool(special.windows))
+
+
+def by_prefix(rates: Iterable[Rate]) -> dict[str, Rate]:
+    """Rows by prefix. Where several share one, the best stands for all and knows them: highest
+    weight first, then one with windows before one without, then the order of the deck."""
+    rows: dict[str, Rate] = {}
+    several: dict[str, list[Rate]] = {}
+    for rate in rates:
+        first = rows.setdefault(rate.prefix, rate)
+        if first is not rate:
+            several.setdefault(rate.prefix, [first]).append(rate)
+    for prefix, bands in several.items():
+        bands.sort(key=_weight, reverse=True)
+        special = replace(bands[0].special or Special(), bands=tuple(bands))
+        rows[prefix] = replace(bands[0], special=special)
+    return rows
 
 
 class Tariff:
-    """A deck by name and version, ready for look-ups."""
+    """A deck by name and version, ready for look-ups. `effective_from` None: since ever."""
 
-    __slots__ = ("_prefixes", "deck", "version", "warnings")
+    __slots__ = ("_dearest", "_prefixes", "deck", "effective_from", "version", "warnings")
 
     def __init__(
-        self, deck: str, version: str, rates: dict[str, Rate], warnings: tuple[str, ...] = ()
+        self,
+        deck: str,
+        version: str,
+        rates: dict[str, Rate],
+        warnings: tuple[str, ...] = (),
+        effective_from: datetime | None = None,
     ) -> None:
         self.deck = deck
         self.version = version
         self.warnings = warnings
+        self.effective_from = effective_from
         self._prefixes = Prefixes(rates)
+        self._dearest: dict[str, Rate] = {}
 
     def __len__(self) -> int:
         return len(self._prefixes)
 
+    @property
+    def rates(self) -> Mapping[str, Rate]:
+        """All rows, by prefix."""
+        return self._prefixes.rows
+
     def find(self, digits: str) -> Rate | None:
-        """The row for a number's digits (without the plus); None: the number is unrated."""
+        """The row for a number's digits (without the plus); None: the number is unrated. One that
+        is `special` must be asked for with the instant: `find_at`."""
         return self._prefixes.find(digits)
+
+    def find_at(self, digits: str, at: datetime) -> Rate | None:
+        """The row in force at an instant: one whose windows do not cover it is not there, so that
+        a shorter prefix may answer."""
+        rate = self._prefixes.find(digits)
+        while rate is not None and rate.special is not None:
+            for band in rate.special.bands or (rate,):
+                if band.special is None or in_force(band.special.windows, at):
+                    return band
+            rate = self._prefixes.find(digits[: len(rate.prefix) - 1])
+        return rate
+
+    def windows_of(self, digits: str) -> tuple[Window, ...]:
+        """All windows that can have a say in a number's price."""
+        found: list[Window] = []
+        rate = self._prefixes.find(digits)
+        while rate is not None and rate.special is not None:
+            for band in rate.special.bands or (rate,):
+                if band.special is not None:
+                    found += band.special.windows
+            rate = self._prefixes.find(digits[: len(rate.prefix) - 1])
+        return tuple(found)
+
+    def dearest_near(self, digits: str) -> Rate | None:
+        """The dearest row that begins like a number, by its first three digits or fewer: what an
+        unrated call may come to. None in an empty deck."""
+        if not self._dearest:  # most decks are never asked
+            for row in self._prefixes.rows.values():
+                for length in range(_NEAR_DIGITS + 1):
+                    dearest = self._dearest.setdefault(row.prefix[:length], row)
+                    if row.per_minute > dearest.per_minute:
+                        self._dearest[row.prefix[:length]] = row
+        for length in range(min(len(digits), _NEAR_DIGITS), -1, -1):
+            rate = self._dearest.get(digits[:length])
+            if rate is not None:
+                return rate
+        return None
+
+
+class Decks:
+    """All rate decks of an installation: which version is in force for a call.
+
+    The deck of `CREDITS_DECK` is the first version of deck `default`, in force since ever;
+    `published` are in the order of their publication. A version of which nothing but its place in
+    time is known (no call can start under it any more) is None there.
+    """
+
+    __slots__ = ("_versions",)
+
+    def __init__(
+        self, file: Tariff, published: Iterable[tuple[str, datetime, Tariff | None]]
+    ) -> None:
+        self._versions: dict[str, list[tuple[datetime | None, Tariff | None]]] = {
+            file.deck: [(None, file)]
+        }
+        for deck, effective_from, tariff in published:
+            self._versions.setdefault(deck, []).append((effective_from, tariff))
+        for versions in self._versions.values():
+            # Stable: among equals the one published last stays last; latest first for look-ups.
+            versions.sort(key=lambda one: (one[0] is not None, one[0] or _EVER))
+            versions.reverse()
+
+    def in_force(self, deck: str, at: datetime) -> Tariff | None:
+        """The version of a deck for a call that starts at an instant; None: there is none (yet),
+        and such a call is unrated."""
+        for effective_from, tariff in self._versions.get(deck, ()):
+            if effective_from is None or effective_from <= at:
+                return tariff
+        return None
 
 
 def scaled(text: str, scale: int = 9) -> int:
@@ -101,80 +250,262 @@ def rounding_from(text: str) -> Rounding | None:
     if not text:
         return None
     mode, _, decimals = text.partition("/")
-    if mode not in ("up", "down", "half_up") or not decimals.isdecimal() or int(decimals) > 9:
+    if mode not in ("up", "down", "half_up") or not _is_number(decimals) or int(decimals) > 9:
         raise ValueError(f"{text!r} is no rounding; write it like half_up/4")
     return Rounding(mode, int(decimals))
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 9
+
+
 def _seconds(text: str, least: int) -> int:
-    if not (text.isascii() and text.isdigit()) or not least <= int(text) <= 3_600:
+    if not _is_number(text) or not least <= int(text) <= 3_600:
         raise ValueError(f"{text!r} is no increment; write whole seconds such as 60")
     return int(text)
 
 
-def _rate(row: dict[str, str]) -> Rate:
-    prefix = row["Prefix"].strip()
-    if not (prefix.isascii() and prefix.isdigit()) or len(prefix) > MAX_PREFIX_DIGITS:
-        raise ValueError(f"{prefix!r} is no prefix; it has digits only")
-    kind = row["Destination Type"].strip()
-    if not kind:
-        raise ValueError("the destination type is missing")
-    price = row["Price / min"].strip()
-    fee = (row.get("Connect fee") or "").strip() or "0"
-    return Rate(
-        prefix=prefix,
-        per_minute=scaled(price),
-        connect_fee=scaled(fee),
-        initial_increment_s=_seconds((row.get("Initial increment") or "").strip() or "60", 0),
-        increment_s=_seconds((row.get("Increment") or "").strip() or "60", 1),
-        rounding=rounding_from((row.get("Rounding") or "").strip()),
-        destination=row["Destination Name"].strip(),
-        country=row["Country"].strip(),
-        type=kind,
-        per_minute_text=price,
-        connect_fee_text=fee,
+def _steps_from(text: str) -> tuple[Step, ...]:
+    """Read `0:0.10/60; 300:0.05/30`: from that second on, price a minute / increment."""
+    steps: list[Step] = []
+    for part in text.split(";"):
+        start, colon, rest = part.strip().partition(":")
+        per_minute, slash, increment = rest.partition("/")
+        if not colon or not slash or not _is_number(start):
+            raise ValueError(f"{part.strip()!r} is no step; write it like 300:0.05/60")
+        if int(start) <= steps[-1].from_s if steps else int(start) != 0:
+            raise ValueError("steps begin at second 0 and follow one another")
+        steps.append(Step(int(start), scaled(per_minute), _seconds(increment, 1)))
+    return tuple(steps)
+
+
+def _windows_from(text: str) -> tuple[Window, ...]:
+    """Read `1-5 08:00-18:00 Europe/London; @12-25`: weekdays, times, a day of the year and a
+    zone, each of which may be absent."""
+    windows: list[Window] = []
+    for part in text.split(";"):
+        days: list[int] = []
+        start = end = month_day = ""
+        zone = "UTC"
+        words = part.split()
+        if not words:
+            raise ValueError("a window is empty; write it like 1-5 08:00-18:00 Europe/London")
+        for word in words:
+            if word.startswith("@"):
+                month_day = word[1:]
+            elif ":" in word:
+                start, dash, end = word.partition("-")
+                if not dash or word.count(":") != 2:  # decks have no seconds there
+                    raise ValueError(f"{word!r} are no times; write them like 08:00-18:00")
+            elif word[0].isdigit():
+                days += _days_from(word)
+            else:
+                zone = word
+        windows.append(window_from(tuple(days), start, end, month_day, zone))
+    return tuple(windows)
+
+
+def _days_from(text: str) -> list[int]:
+    days: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not _is_number(first) or (dash and not _is_number(last)):
+            raise ValueError(f"{text!r} are no weekdays; write them like 1-5 or 6,7")
+        days += range(int(first), int(last or first) + 1)
+    return days
+
+
+def _special_from(row: Mapping[str, str]) -> Special | None:
+    """What the columns that few rows fill say. Raises ValueError."""
+    steps = row.get("Steps", "")
+    windows = row.get("Windows", "")
+    weight = row.get("Weight", "")
+    split = row.get("Split", "")
+    max_cost, _, strategy = row.get("Max cost", "").partition("/")
+    if not (steps or windows or weight or split or max_cost or strategy):
+        return None
+    if weight and not _is_number(weight):
+        raise ValueError(f"{weight!r} is no weight; write a whole number")
+    if split not in ("", "yes", "no"):
+        raise ValueError(f"{split!r}: Split is yes or no")
+    if strategy not in ("", "free", "disconnect"):
+        raise ValueError(f"{strategy!r}: after a maximum stands free or disconnect")
+    most = scaled(max_cost) if max_cost else None
+    return Special(
+        steps=_steps_from(steps) if steps else (),
+        windows=_windows_from(windows) if windows else (),
+        weight=int(weight or 0),
+        split=split == "yes",
+        # To disconnect is a matter of admission: a finished call costs what it costs.
+        max_cost=None if strategy == "disconnect" else most,
     )
 
 
-def parse_deck(text: str, *, deck: str, version: str) -> Tariff:
+class _Reader:
+    """Reads the rows of one deck. Decks repeat themselves: what was read once is kept, which
+    saves time and, above all, the memory of a second copy."""
+
+    def __init__(self, header: Sequence[str]) -> None:
+        places = {name: at for at, name in enumerate(header)}
+        self._type, self._country, self._prefix, self._price = (
+            places[name] for name in REQUIRED_COLUMNS[1:]
+        )
+        self._risk = places.get("Risk class")
+        # A column that is not there lies beyond the end of every row.
+        self._more = [
+            places.get(name, sys.maxsize)
+            for name in ("Connect fee", "Initial increment", "Increment", "Rounding")
+        ]
+        self._special = {name: places[name] for name in SPECIAL_COLUMNS if name in places}
+        self._prices: dict[tuple[str, ...], tuple[int, int, int, int, Rounding | None]] = {}
+        self._texts: dict[str, str] = {}
+
+    def rate(self, row: list[str]) -> Rate:
+        """One row. Raises ValueError, IndexError when it is too short."""
+        prefix = row[self._prefix].strip()
+        if not (prefix.isascii() and prefix.isdigit()) or len(prefix) > MAX_PREFIX_DIGITS:
+            raise ValueError(f"{prefix!r} is no prefix; it has digits only")
+        text = self._texts.setdefault
+        kind = row[self._type].strip()
+        if not kind:
+            raise ValueError("the destination type is missing")
+        price = row[self._price].strip()
+        fee, first, step, rule = [row[at].strip() if at < len(row) else "" for at in self._more]
+        said = (price, fee, first, step, rule)
+        known = self._prices.get(said)
+        if known is None:
+            known = self._prices[said] = (
+                scaled(price),
+                scaled(fee or "0"),
+                _seconds(first or "60", 0),
+                _seconds(step or "60", 1),
+                rounding_from(rule),
+            )
+        special = None
+        if self._special:
+            special = _special_from(
+                {
+                    name: row[at].strip()
+                    for name, at in self._special.items()
+                    if at < len(row) and row[at]
+                }
+            )
+        country, fee = row[self._country].strip(), fee or "0"
+        risk = "" if self._risk is None or self._risk >= len(row) else row[self._risk].strip()
+        return Rate(
+            prefix=prefix,
+            per_minute=known[0],
+            connect_fee=known[1],
+            initial_increment_s=known[2],
+            increment_s=known[3],
+            rounding=known[4],
+            country=text(country, country),
+            type=text(kind, kind),
+            per_minute_text=text(price, price),
+            connect_fee_text=text(fee, fee),
+            risk_class=text(risk, risk),
+            special=special,
+        )
+
+
+def parse_deck(
+    text: str, *, deck: str, version: str, effective_from: datetime | None = None
+) -> Tariff:
     """Read a deck from CSV text.
 
     Raises DeckError with every fault (duplicate prefixes, prices that are no prices, digits that
-    are none). What is only suspicious stands in the tariff's `warnings`.
+    are none). What is only suspicious stands in the tariff's `warnings`. Both name lines.
     """
-    reader = csv.DictReader(StringIO(text.removeprefix("\ufeff")))
-    missing = [name for name in REQUIRED_COLUMNS if name not in (reader.fieldnames or ())]
+    reader = csv.reader(StringIO(text.removeprefix("\ufeff")))
+    header = next(reader, [])
+    missing = [name for name in REQUIRED_COLUMNS if name not in header]
     if missing:
         raise DeckError([f"line 1: the column {missing[0]!r} is missing"])
+    read = _Reader(header).rate
     rates: dict[str, Rate] = {}
+    lines: dict[str, int] = {}
+    several: dict[str, list[Rate]] = {}
     faults: list[str] = []
     for row in reader:
-        try:
-            rate = _rate(row)
-        except (ValueError, AttributeError) as error:
-            faults.append(f"line {reader.line_num}: {error or 'too few columns'}")
+        if not row:
             continue
-        if rate.prefix in rates:
-            faults.append(f"line {reader.line_num}: prefix {rate.prefix} stands there twice")
-        rates[rate.prefix] = rate
+        try:
+            rate = read(row)
+        except (ValueError, IndexError) as error:
+            why = "too few columns" if isinstance(error, IndexError) else error
+            faults.append(f"line {reader.line_num}: {why}")
+            continue
+        prefix = rate.prefix
+        if prefix not in rates:
+            rates[prefix] = rate
+            lines[prefix] = reader.line_num
+            continue
+        others = several.setdefault(prefix, [rates[prefix]])
+        if any(_same_time(rate, other) for other in others):
+            faults.append(f"line {reader.line_num}: prefix {prefix} stands there twice")
+        others.append(rate)
     if faults or not rates:
         raise DeckError(faults)
-    return Tariff(deck, version, rates, tuple(_suspicions(rates)))
+    if several:
+        rates.update(by_prefix(rate for bands in several.values() for rate in bands))
+    warnings = (*_unknown(header), *_suspicions(rates, lines))
+    return Tariff(deck, version, rates, warnings, effective_from)
 
 
-def _suspicions(rates: dict[str, Rate]) -> Iterator[str]:
+def _same_time(one: Rate, other: Rate) -> bool:
+    """Whether nothing tells when which of two rows of a prefix is in force."""
+    mine, its = one.special or Special(), other.special or Special()
+    if not mine.windows and not its.windows:
+        return True
+    return (mine.windows, mine.weight) == (its.windows, its.weight)
+
+
+def _unknown(header: Sequence[str]) -> Iterator[str]:
+    for name in header:
+        if name not in REQUIRED_COLUMNS and name not in OPTIONAL_COLUMNS:
+            yield f"line 1: the column {name!r} means nothing here and is ignored"
+
+
+def _suspicions(rates: Mapping[str, Rate], lines: Mapping[str, int]) -> list[str]:
+    """Prices far from those of the prefix around them (published typing errors look like this),
+    and prefixes longer than their country code without a shorter row: numbers beside them are
+    unrated. Those are told once a country code, or area code in North America, which has no row
+    of its own in any deck."""
+    found: list[str] = []
+    orphans: dict[str, list[str]] = {}
     for prefix, rate in rates.items():
-        parent = next(
-            (
-                rates[prefix[:length]]
-                for length in range(len(prefix) - 1, 0, -1)
-                if prefix[:length] in rates
-            ),
-            None,
-        )
-        if parent is None or not parent.per_minute:
+        parent = None
+        for length in range(len(prefix) - 1, 0, -1):
+            parent = rates.get(prefix[:length])
+            if parent is not None:
+                break
+        if parent is None:
+            root = _root(prefix)
+            if len(prefix) > len(root):
+                orphans.setdefault(root, []).append(prefix)
             continue
-        if rate.per_minute > SUSPICIOUS_FACTOR * parent.per_minute:
-            yield f"prefix {prefix}: more than ten times the price of its parent {parent.prefix}"
-        elif rate.per_minute * SUSPICIOUS_FACTOR < parent.per_minute:
-            yield f"prefix {prefix}: less than a tenth of the price of its parent {parent.prefix}"
+        price, around = rate.per_minute, parent.per_minute
+        if price > SUSPICIOUS_FACTOR * around > 0:
+            how = "more than ten times"
+        elif price * SUSPICIOUS_FACTOR < around:
+            how = "less than a tenth of"
+        else:
+            continue
+        found.append(
+            f"line {lines[prefix]}: prefix {prefix}: {how} the price of its parent {parent.prefix}"
+        )
+    for root, prefixes in orphans.items():
+        more = f" (and {len(prefixes) - 1} more like it)" if len(prefixes) > 1 else ""
+        found.append(
+            f"line {lines[prefixes[0]]}: prefix {prefixes[0]}{more}: there is no row for {root}, "
+            "so other numbers there are unrated"
+        )
+    return found
+
+
+def _root(prefix: str) -> str:
+    """Where a deck should have a row that covers a prefix: its country code, in North America
+    its area code."""
+    if prefix[0] == "1":
+        return prefix[:4]
+    return prefix[: 1 if prefix[0] == "7" else 2 if prefix[:2] in _TWO_DIGITS else 3]

@@ -7,7 +7,7 @@ cannot be read fails alone. What a case does not name among its needs does not d
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
-from math import ceil
+from math import ceil, lcm
 from typing import Any, Final
 
 import msgspec
@@ -19,14 +19,31 @@ from streams.billing import grants, rating, recharge
 from streams.billing.account import Account, Grant, Policy
 from streams.billing.coverage import digits_of
 from streams.billing.outcomes import Burnt
-from streams.billing.prefixes import Prefixes
-from streams.billing.tariff import DeckError, Rate, Rounding, Tariff, parse_deck, scaled
+from streams.billing.tariff import (
+    DeckError,
+    Rate,
+    Rounding,
+    Special,
+    Step,
+    Tariff,
+    by_prefix,
+    parse_deck,
+    scaled,
+)
+from streams.billing.windows import window_from
 
 SCHEMA_VERSION: Final = 1
 SUPPORTED: Final = frozenset(
     {
         # rating
         "session_continuation",
+        "stepped_price",
+        "time_of_day_bands",
+        "time_of_day_split",
+        "calendar_bands",
+        "minute_pool",
+        "max_cost",
+        "fractional_seconds",
         # grants
         "overage_carries_to_next_grant",
         "void",
@@ -148,50 +165,142 @@ def _at(text: str) -> datetime:
 # -- rating ------------------------------------------------------------------------------------
 
 
+# Any of these lets a row's windows count.
+_WINDOWS: Final = frozenset({"time_of_day_bands", "time_of_day_split", "calendar_bands"})
+
+
 def _rating(case: dict[str, Any], _: Tariff | None) -> tuple[Any, Any]:
-    prefixes = Prefixes({row["prefix"]: _rate(row) for row in case["rates"]})
-    rate = prefixes.find(str(case["destination"]))
+    needs = _needs(case)
     wanted_cost = case.get("expected_cost")
-    expected = {
+    expected: dict[str, Any] = {
         "prefix": case.get("expected_prefix"),
         "cost": None if wanted_cost is None else _value(wanted_cost),
     }
-    if rate is None:
-        return expected, {"prefix": None, "cost": None}
-    if case.get("continuation") and "session_continuation" in _needs(case):
-        rate = msgspec.structs.replace(rate, connect_fee=0)
-    # Increments are whole seconds, so a started second is as good as the whole one.
-    billed_s = rating.billed_seconds(rate, ceil(_value(case["duration_s"])))
-    numerator, denominator = rating.exact_cost(rate, billed_s)
-    cost = Fraction(numerator, denominator)
-    if rate.rounding is not None:
-        whole = rating.rounded(numerator, denominator, rate.rounding)
-        cost = Fraction(whole, 10**rate.rounding.decimals)
-    return expected, {"prefix": rate.prefix, "cost": cost}
+    duration_s = _value(case["duration_s"])
+    # Seconds may be broken: then everything counts in the largest part that is in all of them.
+    per_second = _per_second(case, duration_s) if "fractional_seconds" in needs else 1
+    scale = max([9, *(_decimals(row) for row in case["rates"])])
+    rates = [_rate(row, case, needs, scale, per_second) for row in case["rates"]]
+    # Without windows nothing tells rows of one prefix apart: the last one stands.
+    by = by_prefix(rates) if needs & _WINDOWS else {rate.prefix: rate for rate in rates}
+    tariff = Tariff("vectors", "vectors", by)
+    duration = ceil(duration_s * per_second)
+    started_at = _at(case["started_at"]) if case.get("started_at") else _SOME_DAY
+    destination = str(case["destination"])
+    begin = 0
+    left: dict[str, Fraction] = {}
+    if "minute_pool" in needs:
+        found = tariff.find_at(destination, started_at)
+        begin, left = _pools(case, 0 if found is None else duration, per_second)
+    cost = rating.exact_special(
+        tariff, destination, started_at, duration, per_second=per_second, begin=begin
+    )
+    got: dict[str, Any] = {"prefix": None, "cost": None}
+    if cost is not None:
+        amount = Fraction(cost.numerator, cost.denominator)
+        rule = cost.rate.rounding
+        if rule is not None:
+            whole = rating.rounded(cost.numerator, cost.denominator, rule)
+            amount = Fraction(whole, 10**rule.decimals)
+        got = {"prefix": cost.rate.prefix, "cost": amount}
+    if "minute_pool" in needs and case.get("expected_pool_left_s") is not None:
+        wanted = case["expected_pool_left_s"]
+        expected["pool_left_s"] = {name: _value(text) for name, text in wanted.items()}
+        got["pool_left_s"] = {name: left.get(name) for name in wanted}
+    return expected, got
 
 
-def _rate(row: dict[str, Any]) -> Rate:
-    texts = [str(row.get("per_minute", "0")), str(row.get("connect_fee") or "0")]
-    scale = max(9, *(len(text.partition(".")[2]) for text in texts))
+_SOME_DAY: Final = datetime(2026, 3, 2, 10, 0, tzinfo=UTC)
+
+
+def _decimals(row: dict[str, Any]) -> int:
+    texts = [row.get("per_minute"), row.get("connect_fee")]
+    texts += [step["per_minute"] for step in row.get("steps") or ()]
+    texts.append((row.get("max_cost") or {}).get("amount"))
+    return max(len(str(text or 0).partition(".")[2]) for text in texts)
+
+
+def _per_second(case: dict[str, Any], duration_s: Fraction) -> int:
+    """Into how many parts a second is cut, so that all durations of the case are whole."""
+    seconds = [duration_s]
+    for row in case["rates"]:
+        seconds += [_value(row.get(name) or 0) for name in ("initial_increment_s", "increment_s")]
+        for step in row.get("steps") or ():
+            seconds += [_value(step["from_s"]), _value(step["increment_s"])]
+    for pool in case.get("pools") or ():
+        seconds += [_value(pool["seconds"]), _value(pool["increment_s"])]
+    return lcm(*(one.denominator for one in seconds))
+
+
+def _pools(case: dict[str, Any], duration: int, per_second: int) -> tuple[int, dict[str, Fraction]]:
+    """How much of a call the pools pay for, and what is left in each."""
+    covered = 0
+    left: dict[str, Fraction] = {}
+    for pool in sorted(case.get("pools") or (), key=lambda one: int(one.get("order") or 0)):
+        has = int(_value(pool["seconds"]) * per_second)
+        block = _parts(pool, "increment_s", 1, per_second)
+        taken = rating.take_minutes(max(0, duration - covered), has, block)
+        covered += taken
+        left[pool["id"]] = _value(pool["seconds"]) - Fraction(taken, per_second)
+    return covered, left
+
+
+def _rate(
+    row: dict[str, Any], case: dict[str, Any], needs: set[str], scale: int, per_second: int
+) -> Rate:
     rule = row.get("rounding")
+    fee = str(row.get("connect_fee") or "0")
+    free = case.get("continuation") and "session_continuation" in needs
     return Rate(
         prefix=row["prefix"],
-        per_minute=scaled(texts[0], scale),
-        connect_fee=scaled(texts[1], scale),
+        per_minute=scaled(str(row.get("per_minute") or "0"), scale),
+        connect_fee=0 if free else scaled(fee, scale),
         scale=scale,
-        initial_increment_s=_increment(row, "initial_increment_s", 0),
-        increment_s=_increment(row, "increment_s", 1),
+        initial_increment_s=_parts(row, "initial_increment_s", 0, per_second),
+        increment_s=_parts(row, "increment_s", 1, per_second),
         rounding=None if rule is None else Rounding(rule["mode"], int(rule["decimals"])),
+        special=_special(row, case, needs, scale, per_second),
     )
 
 
-def _increment(row: dict[str, Any], name: str, least: int) -> int:
-    """Whole seconds, a minute when the row does not say; an initial 0 means none of its own."""
+def _special(
+    row: dict[str, Any], case: dict[str, Any], needs: set[str], scale: int, per_second: int
+) -> Special:
+    steps: list[Step] = []
+    if "stepped_price" in needs:
+        for step in sorted(row.get("steps") or (), key=lambda one: _value(one["from_s"])):
+            from_s = int(_value(step["from_s"]) * per_second)
+            price = scaled(str(step["per_minute"]), scale)
+            steps.append(Step(from_s, price, _parts(step, "increment_s", 1, per_second)))
+    windows = (row.get("windows") or ()) if needs & _WINDOWS else ()
+    most = row.get("max_cost") or case.get("max_cost")
+    clips = "max_cost" in needs and most and most.get("strategy", "free") == "free"
+    return Special(
+        steps=tuple(steps),
+        windows=tuple(
+            window_from(
+                tuple(int(day) for day in window.get("days") or ()),
+                window.get("from") or "",
+                window.get("to") or "",
+                str(window.get("month_day") or ""),
+            )
+            for window in windows
+        ),
+        weight=int(row.get("weight") or 0),
+        split="time_of_day_split" in needs,
+        max_cost=scaled(str(most["amount"]), scale) if clips and most is not None else None,
+    )
+
+
+def _parts(row: dict[str, Any], name: str, least: int, per_second: int) -> int:
+    """Whole parts of a second, a minute when the row does not say; an initial 0 means none of
+    its own."""
     value = row.get(name)
     seconds = Fraction(60) if value is None else _value(value)
-    if seconds < least or seconds.denominator != 1:
+    parts = seconds * per_second
+    if parts < least or parts.denominator != 1:
         raise ValueError(f"{name} is {value}; write whole seconds, at least {least}")
-    return seconds.numerator
+    return parts.numerator
 
 
 # -- grants ------------------------------------------------------------------------------------

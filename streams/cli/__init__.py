@@ -20,6 +20,7 @@ from streams.cli import (
     doctor,
     operate,
     settings,
+    tariff,
     tenants,
     wire,
 )
@@ -128,6 +129,7 @@ for _group in (
     tenants,
     balances,
     settings,
+    tariff,
     dead_letters,
     doctor,
     configuration,

@@ -51,6 +51,7 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     attempt: int
     failed_at: str
+    exposure: str | None
 
     @property
     def tenant(self) -> str | None:
@@ -79,6 +80,7 @@ def letter_from(record: Any, source: str) -> Letter | None:
         path=told.get("path", ""),
         attempt=int(attempt) if attempt.isdecimal() else 1,
         failed_at=told.get("failed-at", ""),
+        exposure=told.get("exposure"),
     )
 
 
@@ -144,6 +146,7 @@ def list_letters(
                 "place": f"{letter.source}/{letter.partition}/{letter.offset}",
                 "reason": letter.reason,
                 "path": letter.path,
+                "exposure": letter.exposure,
                 "tenant_id": letter.tenant,
                 "attempt": letter.attempt,
                 "failed_at": letter.failed_at,

@@ -128,6 +128,9 @@ def show_settings(context: typer.Context, tenant: Tenant) -> None:
             "settings_version": account.settings_version,
             **policy,
             "payment_methods": list(account.payment_methods),
+            "decks": [
+                {"deck": one.deck, "effective_from": one.effective_from} for one in account.decks
+            ],
             "overdraft_floor": text_from(account.overdraft_floor_nanos),
             "recharge_state": account.state,
         }

@@ -27,6 +27,7 @@ from schemas.envelope import (
 )
 from schemas.funding import RechargeResult
 from schemas.ledger import EntryKind
+from schemas.money import text_from
 from schemas.notices import DeadLetterReason, Notice, NoticeKind
 from schemas.topics import Names
 from schemas.usage import CallUsage, ConferenceUsage
@@ -302,7 +303,9 @@ class Decider:
                 label = outcome.label
                 if outcome.refused is not None:
                     refused = outcome.refused
-                    self._bury(work, topic, record, refused.reason, refused.path)
+                    self._bury(
+                        work, topic, record, refused.reason, refused.path, refused.exposure_nanos
+                    )
                 else:
                     fresh[fingerprint] = candidate.check
                     weeks.append(week)
@@ -466,12 +469,20 @@ class Decider:
         return "conflict" if conflict else "duplicate"
 
     def _bury(
-        self, work: Work, topic: str, record: Any, reason: DeadLetterReason, path: str = ""
+        self,
+        work: Work,
+        topic: str,
+        record: Any,
+        reason: DeadLetterReason,
+        path: str = "",
+        exposure_nanos: int | None = None,
     ) -> None:
         """Into the dead letters, byte for byte, with the reason in headers."""
         headers = list(record.headers or ())
         attempt = next((text for name, text in headers if name == "credits-dlq-attempt"), b"1")
         kept = [header for header in headers if not header[0].startswith("credits-dlq-")]
+        if exposure_nanos is not None:
+            kept.append(("credits-dlq-exposure", text_from(exposure_nanos).encode()))
         work.outputs.append(
             self._names.of(topics.dead_letters_of(topic)),
             self._partition,

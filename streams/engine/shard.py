@@ -176,6 +176,11 @@ class Shard:
                 sources = {**position.sources, error.topic: lost}
                 position = msgspec.structs.replace(position, sources=sources)
 
+    def use(self, terms: Terms) -> None:
+        """Decide by other terms from the next batch on."""
+        self._terms = terms
+        self._stale_terms = msgspec.structs.replace(terms, stale=True)
+
     def next_of(self, topic: str) -> int:
         """The next offset of a source topic (its name on the cluster)."""
         return self._sources[topic].next

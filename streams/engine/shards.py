@@ -13,13 +13,16 @@ from datetime import UTC, datetime
 from time import monotonic
 from typing import Any, Final
 
+import msgspec
 import structlog
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+from aiokafka.errors import KafkaConnectionError, KafkaError, OffsetOutOfRangeError
 from msgspec import Struct
 
 from schemas import topics
 from streams.billing.outcomes import Terms
+from streams.billing.tariff import Decks
+from streams.engine.deck_view import DeckView
 from streams.engine.errors import (
     FencedError,
     GaveUpError,
@@ -103,7 +106,10 @@ class Shards:
         self._exit = exit_process
         self._marks = Marks(settings)
         self._reader = Reader(settings)
+        # Open while this worker is in its group and knows the rate decks.
         self._gate = asyncio.Event()
+        self._assigned = False
+        self._decks = DeckView(settings, terms.tariff, self._use_decks, wall=wall)
         self._opening = asyncio.Semaphore(OPENED_AT_ONCE)
         self._manifest_of = {settings.topics.of(name): name for name in topics.SOURCES}
         self._keepers: dict[int, _Keeper] = {}
@@ -125,18 +131,20 @@ class Shards:
         """Connect. Opens nothing yet: that is for `assigned`."""
         await self._marks.start()
         await self._reader.start()
+        await self._decks.start()
         self._watcher = asyncio.ensure_future(self._watch())
 
     async def stop(self) -> None:
         """End in order: no new batch, running ones settle, producers and reader stop."""
         self._stopping = True
-        self._gate.clear()
+        self._close_gate()
         if self._watcher is not None:
             self._watcher.cancel()
         await self._settle(SETTLE_ON_STOP_S)
         await asyncio.gather(*(self._release(keeper) for keeper in self._keepers.values()))
         self._keepers.clear()
         await asyncio.gather(*self._farewells)
+        await self._decks.stop()
         await self._reader.stop()
         await self._marks.stop()
 
@@ -179,7 +187,7 @@ class Shards:
 
     async def revoked(self) -> None:
         """A rebalance begins: settle, own nothing new, read nothing."""
-        self._gate.clear()
+        self._close_gate()
         self._reader.begin({}, set())
         for keeper in self._keepers.values():
             if keeper.shard is not None:
@@ -215,8 +223,36 @@ class Shards:
         log.info("assigned", generation=generation, partitions=sorted(by_partition), new=new)
         signal, self._new_generation = self._new_generation, asyncio.Event()
         signal.set()
-        self._gate.set()
+        self._assigned = True
+        self._check_decks()
         self._begin_epoch()
+
+    def _close_gate(self) -> None:
+        self._assigned = False
+        self._gate.clear()
+
+    # -- rate decks --------------------------------------------------------------------------
+
+    def _use_decks(self, decks: Decks) -> None:
+        """Other versions are published: the next batch of every shard is decided by them."""
+        self._terms = msgspec.structs.replace(self._terms, decks=decks)
+        for keeper in self._keepers.values():
+            if keeper.shard is not None:
+                keeper.shard.use(self._terms)
+
+    def _check_decks(self) -> None:
+        """Book only while the view of the decks is a good one: a version may be in force that is
+        not read yet."""
+        if not self._assigned:
+            return
+        if self._decks.is_old:
+            if self._gate.is_set():
+                log.error("decks_old", age_s=round(self._decks.age_s))
+            self._gate.clear()
+            # Nobody can book meanwhile; the minute for a stall begins anew.
+            self._broker_back_at = monotonic()
+        else:
+            self._gate.set()
 
     # -- keeping shards ----------------------------------------------------------------------
 
@@ -359,6 +395,10 @@ class Shards:
         self._meters["credits_reopened_total", "error"].inc()
         keeper.errors = [*keeper.errors, (name, at)][-SAME_ERROR_LIMIT:]
         same = len(keeper.errors) == SAME_ERROR_LIMIT and len(set(keeper.errors)) == 1
+        # A refused connection fails at once, three times within the seconds that the watch needs to
+        # see that the broker is away; a fresh process would not reach it either.
+        if isinstance(error.__cause__ or error, KafkaConnectionError):
+            return
         if same and monotonic() - self._broker_seen_at < 2 * WATCH_EVERY_S:
             raise GaveUpError(f"{name}, {SAME_ERROR_LIMIT} times at the same position")
 
@@ -390,6 +430,7 @@ class Shards:
         """Lag, lost slices, stalls: what no single batch can see."""
         while True:
             await asyncio.sleep(WATCH_EVERY_S)
+            self._check_decks()
             try:
                 async with asyncio.timeout(10):
                     await self._look()
@@ -502,8 +543,10 @@ class Shards:
             reasons.append(f"not_copartitioned: partitions {self._halves} lack a source topic")
         if self._assigned_at < 0:
             reasons.append("no assignment yet")
-        elif not self._gate.is_set():
+        elif not self._assigned:
             reasons.append("rebalancing")
+        if self._decks.is_old:
+            reasons.append(f"rate decks were last read {self._decks.age_s:.0f} s ago")
         if monotonic() - self._broker_seen_at > BROKER_AWAY_AFTER_S:
             reasons.append("the broker is away")
         elif self._assigned_at >= 0:

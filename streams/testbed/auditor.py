@@ -9,6 +9,7 @@ import csv
 import hashlib
 import json
 import uuid
+import zlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
@@ -18,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -41,7 +43,7 @@ INVARIANTS: Final = {
     "answered": "every command has its one answer",
     "sequence": "entries are numbered 1, 2, 3 … without gap or step back",
     "chain": "every entry's hash follows from the one before it",
-    "price": "every charge is what the deck it names says",
+    "price": "every charge is what the deck it names says, and that version was in force for it",
     "changelog": "rows are the fold of the ledger; count and digest are those of the position row",
     "partition": "every record stands on the partition of its key",
     "cause": "every entry names a record that is there and says so",
@@ -72,6 +74,8 @@ _KINDS: Final = _FREE | {
 _TERMINAL: Final = {"succeeded", "declined", "cancelled", "expired"}
 _CREDITS: Final = {"recharge", "purchase", "orphan"}
 _ZEROS: Final = bytes(32)
+# A worker may not book by a view of the decks that is older, and a batch takes its time.
+_SEEN_WITHIN: Final = timedelta(minutes=6)
 
 
 class Record(Struct, frozen=True, gc=False):
@@ -214,14 +218,32 @@ def nanos(text: str) -> int:
     return value.numerator
 
 
-class Deck:
-    """A rate deck read from CSV, with the version its bytes give it."""
+_SPECIAL: Final = ("Steps", "Windows", "Weight", "Split", "Max cost")
 
-    def __init__(self, content: bytes) -> None:
+
+class Deck:
+    """A rate deck read from CSV: the file's, with the version its bytes give it, or a published
+    one. `rows` has one row of each prefix, `bands` all of them, `line` in the deck's order."""
+
+    def __init__(self, content: bytes, published: Mapping[str, Any] | None = None) -> None:
+        self.name = "default"
         self.version = "file-" + hashlib.sha256(content).hexdigest()[:12]
+        self.effective_from: datetime | None = None
+        self.published_at: datetime | None = None
+        if published is not None:
+            self.name, self.version = published["deck"], published["version"]
+            self.effective_from = _utc(published["effective_from"])
+            self.published_at = _utc(published["published_at"])
         self.rows: dict[str, dict[str, str]] = {}
-        for row in csv.DictReader(StringIO(content.decode("utf-8-sig"))):
-            self.rows[row["Prefix"].strip()] = row
+        self.bands: dict[str, list[dict[str, str]]] = {}
+        for read in csv.DictReader(StringIO(content.decode("utf-8-sig"))):
+            row = {name: text.strip() for name, text in read.items() if isinstance(text, str)}
+            self.rows[row["Prefix"]] = row
+            self.bands.setdefault(row["Prefix"], []).append(row)
+
+    def began_by(self, at: datetime) -> bool:
+        """Whether it can be in force for a call that starts then."""
+        return self.effective_from is None or self.effective_from <= at
 
     def find(self, digits: str) -> tuple[str, dict[str, str]] | None:
         """The row of the longest prefix."""
@@ -230,6 +252,50 @@ class Deck:
             if row is not None:
                 return digits[:length], row
         return None
+
+    def at(self, digits: str, at: datetime) -> dict[str, str] | None:
+        """The row in force at an instant: of the longest prefix that has one, the heaviest."""
+        for length in range(len(digits), 0, -1):
+            inside = [row for row in self.bands.get(digits[:length], ()) if covers(row, at)]
+            if inside:
+                # max() gives the first of equals, which is the deck's order.
+                return max(inside, key=lambda row: (weight(row), bool(row.get("Windows"))))
+        return None
+
+    def price(self, digits: str, started: datetime, duration_s: int) -> int | None:
+        """What a call costs in nanos; None when it is unrated."""
+        row = self.at(digits, started)
+        if row is None:
+            return None
+        if not any(row.get(name) for name in _SPECIAL):
+            return self.cost(row, duration_s)
+        if duration_s <= 0:
+            return 0
+        total = Fraction(row.get("Connect fee") or "0")
+        for low, high in billed_parts(row, duration_s):
+            if row.get("Split") != "yes":
+                total += (high - low) * per_minute(row, low) / 60
+                continue
+            for first, last, one in self._pieces(digits, started, low, high):
+                if one is None:
+                    return None
+                total += (last - first) * per_minute(one, low) / 60
+        most = row.get("Max cost") or ""
+        if most and not most.endswith("/disconnect"):
+            total = min(total, Fraction(most.removesuffix("/free")))
+        return rounded(total, row)
+
+    def _pieces(
+        self, digits: str, started: datetime, low: int, high: int
+    ) -> Iterable[tuple[int, int, dict[str, str] | None]]:
+        """Seconds [low, high) of a call, minute of the clock by minute of the clock."""
+        second = low
+        while second < high:
+            # A second belongs to the row in force when it begins.
+            at = started + timedelta(seconds=second)
+            last = min(high, second + 60 - at.second)
+            yield second, last, self.at(digits, at)
+            second = last
 
     def rows_of(self, prefix: str) -> list[dict[str, str]]:
         """The row of a prefix; where its end is hidden, all rows it may stand for."""
@@ -251,14 +317,118 @@ class Deck:
         beyond = max(0, duration_s - first)
         billed = first - step * (-beyond // step)
         cost = Fraction(row.get("Connect fee") or "0") + Fraction(row["Price / min"]) * billed / 60
-        rule = row.get("Rounding") or "half_up/9"
-        mode, _, decimals = rule.partition("/")
-        scaled = cost * 10 ** int(decimals)
-        whole = scaled.numerator // scaled.denominator
-        rest = scaled - whole
-        if rest and (mode == "up" or (mode == "half_up" and rest >= Fraction(1, 2))):
-            whole += 1
-        return int(Fraction(whole, 10 ** int(decimals)) * 1_000_000_000)
+        return rounded(cost, row)
+
+
+def rounded(cost: Fraction, row: Mapping[str, str]) -> int:
+    """A cost in nanos by the row's rule."""
+    rule = row.get("Rounding") or "half_up/9"
+    mode, _, decimals = rule.partition("/")
+    scaled = cost * 10 ** int(decimals)
+    whole = scaled.numerator // scaled.denominator
+    rest = scaled - whole
+    if rest and (mode == "up" or (mode == "half_up" and rest >= Fraction(1, 2))):
+        whole += 1
+    return int(Fraction(whole, 10 ** int(decimals)) * 1_000_000_000)
+
+
+def weight(row: Mapping[str, str]) -> int:
+    """Which of several rows wins."""
+    return int(row.get("Weight") or 0)
+
+
+def steps_of(row: Mapping[str, str]) -> list[tuple[int, Fraction, int]]:
+    """From which second on what a minute costs, and in which increments."""
+    steps = []
+    for text in filter(None, (row.get("Steps") or "").split(";")):
+        start, _, rest = text.strip().partition(":")
+        price, _, increment = rest.partition("/")
+        steps.append((int(start), Fraction(price), int(increment)))
+    return steps
+
+
+def per_minute(row: Mapping[str, str], second: int) -> Fraction:
+    """The price in the step that a second falls into."""
+    price = Fraction(row["Price / min"])
+    for start, step_price, _ in steps_of(row):
+        if start <= second:
+            price = step_price
+    return price
+
+
+def billed_parts(row: Mapping[str, str], duration_s: int) -> list[tuple[int, int]]:
+    """The seconds that are paid for; each step rounds its own up."""
+    steps = steps_of(row)
+    if not steps:
+        first = int(row.get("Initial increment") or 60)
+        step = int(row.get("Increment") or 60)
+        beyond = max(0, duration_s - first)
+        return [(0, first - step * (-beyond // step))]
+    parts = []
+    for (start, _, increment), following in zip(steps, [*steps[1:], None], strict=True):
+        end = duration_s if following is None else min(duration_s, following[0])
+        if start < end:
+            parts.append((start, start - increment * (-(end - start) // increment)))
+    return parts
+
+
+def covers(row: Mapping[str, str], at: datetime) -> bool:
+    """Whether a row is in force at an instant: `1-5 08:00-18:00 Europe/London; @12-25`."""
+    texts = row.get("Windows") or ""
+    return not texts or any(_inside(text.split(), at) for text in texts.split(";"))
+
+
+def _inside(words: Sequence[str], at: datetime) -> bool:
+    zones = [word for word in words if word[0].isalpha()]
+    try:
+        local = at.astimezone(ZoneInfo(zones[0])) if zones else at
+    except OverflowError:  # beyond the calendar's ends there is no local time
+        local = at
+    days: set[int] = set()
+    for word in words:
+        if word[0] == "@":
+            month, _, day = word[1:].removeprefix("--").rpartition("-")
+            if (int(month or local.month), int(day)) != (local.month, local.day):
+                return False
+        elif ":" in word:
+            start, end = (_minute_of(time) for time in word.split("-"))
+            minute = local.hour * 60 + local.minute
+            inside = start <= minute < end if start < end else minute >= start or minute < end
+            if not inside:
+                return False
+        elif word[0].isdigit():
+            for part in word.split(","):
+                first, _, last = part.partition("-")
+                days |= set(range(int(first), int(last or first) + 1))
+    return not days or local.isoweekday() in days
+
+
+def _minute_of(time: str) -> int:
+    hours, _, minutes = time.partition(":")
+    return int(hours) * 60 + int(minutes)
+
+
+def decks_of(records: Iterable[Record]) -> list[Deck]:
+    """The complete versions among the records of the deck topic, in their order."""
+    chunks: dict[tuple[str, str], dict[str, bytes]] = {}
+    decks: list[Deck] = []
+    for record in records:
+        deck, version, part = (record.key or b"").decode().split("/")
+        of_version = chunks.setdefault((deck, version), {})
+        if part != "manifest":
+            of_version[part] = record.value or b""
+            continue
+        manifest = json.loads(record.value or b"null")
+        if manifest is None:
+            continue
+        try:
+            packed = b"".join(of_version[str(number)] for number in range(manifest["chunks"]))
+            text = zlib.decompress(packed)
+            if hashlib.sha256(text).hexdigest() == manifest["sha256"]:
+                decks.append(Deck(text, manifest))
+        except (KeyError, ValueError, zlib.error):
+            continue  # as good as not there: what it priced is then unknown
+    return decks
 
 
 def load_deck(path: Path | None) -> Deck:
@@ -405,6 +575,13 @@ class Entry(Struct, gc=False):
     identity: tuple[str, str]
     payment: str | None
     at: datetime
+    booked_at: datetime
+    deck: tuple[str, str] | None
+
+
+def _deck_of(entry: Mapping[str, Any]) -> tuple[str, str] | None:
+    rate = entry.get("rate")
+    return None if rate is None else (rate.get("deck", "default"), rate["version"])
 
 
 class Fold(Struct):
@@ -436,7 +613,7 @@ class _Partition:
         *,
         names: Mapping[str, str],
         partitions: int,
-        deck: Deck,
+        decks: Sequence[Deck],
         options: Options,
         moves: "Moves",
         earlier: Mapping[str, Any] | None = None,
@@ -445,7 +622,8 @@ class _Partition:
         self.log = log
         self.names = names
         self.partitions = partitions
-        self.deck = deck
+        self.decks = {(deck.name, deck.version): deck for deck in decks}
+        self.assigned: dict[str, set[str]] = {}
         self.options = options
         self.moves = moves
         self.rows: dict[str, list[Any]] = {}
@@ -466,6 +644,7 @@ class _Partition:
         self.paid: dict[tuple[str, ...], dict[str, int]] = {}
         if earlier is not None:
             self.identities = set(earlier["ids"])
+            self.assigned = {one: set(decks) for one, decks in earlier.get("assigned", {}).items()}
             self.requests = {tenant: dict(known) for tenant, known in earlier["requests"].items()}
             self.answers = {one: set(said) for one, said in earlier["answers"].items()}
             self.paid = {tuple(key.split("\0")): said for key, said in earlier["paid"].items()}
@@ -593,6 +772,8 @@ class _Partition:
             (cause["source"], cause["id"]),
             entry.get("payment_id"),
             datetime.fromisoformat(entry["at"]),
+            datetime.fromisoformat(entry["booked_at"]),
+            _deck_of(entry),
         )
         self.entries.setdefault(place, []).append(kept)
         if kept.payment is not None and self.below(place):
@@ -606,18 +787,21 @@ class _Partition:
 
     def _price(self, name: str, entry: dict[str, Any], amount: int) -> None:
         rate = entry["rate"]
-        if rate["version"] != self.deck.version:
+        deck = self.decks.get(_deck_of(entry) or ("", ""))
+        if deck is None:
             self.foreign_deck = str(rate["version"])
             self.report.unknown(
                 "price", f"the deck {rate['version']} is not at hand; name it with --deck"
             )
             return
-        rows = self.deck.rows_of(rate["prefix"])
+        rows = deck.rows_of(rate["prefix"])
         if not rows:
             self.report.violate("price", f"{name}: the deck has no prefix {rate['prefix']}")
             return
+        if rate.get("started_at") is not None:
+            return  # its price hangs on the instant and on other rows: judged with its event
         row = rows[0]
-        costs = [self.deck.cost(row, rate["duration_s"]) for row in rows]
+        costs = [deck.cost(row, rate["duration_s"]) for row in rows]
         cost = costs[0]
         if -amount not in costs:
             self.report.violate(
@@ -783,6 +967,8 @@ class _Partition:
                 self.opened[event.tenant] = max(since, self.opened.get(event.tenant, since))
         elif body.get("command") == "close_tenant":
             self.closed.add(event.tenant)
+        elif body.get("command") == "tariff_assignment":
+            self.assigned.setdefault(event.tenant, set()).add(str(body.get("deck")))
 
     def _results(self) -> None:
         paid = self.paid
@@ -955,7 +1141,9 @@ class _Partition:
         charges = [entry for entry in entries if entry.kind == "charge"]
         if len(charges) > 1:
             self.report.violate("at_most_once", f"{event.place} has {len(charges)} charges")
-        cost = self._cost(event)
+        cost = self._cost(event, charges[0].deck if charges else None)
+        if charges and charges[0].deck in self.decks:
+            self._right_version(event, self.decks[charges[0].deck], charges[0])
         if self.foreign_deck is not None:
             # Priced by a deck that is not at hand: what this one says proves nothing.
             self.report.unknown("at_least_once", f"the deck {self.foreign_deck} is not at hand")
@@ -990,8 +1178,28 @@ class _Partition:
         else:
             unbooked[identity] = event
 
-    def _cost(self, event: Event) -> int | None:
-        """What a sound event costs; None when it must not be booked."""
+    def _right_version(self, event: Event, deck: Deck, entry: Entry) -> None:
+        """The deck an entry names is the tenant's, was in force when the call started, and
+        nobody could know of a later one."""
+        where = f"{event.place} is priced by {deck.name}/{deck.version}"
+        if deck.name not in {"default", *self.assigned.get(event.tenant, ())}:
+            self.report.violate("price", f"{where}, which is not its tenant's deck")
+        if not deck.began_by(event.started):
+            self.report.violate("price", f"{where}, which was not in force yet")
+        for other in self.decks.values():
+            if (
+                other.name == deck.name
+                and other.effective_from is not None
+                and other.published_at is not None
+                and other.began_by(event.started)
+                and (deck.effective_from is None or deck.effective_from < other.effective_from)
+                and other.published_at + _SEEN_WITHIN < entry.booked_at
+            ):
+                self.report.violate("price", f"{where}, though {other.version} was in force")
+
+    def _cost(self, event: Event, named: tuple[str, str] | None = None) -> int | None:
+        """What a sound event costs; None when it must not be booked. Without the deck that an
+        entry names, any that can have been in force: then free wins, and unrated loses."""
         body = event.body
         if body.get("phase", "end") != "end":
             return 0 if body["phase"] in ("start", "progress") else None
@@ -1003,8 +1211,22 @@ class _Partition:
         callee = str(body.get("callee") or "")
         if not callee.startswith("+") or not callee[1:].isdigit():
             return None
-        found = self.deck.find(callee[1:])
-        return None if found is None else self.deck.cost(found[1], event.duration_s)
+        if named is not None and named in self.decks:
+            return self.decks[named].price(callee[1:], event.started, event.duration_s)
+        costs = [
+            deck.price(callee[1:], event.started, event.duration_s)
+            for deck in self._candidates(event)
+        ]
+        rated = [cost for cost in costs if cost is not None]
+        return min(rated) if rated else None
+
+    def _candidates(self, event: Event) -> list[Deck]:
+        names = {"default", *self.assigned.get(event.tenant, ())}
+        return [
+            deck
+            for deck in self.decks.values()
+            if deck.name in names and deck.began_by(event.started)
+        ]
 
     def _plausible(self, event: Event, reasons: set[str]) -> None:
         """Whether a dead letter's reason is one this record can have."""
@@ -1013,7 +1235,7 @@ class _Partition:
         body = event.body
         for reason in reasons:
             if reason == "unrated":
-                right = self._cost(event) is None
+                right = self._unrated(event)
             elif reason == "too_late":
                 right = event.ended < failed_at - timedelta(days=35)
             elif reason == "from_the_future":
@@ -1037,6 +1259,16 @@ class _Partition:
                 self.report.violate(
                     "at_least_once", f"{event.place} is a dead letter for {reason}, wrongly"
                 )
+
+    def _unrated(self, event: Event) -> bool:
+        """Whether a deck that can have been in force has no price for a call."""
+        if self._cost(event) is None or event.tenant in self.assigned:
+            return True
+        callee = str(event.body.get("callee") or "")[1:]
+        return any(
+            deck.price(callee, event.started, event.duration_s or 0) is None
+            for deck in self._candidates(event)
+        )
 
     # causes
 
@@ -1083,6 +1315,7 @@ class _Partition:
         tenants = {**self.heads, **self.folds}
         return {
             "ids": sorted(self.identities),
+            "assigned": {one: sorted(decks) for one, decks in self.assigned.items()},
             "requests": self.requests,
             "answers": {one: sorted(said) for one, said in self.answers.items()},
             "paid": {"\0".join(key): said for key, said in self.paid.items()},
@@ -1129,6 +1362,7 @@ def audit(
     names: Mapping[str, str],
     partitions: int,
     deck: Deck,
+    published: Sequence[Deck] = (),
     options: Options | None = None,
     report: Report | None = None,
     earlier: Mapping[str, Any] | None = None,
@@ -1145,7 +1379,7 @@ def audit(
             log,
             names=names,
             partitions=partitions,
-            deck=deck,
+            decks=[deck, *published],
             options=options,
             moves=moves,
             earlier=known,
@@ -1261,7 +1495,11 @@ async def verify(settings: Settings, options: Options) -> Report:
 
 async def _verify(settings: Settings, options: Options, reader: _Reader, report: Report) -> None:
     deadline = monotonic() + options.deadline_s
-    names = {topic.name: settings.topics.of(topic.name) for topic in topics.MANIFEST}
+    names = {
+        topic.name: settings.topics.of(topic.name)
+        for topic in topics.MANIFEST
+        if topic.partitions is None
+    }
     numbers = range(settings.partitions) if options.partition is None else [options.partition]
     earlier: dict[str, Any] = {}
     if options.checkpoint_from is not None:
@@ -1269,6 +1507,7 @@ async def _verify(settings: Settings, options: Options, reader: _Reader, report:
     deck = load_deck(options.deck or settings.deck)
     every = [TopicPartition(name, number) for name in names.values() for number in numbers]
 
+    tariff = TopicPartition(settings.topics.of(topics.TARIFF), 0)
     # The position rows first: whatever is committed later lies at or beyond them.
     changelogs = [TopicPartition(names[topics.CHANGELOG], number) for number in numbers]
     rows: dict[int, dict[bytes, bytes]] = {number: {} for number in numbers}
@@ -1287,6 +1526,11 @@ async def _verify(settings: Settings, options: Options, reader: _Reader, report:
     for tp in every:
         if stable[tp] < ends[tp] and tp.topic not in settings.topics.sources:
             report.unknown("stable", f"a transaction is open on {tp.topic}/{tp.partition}")
+    # After the rows: a version that priced any of them was there by then.
+    first = dict(await reader.uncommitted.beginning_offsets([tariff]))
+    last = dict(await reader.committed.end_offsets([tariff]))
+    bounds = {tariff: (first[tariff], last[tariff])}
+    versions = [record async for record in reader.records(bounds, deadline)]
     begun: dict[str, dict[str, int]] = earlier.get("offsets", {})
     reached: dict[str, dict[str, int]] = {}
 
@@ -1315,6 +1559,7 @@ async def _verify(settings: Settings, options: Options, reader: _Reader, report:
         names=names,
         partitions=settings.partitions,
         deck=deck,
+        published=decks_of(versions),
         options=options,
         report=report,
         earlier=earlier.get("partitions"),

@@ -54,7 +54,7 @@ def some_terms(**changes: Any) -> Terms:
         "4420": Rate(prefix="4420", per_minute=NANOS, per_minute_text="1"),
         "33": Rate(prefix="33", per_minute=6_000_000, per_minute_text="0.006"),
     }
-    return Terms(tariff=Tariff("default", "file-test", rates), **changes)
+    return Terms(**{"tariff": Tariff("default", "file-test", rates)} | changes)
 
 
 def a_cause(topic: str = topics.CALL_USAGE, name: str | None = None) -> Cause:

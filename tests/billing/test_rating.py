@@ -138,7 +138,9 @@ def test_a_deck_with_a_fault_is_refused_with_its_line(rows: str, fault: str) -> 
 
 def test_a_price_ten_times_that_of_its_parent_is_a_warning() -> None:
     tariff = parse_deck(f"{HEADER}\nA,m,GB,44,0.01\nB,m,GB,447,0.11\n", deck="d", version="v")
-    assert tariff.warnings == ("prefix 447: more than ten times the price of its parent 44",)
+    assert tariff.warnings == (
+        "line 3: prefix 447: more than ten times the price of its parent 44",
+    )
 
 
 @given(st.integers(-(10**19) + 1, 10**19 - 1))

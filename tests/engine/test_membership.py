@@ -1,6 +1,7 @@
 """A worker that has fallen out of its group says so, and only then."""
 
 from collections.abc import Sequence
+from math import inf
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from aiokafka import TopicPartition
 from prometheus_client import CollectorRegistry
 
 from streams.engine import shards as module
+from streams.engine.deck_view import OLD_AFTER_S
 from streams.engine.shards import BROKER_AWAY_AFTER_S, NO_MEMBER_AFTER_S, Shards
 from streams.metrics import Meters
 from streams.settings import Settings
@@ -35,6 +37,7 @@ class Group:
         )
         self.shards._reader._consumer = SimpleNamespace(unsubscribe=lambda: None)
         self.shards._marks.ends = self._answers  # type: ignore[assignment, method-assign]
+        self.shards._decks._at_end = inf
         self.shards.watch_group(lambda: self.joined)
         self.shards.assigned([], 1)
 
@@ -83,3 +86,19 @@ async def test_before_the_first_assignment_that_is_the_reason(group: Group) -> N
     group.shards._assigned_at = -1.0
     group.joined = False
     assert await group.passes(200) == ["no assignment yet"]
+
+
+async def test_while_the_rate_decks_were_not_read_nothing_is_booked(group: Group) -> None:
+    shards = group.shards
+    assert shards._gate.is_set()
+    shards._decks._at_end = -OLD_AFTER_S
+    shards._check_decks()
+    assert not shards._gate.is_set()
+    [reason] = await group.passes(1)
+    assert reason.startswith("rate decks were last read")
+    shards._decks._at_end = inf
+    shards._check_decks()
+    assert shards._gate.is_set()
+    await shards.revoked()
+    shards._check_decks()
+    assert not shards._gate.is_set(), "a rebalance is not over because the decks are read"

@@ -13,7 +13,9 @@ from aiokafka.structs import ConsumerRecord
 from prometheus_client import CollectorRegistry
 
 from schemas import topics
+from schemas.money import NANOS
 from streams.billing.account import Account
+from streams.billing.tariff import Decks, Rate, Tariff
 from streams.engine.lag import Lag
 from streams.engine.reader import Slice
 from streams.engine.restore import Marks
@@ -26,6 +28,7 @@ from tests.billing.builders import NOW, a_result, opening, settings, some_terms
 from tests.billing.test_recharge import _policy as a_policy
 
 TENANT = b"t-1"
+HOUR = timedelta(hours=1)
 
 
 class Recorded:
@@ -279,3 +282,25 @@ async def test_the_group_is_told_offsets_now_and_then_and_at_the_end(
     await shard._book([bench.slice(topics.CALL_USAGE, a_call(4))])
     await shard.stop()
     assert told[3:] == [{}, {topics.CALL_USAGE: 4}, {}]
+
+
+async def test_an_unrated_call_tells_what_it_may_cost(bench: Bench) -> None:
+    call = a_call(1, callee="+440000000000", duration_s=61)
+    outputs = await bench.book(topics.CALL_USAGE, call)
+    [(key, value, headers)] = outputs.by_topic[topics.dead_letters_of(topics.CALL_USAGE)]
+    assert (key, value) == (TENANT, _bytes(call))
+    assert headers["credits-dlq-reason"] == b"unrated"
+    assert headers["credits-dlq-exposure"] == b"2"
+
+
+async def test_decks_that_are_published_count_from_the_next_batch(bench: Bench) -> None:
+    terms = some_terms()
+    dear = Tariff("default", "dear", {"44": Rate(prefix="44", per_minute=5 * NANOS)})
+    versions = []
+    for number, decks in ((1, None), (2, Decks(terms.tariff, [("default", NOW - HOUR, dear)]))):
+        bench.shard.use(msgspec.structs.replace(terms, decks=decks))
+        outputs = await bench.book(topics.CALL_USAGE, a_call(number))
+        [(_, entry, _)] = outputs.by_topic[topics.LEDGER]
+        read = json.loads(entry or b"")
+        versions.append((read["rate"]["version"], read["amount"]))
+    assert versions == [("file-test", "-1"), ("dear", "-5")]

@@ -1,15 +1,18 @@
 """When a worker must end because nothing moves, and when it must not."""
 
+import contextlib
 from time import monotonic
 from typing import Any, cast
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.errors import KafkaConnectionError, KafkaError, NotLeaderForPartitionError
 from prometheus_client import CollectorRegistry
 
 from streams.billing.outcomes import Terms
 from streams.decks import load_deck
 from streams.engine import shards
+from streams.engine.errors import GaveUpError, UnknownOutcomeError
 from streams.engine.lag import Lag
 from streams.engine.shard import Shard
 from streams.engine.shards import Shards
@@ -64,3 +67,22 @@ async def test_a_minute_without_progress_ends_the_process(monkeypatch: pytest.Mo
 
 async def test_the_minute_begins_when_a_rebalance_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     assert await looked_at(2, monkeypatch) == []
+
+
+@pytest.mark.parametrize(
+    ("cause", "gives_up"),
+    [(KafkaConnectionError("refused"), False), (NotLeaderForPartitionError("odd"), True)],
+)
+def test_the_same_error_again_and_again_ends_the_process_unless_nobody_answers(
+    cause: KafkaError, gives_up: bool
+) -> None:
+    made = Shards(
+        Settings(), meters=Meters(CollectorRegistry()), terms=Terms(tariff=load_deck(None))
+    )
+    keeper = shards._Keeper(0)
+    error = UnknownOutcomeError("no commit")
+    error.__cause__ = cause
+    made._count_error(keeper, error, 7)
+    made._count_error(keeper, error, 7)
+    with pytest.raises(GaveUpError) if gives_up else contextlib.nullcontext():
+        made._count_error(keeper, error, 7)

@@ -186,7 +186,7 @@ def test_dead_letters_have_room_for_the_largest_record_and_their_headers() -> No
 
 def test_every_topic_stands_once() -> None:
     names = [topic.name for topic in MANIFEST]
-    assert len(set(names)) == len(names) == 14
+    assert len(set(names)) == len(names) == 15
 
 
 # -- all faults of a refused record ---------------------------------------------------------------

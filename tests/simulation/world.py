@@ -686,6 +686,21 @@ class _EngineLog:
         return lambda event, **fields: self._world.noticed(level, event, fields)
 
 
+class _NoDecks:
+    """Stands for the view of published decks: there are none, and that is known at once."""
+
+    is_old = False
+    age_s = 0.0
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """Needs nothing."""
+
+    async def start(self) -> None:
+        """Nothing to read."""
+
+    stop = start
+
+
 @contextlib.contextmanager
 def _engine_on_the_model(world: World) -> Iterator[None]:
     """Put the model's clients and clock where the engine reaches for the world's."""
@@ -697,6 +712,7 @@ def _engine_on_the_model(world: World) -> Iterator[None]:
         (restore, "log_reader", clients.restore_reader),
         (transaction, "transactional_producer", clients.transactional_producer),
         (shards, "log", _EngineLog(world)),
+        (shards, "DeckView", _NoDecks),
         # A poll that finds nothing costs turns and shows nothing.
         (reader, "_FETCH_WAIT_MS", 2_000),
     ]
