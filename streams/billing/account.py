@@ -56,6 +56,8 @@ class Policy(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     monthly_cap_nanos: int | None = None
     max_per_day: int = 3
     cooldown_s: int = 900
+    # Risk classes of destinations and what may be spent on each in a day, in nanos.
+    velocity: tuple[tuple[str, int], ...] = ()
 
 
 class Asked(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
@@ -78,6 +80,8 @@ class Asked(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     expires_at: datetime
     needs_action: bool = False
     overdue: bool = False
+    # A day has passed without an answer: a person decides, and nothing is due any more.
+    unresolved: bool = False
 
 
 class Attempt(Struct, frozen=True, gc=False, array_like=True):
@@ -119,10 +123,18 @@ class Declines(Struct, frozen=True, gc=False, array_like=True):
     count: int
 
 
+class Risk(Struct, frozen=True, gc=False, array_like=True):
+    """Money charged for destinations of one risk class, by hour since 1970."""
+
+    name: str
+    hours: tuple[Sum, ...]
+
+
 class Recharging(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     """Where auto-recharge stands. `stage` is idle, requested, cooling, paused or needs_approval;
     `until` ends a cooling stage; `retry` says that the epoch goes on after it. `opens_at`: the
-    guard that withholds is asked again then, for the window it looks at has moved on."""
+    guard that withholds is asked again then, for the window it looks at has moved on. `approved`: a
+    person has approved this epoch, so `velocity` is not asked again."""
 
     stage: str = "idle"
     epoch: int = 0
@@ -139,6 +151,8 @@ class Recharging(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     days: tuple[Sum, ...] = ()
     declines: tuple[Declines, ...] = ()
     opens_at: datetime | None = None
+    approved: bool = False
+    risks: tuple[Risk, ...] = ()
 
 
 class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
@@ -190,11 +204,10 @@ class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
         if recharging.opens_at is not None:
             due = _earlier(due, recharging.opens_at)
         if self.closed_at is None:
-            if recharging.asked is not None and not recharging.asked.needs_action:
-                due = _earlier(due, _overdue_at(recharging.asked))
+            if recharging.asked is not None:
+                due = _earlier(due, overdue_at(recharging.asked))
             for fund in self.funds:
-                if not fund.needs_action:
-                    due = _earlier(due, _overdue_at(fund))
+                due = _earlier(due, overdue_at(fund))
         return due
 
 
@@ -202,10 +215,11 @@ class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
 UNANSWERED_FOR: Final = timedelta(hours=24)
 
 
-def _overdue_at(asked: Asked) -> datetime | None:
-    if asked.expires_at - asked.requested_at > UNANSWERED_FOR:
+def overdue_at(asked: Asked) -> datetime | None:
+    """When a request without an answer wants to be looked at; None when a person has to act."""
+    if asked.needs_action or asked.unresolved:
         return None
-    return asked.expires_at
+    return min(asked.expires_at, asked.requested_at + UNANSWERED_FOR)
 
 
 def _earlier(one: datetime | None, other: datetime | None) -> datetime | None:

@@ -226,7 +226,10 @@ def _canonical(name: str, value: Any) -> Any:
     if isinstance(value, datetime):
         return utc(value)
     if isinstance(value, Money | RechargePolicy):
-        return {inner: _canonical(inner, one) for inner, one in asdict(value).items()}
+        # Members that came later are left out while empty: an older repeat is still a repeat.
+        return {inner: _canonical(inner, one) for inner, one in asdict(value).items() if one != {}}
+    if name == "velocity":
+        return {inner: _canonical("amount", one) for inner, one in value.items()}
     if name in _AMOUNTS and isinstance(value, str):
         return text_from(nanos_from(value))
     return value
