@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from schemas.funding import Count, Reason
 from schemas.money import Amount
-from schemas.usage import Id, TenantId, Text, Timestamp
+from schemas.usage import Id, Kind, TenantId, Text, Timestamp
 
 
 class NoticeKind(StrEnum):
@@ -28,11 +28,15 @@ class NoticeKind(StrEnum):
     RECHARGE_NEEDS_APPROVAL = "recharge_needs_approval"
     GRANT_EXPIRED = "grant_expired"
     GRANT_EXPIRING = "grant_expiring"
+    BALANCE_LOW = "balance_low"
+    BALANCE_RUNWAY = "balance_runway"
     BALANCE_BELOW_TRIGGER = "balance_below_trigger"
     BALANCE_EXHAUSTED = "balance_exhausted"
     BALANCE_NEGATIVE = "balance_negative"
     ORPHAN_PAYMENT = "orphan_payment"
     SETTINGS_CHANGED = "settings_changed"
+    SUSPENDED = "suspended"
+    RESUMED = "resumed"
 
 
 class Withheld(StrEnum):
@@ -72,6 +76,11 @@ class Notice(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
     `fix` says in one sentence what to do. `version` is the settings version then in force.
     `guards` are those that were asked before a recharge was requested or withheld, in their order:
     the last one of a withheld recharge holds, all others pass.
+
+    `suspended` and `resumed` are a signal for those who admit calls: for each of its `scopes` the
+    highest `signal_version` counts, and a suspension ends with `lease_until` unless it is renewed;
+    without one it holds until a higher version. Included minutes go on, whatever is suspended;
+    emergency calls are never in it.
     """
 
     notice: NoticeKind
@@ -96,6 +105,13 @@ class Notice(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
     attempt: Count | None = None
     payment_method: Text | None = None
     reason: Reason | None = None
+    level: Amount | None = None
+    percent: Count | None = None
+    hours: Count | None = None
+    expires_at: Timestamp | None = None
+    scopes: list[Kind] = []
+    signal_version: Count | None = None
+    lease_until: Timestamp | None = None
 
 
 class DeadLetterReason(StrEnum):

@@ -37,6 +37,8 @@ class Grant(Struct, frozen=True, gc=False, array_like=True):
     effective_at: datetime
     expires_at: datetime | None
     created_at: datetime
+    # When people are told next that it will expire.
+    warn_at: datetime | None = None
 
 
 class Policy(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
@@ -155,6 +157,26 @@ class Recharging(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     risks: tuple[Risk, ...] = ()
 
 
+class Watch(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
+    """What has been told about a balance, and the band in which there is nothing to tell: above
+    `fall_nanos` and below `rise_nanos` (see `alerts`). The default is no band: look at once.
+
+    `armed` and `scopes` are bits: levels that will be told, what is suspended now. `mark` is where
+    the use for the runway is counted from, `check_nanos` where it was last worked out.
+    """
+
+    fall_nanos: int = 0
+    rise_nanos: int = 0
+    armed: int = 0
+    funding_nanos: int = 0
+    mark_at: datetime | None = None
+    mark_nanos: int = 0
+    check_nanos: int = 0
+    scopes: int = 0
+    version: int = 0
+    renew_at: datetime | None = None
+
+
 class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     """One tenant. The first seven members keep their places for ever: other programs read them."""
 
@@ -177,6 +199,7 @@ class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     funds: tuple[Asked, ...] = ()
     unpaid_funds: tuple[UnpaidFund, ...] = ()
     former: tuple[Period, ...] = ()
+    watch: Watch = Watch()
 
     @property
     def balance_nanos(self) -> int:
@@ -195,14 +218,16 @@ class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
         """When time alone will change this account; None when it will not."""
         due: datetime | None = None
         for grant in self.grants:
-            expires_at = grant.expires_at
-            if expires_at is not None and (due is None or expires_at < due):
-                due = expires_at
+            at = grant.warn_at or grant.expires_at
+            if at is not None and (due is None or at < due):
+                due = at
         recharging = self.recharging
         if recharging.until is not None and (due is None or recharging.until < due):
             due = recharging.until
         if recharging.opens_at is not None:
             due = _earlier(due, recharging.opens_at)
+        if self.watch.renew_at is not None:
+            due = _earlier(due, self.watch.renew_at)
         if self.closed_at is None:
             if recharging.asked is not None:
                 due = _earlier(due, overdue_at(recharging.asked))

@@ -398,7 +398,7 @@ def test_a_cap_that_opens_bit_by_bit_is_looked_at_each_time_and_told_once() -> N
 def test_a_cap_that_the_amount_alone_is_above_waits_for_no_instant() -> None:
     account = with_policy(an_account("0"), amount="50", trigger="1000", daily_cap="40")
     assert account.recharging.withheld is Withheld.DAILY_AMOUNT
-    assert account.next_due() is None
+    assert account.recharging.opens_at is None
 
 
 def test_a_window_is_forgotten_when_the_account_is_above_its_trigger_again() -> None:
@@ -407,9 +407,7 @@ def test_a_window_is_forgotten_when_the_account_is_above_its_trigger_again() -> 
     )
     outcome = apply(account, a_command(a_payment("900", "wire-9")))
     assert outcome.account is not None
-    assert outcome.account.next_due() == min(
-        grant.expires_at for grant in outcome.account.grants if grant.expires_at is not None
-    )
+    assert outcome.account.recharging.opens_at is None
 
 
 def test_declines_of_another_card_exhaust_nothing() -> None:
