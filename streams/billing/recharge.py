@@ -232,7 +232,7 @@ def _velocity(ask: Ask) -> Finding:
     is none. What was approved stays so until the epoch ends."""
     recharging = ask.account.recharging
     if recharging.approved:
-        return _OFF
+        return Finding(False, "approved by a person")
     worst = _OFF
     first = (ask.now - _EPOCH) // _HOUR - 24
     for name, limit_nanos in ask.policy.velocity:
