@@ -126,10 +126,10 @@ class Declines(Struct, frozen=True, gc=False, array_like=True):
 
 
 class Risk(Struct, frozen=True, gc=False, array_like=True):
-    """Money charged for destinations of one risk class, by hour since 1970."""
+    """Money charged for destinations of one risk class, by four hours since 1970."""
 
     name: str
-    hours: tuple[Sum, ...]
+    blocks: tuple[Sum, ...]
 
 
 class Recharging(Struct, frozen=True, kw_only=True, gc=False, array_like=True):

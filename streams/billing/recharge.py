@@ -52,8 +52,13 @@ _MINIMUM_RECHARGE: Final = {"JPY": 5_000, "KRW": 50_000, "HUF": 15_000, "TWD": 1
 # One request asks for at most this many times the minimum (100,000 USD), whatever a policy says.
 CEILING_TIMES: Final = 2_000
 
+# As a row holds it: an enum's member read from its class costs as much as a call.
+_NEEDS_APPROVAL: Final = Stage.NEEDS_APPROVAL.value
 _HOUR: Final = timedelta(hours=1)
 _DAY: Final = timedelta(days=1)
+# Spend on risk classes is kept in blocks of four hours: by hour it would not fit a row.
+_BLOCK: Final = timedelta(hours=4)
+_BLOCKS: Final = 6
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -234,7 +239,7 @@ def _velocity(ask: Ask) -> Finding:
     if recharging.approved:
         return Finding(False, "approved by a person")
     worst = _OFF
-    first = (ask.now - _EPOCH) // _HOUR - 24
+    first = (ask.now - _EPOCH) // _BLOCK - _BLOCKS
     for name, limit_nanos in ask.policy.velocity:
         spent = _spent_on(recharging, name, first)
         if spent > limit_nanos:
@@ -323,7 +328,12 @@ def consider(draft: Draft, *, stale: bool, result_timeout_s: int) -> None:
     available_nanos = draft.balance_nanos
     if available_nanos > policy.trigger_nanos or not below_trigger(policy, available_nanos):
         # Nearly every event ends here. Money that is there again ends an epoch between tries.
-        if recharging.withheld is not None or recharging.retry or recharging.approved:
+        if (
+            recharging.withheld is not None
+            or recharging.retry
+            or recharging.approved
+            or recharging.stage == _NEEDS_APPROVAL
+        ):
             _covered(draft)
         return
     if (
@@ -562,22 +572,22 @@ def resolve(draft: Draft, *, paid: bool) -> None:
 
 
 def spent(draft: Draft, risk_class: str, amount_nanos: int) -> None:
-    """Count money charged for a destination of a risk class, for `velocity`: by hour, for a day,
-    and only for classes that have a limit."""
+    """Count money charged for a destination of a risk class, for `velocity`: for a day, in whole
+    blocks of four hours, the oldest in full, and only for classes that have a limit."""
     if not any(name == risk_class for name, _ in draft.account.policy.velocity):
         return
-    hour = (draft.now - _EPOCH) // _HOUR
+    block = (draft.now - _EPOCH) // _BLOCK
     risks = draft.account.recharging.risks
     found = next((one for one in risks if one.name == risk_class), Risk(risk_class, ()))
-    hours = _added(found.hours, hour, hour - 24, 1, amount_nanos)
+    blocks = _added(found.blocks, block, block - _BLOCKS, 1, amount_nanos)
     others = tuple(one for one in risks if one.name != risk_class)
-    _move(draft, risks=(*others, Risk(risk_class, hours)))
+    _move(draft, risks=(*others, Risk(risk_class, blocks)))
 
 
 def _spent_on(recharging: Recharging, risk_class: str, first: int) -> int:
     for risk in recharging.risks:
         if risk.name == risk_class:
-            return sum(one.nanos for one in risk.hours if one.at >= first)
+            return sum(one.nanos for one in risk.blocks if one.at >= first)
     return 0
 
 
