@@ -7,9 +7,13 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from schemas.notices import Withheld
+from streams.billing import explain as why
+from streams.cli.explain import show
+from streams.cli.output import Output
 from streams.settings import Settings
 from tests.billing.builders import NOW
 from tests.billing.test_statement import a_book, of, rechained
@@ -66,6 +70,17 @@ def test_what_is_no_statement_ends_with_1(said: Call, tmp_path: Path, content: b
     answer = said("statement", "verify", str(file))
     assert answer.code == 1
     assert answer.stderr.startswith("This is no statement: ")
+
+
+def test_an_explanation_on_a_terminal_is_a_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    told = why.entry(msgspec.json.decode(a_book().entries[1]))
+    show(Output(as_json=False, quiet=False), told)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("entry 2 of t-1, ")
+    assert lines[1] == "240 s at 1 a minute and a fee of 0 come to 4 USD"
+    assert lines[2].startswith("caused by test/")
+    assert "(telephony.call.usage.v1/0/" in lines[2]
+    assert "  increments 60/60: 240 s are billed as 240 s" in lines
 
 
 # -- on a real broker -----------------------------------------------------------------------------
