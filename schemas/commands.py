@@ -42,7 +42,8 @@ class RechargePolicy(Struct, kw_only=True, frozen=True, gc=False):
     """Auto-recharge: "when the balance falls below `trigger`, add `amount`".
 
     Amounts are in the account's currency. `target` is the level to reach for method `target`.
-    Caps and limits that are absent are off, except `max_per_day`.
+    Caps and limits that are absent are off, except `max_per_day`. `velocity` says what may be
+    spent in a day on each risk class of destinations before a person has to approve a recharge.
     """
 
     enabled: bool = False
@@ -58,6 +59,7 @@ class RechargePolicy(Struct, kw_only=True, frozen=True, gc=False):
     monthly_cap: Amount | None = None
     max_per_day: Annotated[int, Meta(ge=1, le=1_000)] = 3
     cooldown_s: Annotated[int, Meta(ge=0, le=86_400)] = 900
+    velocity: Annotated[dict[str, Amount], Meta(max_length=3)] = {}
 
 
 class Command(Struct, kw_only=True, frozen=True, gc=False, tag_field="command"):
@@ -132,6 +134,42 @@ class TariffAssignment(Command, kw_only=True, frozen=True, gc=False, tag="tariff
     effective_from: Timestamp | None = None
 
 
+class Approve(Command, kw_only=True, frozen=True, gc=False, tag="approve"):
+    """What looked like fraud is none: ask for the money that is missing."""
+
+    reason: Text | None = None
+
+
+class Deny(Command, kw_only=True, frozen=True, gc=False, tag="deny"):
+    """It may be fraud: auto-recharge is paused until money comes or a method is added."""
+
+    reason: Text | None = None
+
+
+class ResolveRecharge(Command, kw_only=True, frozen=True, gc=False, tag="resolve_recharge"):
+    """A person decides what became of a request that nobody answered.
+
+    `paid` books `amount` under `payment_id`, as a result would have, once; otherwise the request
+    counts as never paid, which is refused for its first 24 hours. Should it be paid later all the
+    same, that result is credited.
+    """
+
+    recharge_id: Id
+    paid: bool
+    payment_id: Id | None = None
+    amount: Money | None = None
+    reason: Text | None = None
+
+
 AnyCommand = (
-    OpenTenant | CloseTenant | Settings | Fund | BookPayment | Adjustment | TariffAssignment
+    OpenTenant
+    | CloseTenant
+    | Settings
+    | Fund
+    | BookPayment
+    | Adjustment
+    | TariffAssignment
+    | Approve
+    | Deny
+    | ResolveRecharge
 )

@@ -4,9 +4,9 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from schemas.funding import Count
+from schemas.funding import Count, Reason
 from schemas.money import Amount
-from schemas.usage import Id, TenantId, Text, Timestamp
+from schemas.usage import Id, Kind, TenantId, Text, Timestamp
 
 
 class NoticeKind(StrEnum):
@@ -23,12 +23,20 @@ class NoticeKind(StrEnum):
     RECHARGE_OVERDUE = "recharge_overdue"
     RECHARGE_PAUSED = "recharge_paused"
     RECHARGE_WITHHELD = "recharge_withheld"
+    RECHARGE_UNRESOLVED = "recharge_unresolved"
+    RECHARGE_RESOLVED = "recharge_resolved"
+    RECHARGE_NEEDS_APPROVAL = "recharge_needs_approval"
     GRANT_EXPIRED = "grant_expired"
     GRANT_EXPIRING = "grant_expiring"
+    BALANCE_LOW = "balance_low"
+    BALANCE_RUNWAY = "balance_runway"
     BALANCE_BELOW_TRIGGER = "balance_below_trigger"
     BALANCE_EXHAUSTED = "balance_exhausted"
     BALANCE_NEGATIVE = "balance_negative"
     ORPHAN_PAYMENT = "orphan_payment"
+    SETTINGS_CHANGED = "settings_changed"
+    SUSPENDED = "suspended"
+    RESUMED = "resumed"
 
 
 class Withheld(StrEnum):
@@ -49,11 +57,30 @@ class Withheld(StrEnum):
     ABOVE_MAX = "above_max"
 
 
+class GuardAsked(Struct, frozen=True, gc=False, omit_defaults=True):
+    """One guard's answer: whether it holds the recharge back, what it found, and its limit.
+
+    Amounts are decimal text in the account's currency, counts are whole numbers.
+    """
+
+    guard: Withheld
+    holds: bool
+    found: Text | None = None
+    limit: Text | None = None
+
+
 class Notice(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
     """One thing to hear: `credits.notification.v1`, key = tenant.
 
     For an answered command `command_id` names it, `rule` is the named rule that refused it and
     `fix` says in one sentence what to do. `version` is the settings version then in force.
+    `guards` are those that were asked before a recharge was requested or withheld, in their order:
+    the last one of a withheld recharge holds, all others pass.
+
+    `suspended` and `resumed` are a signal for those who admit calls: for each of its `scopes` the
+    highest `signal_version` counts, and a suspension ends with `lease_until` unless it is renewed;
+    without one it holds until a higher version. Included minutes go on, whatever is suspended;
+    emergency calls are never in it.
     """
 
     notice: NoticeKind
@@ -72,6 +99,19 @@ class Notice(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
     decline_code: Text | None = None
     retry_at: Timestamp | None = None
     grant_id: Id | None = None
+    guards: list[GuardAsked] = []
+    policy_version: Count | None = None
+    epoch: Count | None = None
+    attempt: Count | None = None
+    payment_method: Text | None = None
+    reason: Reason | None = None
+    level: Amount | None = None
+    percent: Count | None = None
+    hours: Count | None = None
+    expires_at: Timestamp | None = None
+    scopes: list[Kind] = []
+    signal_version: Count | None = None
+    lease_until: Timestamp | None = None
 
 
 class DeadLetterReason(StrEnum):

@@ -37,6 +37,8 @@ class Grant(Struct, frozen=True, gc=False, array_like=True):
     effective_at: datetime
     expires_at: datetime | None
     created_at: datetime
+    # When people are told next that it will expire.
+    warn_at: datetime | None = None
 
 
 class Policy(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
@@ -56,6 +58,8 @@ class Policy(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     monthly_cap_nanos: int | None = None
     max_per_day: int = 3
     cooldown_s: int = 900
+    # Risk classes of destinations and what may be spent on each in a day, in nanos.
+    velocity: tuple[tuple[str, int], ...] = ()
 
 
 class Asked(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
@@ -78,6 +82,8 @@ class Asked(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     expires_at: datetime
     needs_action: bool = False
     overdue: bool = False
+    # A day has passed without an answer: a person decides, and nothing is due any more.
+    unresolved: bool = False
 
 
 class Attempt(Struct, frozen=True, gc=False, array_like=True):
@@ -119,10 +125,18 @@ class Declines(Struct, frozen=True, gc=False, array_like=True):
     count: int
 
 
+class Risk(Struct, frozen=True, gc=False, array_like=True):
+    """Money charged for destinations of one risk class, by four hours since 1970."""
+
+    name: str
+    blocks: tuple[Sum, ...]
+
+
 class Recharging(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     """Where auto-recharge stands. `stage` is idle, requested, cooling, paused or needs_approval;
     `until` ends a cooling stage; `retry` says that the epoch goes on after it. `opens_at`: the
-    guard that withholds is asked again then, for the window it looks at has moved on."""
+    guard that withholds is asked again then, for the window it looks at has moved on. `approved`: a
+    person has approved this epoch, so `velocity` is not asked again."""
 
     stage: str = "idle"
     epoch: int = 0
@@ -139,6 +153,28 @@ class Recharging(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     days: tuple[Sum, ...] = ()
     declines: tuple[Declines, ...] = ()
     opens_at: datetime | None = None
+    approved: bool = False
+    risks: tuple[Risk, ...] = ()
+
+
+class Watch(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
+    """What has been told about a balance, and the band in which there is nothing to tell: above
+    `fall_nanos` and below `rise_nanos` (see `alerts`). The default is no band: look at once.
+
+    `armed` and `scopes` are bits: levels that will be told, what is suspended now. `mark` is where
+    the use for the runway is counted from, `check_nanos` where it was last worked out.
+    """
+
+    fall_nanos: int = 0
+    rise_nanos: int = 0
+    armed: int = 0
+    funding_nanos: int = 0
+    mark_at: datetime | None = None
+    mark_nanos: int = 0
+    check_nanos: int = 0
+    scopes: int = 0
+    version: int = 0
+    renew_at: datetime | None = None
 
 
 class Assignment(Struct, frozen=True, gc=False, array_like=True):
@@ -172,6 +208,7 @@ class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     former: tuple[Period, ...] = ()
     # In the order of `effective_from`; none: the default deck.
     decks: tuple[Assignment, ...] = ()
+    watch: Watch = Watch()
 
     @property
     def balance_nanos(self) -> int:
@@ -190,20 +227,21 @@ class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
         """When time alone will change this account; None when it will not."""
         due: datetime | None = None
         for grant in self.grants:
-            expires_at = grant.expires_at
-            if expires_at is not None and (due is None or expires_at < due):
-                due = expires_at
+            at = grant.warn_at or grant.expires_at
+            if at is not None and (due is None or at < due):
+                due = at
         recharging = self.recharging
         if recharging.until is not None and (due is None or recharging.until < due):
             due = recharging.until
         if recharging.opens_at is not None:
             due = _earlier(due, recharging.opens_at)
+        if self.watch.renew_at is not None:
+            due = _earlier(due, self.watch.renew_at)
         if self.closed_at is None:
-            if recharging.asked is not None and not recharging.asked.needs_action:
-                due = _earlier(due, _overdue_at(recharging.asked))
+            if recharging.asked is not None:
+                due = _earlier(due, overdue_at(recharging.asked))
             for fund in self.funds:
-                if not fund.needs_action:
-                    due = _earlier(due, _overdue_at(fund))
+                due = _earlier(due, overdue_at(fund))
         return due
 
 
@@ -211,10 +249,11 @@ class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
 UNANSWERED_FOR: Final = timedelta(hours=24)
 
 
-def _overdue_at(asked: Asked) -> datetime | None:
-    if asked.expires_at - asked.requested_at > UNANSWERED_FOR:
+def overdue_at(asked: Asked) -> datetime | None:
+    """When a request without an answer wants to be looked at; None when a person has to act."""
+    if asked.needs_action or asked.unresolved:
         return None
-    return asked.expires_at
+    return min(asked.expires_at, asked.requested_at + UNANSWERED_FOR)
 
 
 def _earlier(one: datetime | None, other: datetime | None) -> datetime | None:

@@ -172,6 +172,7 @@ class Draft:
             effective_at=self.now,
             expires_at=expires_at,
             created_at=self.now,
+            warn_at=grants.first_warning(expires_at, self.now),
         )
         burnt = grants.put_in(self.account, grant)
         self.book(kind, amount_nanos, burnt, self.now, {"expires_at": expires_at, **details})

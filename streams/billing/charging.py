@@ -6,7 +6,7 @@ from typing import Final
 from schemas.ledger import EntryKind, RateUsed
 from schemas.notices import DeadLetterReason
 from schemas.usage import Phase
-from streams.billing import coverage, rating
+from streams.billing import coverage, rating, recharge
 from streams.billing.account import Account
 from streams.billing.booking import Draft, RefusedError
 from streams.billing.events import UsageEvent
@@ -89,6 +89,8 @@ def charge(draft: Draft, event: UsageEvent, terms: Terms) -> str:
             ),
         },
     )
+    if rate.risk_class:
+        recharge.spent(draft, rate.risk_class, priced.amount_nanos)
     return "charged"
 
 

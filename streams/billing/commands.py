@@ -8,12 +8,15 @@ from msgspec.structs import replace
 from schemas.commands import (
     Adjustment,
     AnyCommand,
+    Approve,
     BookPayment,
     CloseTenant,
+    Deny,
     Fund,
     Method,
     OpenTenant,
     RechargePolicy,
+    ResolveRecharge,
     Settings,
     TariffAssignment,
 )
@@ -21,19 +24,25 @@ from schemas.funding import Reason, Status
 from schemas.ledger import EntryKind
 from schemas.money import MAX_EVENT_NANOS, NANOS, Money, nanos_from, text_from
 from schemas.notices import NoticeKind
-from streams.billing import recharge
-from streams.billing.account import Account, Asked, Assignment, Payment, Period, Policy
+from streams.billing import recharge, results
+from streams.billing.account import (
+    UNANSWERED_FOR,
+    Account,
+    Asked,
+    Assignment,
+    Payment,
+    Period,
+    Policy,
+    UnpaidFund,
+)
 from streams.billing.booking import Draft
 from streams.billing.charging import FORMER_KEPT, LATEST
 from streams.billing.events import CommandEvent, utc
 from streams.billing.money import CURRENCIES, exponent_of, rounded_up
-from streams.billing.recharge import Stage
+from streams.billing.recharge import ceiling_of, minimum_recharge_nanos
 from streams.billing.results import PAYMENT_KEPT
 
 MINIMUM_TRIGGER: Final = 5
-# In whole units; where a unit is worth a hundredth of a dollar, a hundred times as many.
-MINIMUM_RECHARGE: Final = 50
-_MINIMUM_RECHARGE: Final = {"JPY": 5_000, "KRW": 50_000, "HUF": 15_000, "TWD": 1_500}
 MOST_OPEN_FUNDS: Final = 8
 # A row holds the decks of two months; nobody changes them daily.
 MOST_ASSIGNMENTS: Final = 12
@@ -46,11 +55,6 @@ class CommandRefusedError(Exception):
         super().__init__(rule)
         self.rule = rule
         self.fix = fix
-
-
-def minimum_recharge_nanos(currency: str) -> int:
-    """The least a recharge or purchase may be."""
-    return _MINIMUM_RECHARGE.get(currency, MINIMUM_RECHARGE) * NANOS
 
 
 def obey(draft: Draft, event: CommandEvent, result_timeout_s: int) -> None:
@@ -71,6 +75,12 @@ def obey(draft: Draft, event: CommandEvent, result_timeout_s: int) -> None:
             _adjust(draft, command)
         case TariffAssignment():
             _assign_deck(draft, command)
+        case Approve():
+            _approve(draft)
+        case Deny():
+            _deny(draft)
+        case ResolveRecharge():
+            _resolve(draft, command, event.payment)
         case _:
             assert_never(command)
     draft.notify(
@@ -79,6 +89,12 @@ def obey(draft: Draft, event: CommandEvent, result_timeout_s: int) -> None:
         version=draft.account.settings_version,
         balance=text_from(draft.account.balance_nanos),
     )
+    if isinstance(command, Settings):
+        draft.notify(
+            NoticeKind.SETTINGS_CHANGED,
+            version=draft.account.settings_version,
+            policy_version=draft.account.policy.version,
+        )
 
 
 def opened(command: OpenTenant, tenant_id: str, now: datetime) -> Account:
@@ -167,22 +183,25 @@ def _settings(draft: Draft, command: Settings) -> None:
         changes["policy"] = _policy(command.policy, account)
         recharging = replace(recharging, withheld=None)
     if command.payment_methods is not None:
-        changes["payment_methods"] = tuple(command.payment_methods)
-        if set(command.payment_methods) - set(account.payment_methods):
-            # A new method clears a pause: what made the old one fail no longer matters.
-            recharging = replace(
-                recharging,
-                declines_in_row=0,
-                method_index=0,
-                withheld=None,
-                stage=Stage.IDLE if recharging.stage == Stage.PAUSED else recharging.stage,
-            )
+        changes["payment_methods"] = _payment_methods(command.payment_methods)
     if command.overdraft_floor is not None:
         floor_nanos = nanos_from(command.overdraft_floor)
         if floor_nanos < 0:
             raise CommandRefusedError("overdraft_floor", "The overdraft floor is zero or more.")
         changes["overdraft_floor_nanos"] = floor_nanos
     draft.account = replace(account, recharging=recharging, **changes)
+    if set(draft.account.payment_methods) - set(account.payment_methods):
+        recharge.new_method(draft)
+
+
+def _payment_methods(references: list[str]) -> tuple[str, ...]:
+    if not all(reference.strip() for reference in references):
+        raise CommandRefusedError("payment_methods", "A payment method's reference is not empty.")
+    if len(set(references)) < len(references):
+        raise CommandRefusedError(
+            "payment_methods", "Name every payment method once, in the order to try them."
+        )
+    return tuple(references)
 
 
 def _policy(wire: RechargePolicy, account: Account) -> Policy:
@@ -204,6 +223,7 @@ def _policy(wire: RechargePolicy, account: Account) -> Policy:
         monthly_cap_nanos=_nanos(wire.monthly_cap),
         max_per_day=wire.max_per_day,
         cooldown_s=wire.cooldown_s,
+        velocity=tuple(sorted((name, nanos_from(text)) for name, text in wire.velocity.items())),
     )
     for name, nanos in (
         ("trigger", trigger_nanos),
@@ -214,6 +234,7 @@ def _policy(wire: RechargePolicy, account: Account) -> Policy:
         ("daily_cap", policy.daily_cap_nanos),
         ("weekly_cap", policy.weekly_cap_nanos),
         ("monthly_cap", policy.monthly_cap_nanos),
+        *(("velocity", limit_nanos) for _, limit_nanos in policy.velocity),
     ):
         if nanos is not None and nanos < 0:
             raise CommandRefusedError(name, f"{name} must not be negative.")
@@ -224,6 +245,15 @@ def _policy(wire: RechargePolicy, account: Account) -> Policy:
             "trigger_minimum",
             f"Trigger must be at least {shown(MINIMUM_TRIGGER * NANOS, currency)}.",
         )
+    minimum_nanos = minimum_recharge_nanos(currency)
+    ceiling_nanos = ceiling_of(currency)
+    if policy.min_nanos is not None:
+        if policy.max_nanos is not None and policy.min_nanos > policy.max_nanos:
+            raise CommandRefusedError("min_above_max", "min_amount must not be above max_amount.")
+        if policy.min_nanos > ceiling_nanos:
+            raise CommandRefusedError(
+                "amount_maximum", f"min_amount must be at most {shown(ceiling_nanos, currency)}."
+            )
     if policy.method is Method.TARGET:
         if policy.target_nanos < trigger_nanos:
             raise CommandRefusedError(
@@ -231,18 +261,20 @@ def _policy(wire: RechargePolicy, account: Account) -> Policy:
                 f"The target must not be below the trigger ({shown(trigger_nanos, currency)}).",
             )
         return policy
-    minimum_nanos = minimum_recharge_nanos(currency)
     if policy.amount_nanos < minimum_nanos:
         raise CommandRefusedError(
             "amount_minimum",
             f"Recharge amount must be at least {shown(minimum_nanos, currency)}.",
         )
-    if (
-        policy.min_nanos is not None
-        and policy.max_nanos is not None
-        and policy.min_nanos > policy.max_nanos
-    ):
-        raise CommandRefusedError("min_above_max", "min_amount must not be above max_amount.")
+    if policy.amount_nanos > ceiling_nanos:
+        raise CommandRefusedError(
+            "amount_maximum",
+            f"Recharge amount must be at most {shown(ceiling_nanos, currency)}.",
+        )
+    if policy.max_nanos is not None and policy.max_nanos < minimum_nanos:
+        raise CommandRefusedError(
+            "amount_minimum", f"max_amount must be at least {shown(minimum_nanos, currency)}."
+        )
     return policy
 
 
@@ -281,6 +313,11 @@ def _fund(draft: Draft, command: Fund, result_timeout_s: int) -> None:
     if amount_nanos < minimum_nanos:
         raise CommandRefusedError(
             "amount_minimum", f"Add at least {shown(minimum_nanos, account.currency)}."
+        )
+    ceiling_nanos = ceiling_of(account.currency)
+    if amount_nanos > ceiling_nanos:
+        raise CommandRefusedError(
+            "amount_maximum", f"Add at most {shown(ceiling_nanos, account.currency)} at a time."
         )
     if len(account.funds) >= MOST_OPEN_FUNDS:
         raise CommandRefusedError(
@@ -365,3 +402,110 @@ def _assign_deck(draft: Draft, command: TariffAssignment) -> None:
             f"A tenant's deck changes at most {MOST_ASSIGNMENTS} times in {FORMER_KEPT.days} days.",
         )
     draft.account = replace(account, decks=tuple(kept))
+
+
+def _approve(draft: Draft) -> None:
+    _not_closed(draft)
+    if not recharge.approve(draft):
+        raise CommandRefusedError("nothing_to_approve", _nothing_waits(draft))
+
+
+def _deny(draft: Draft) -> None:
+    if not recharge.deny(draft):
+        raise CommandRefusedError("nothing_to_deny", _nothing_waits(draft))
+
+
+def _not_closed(draft: Draft) -> None:
+    if draft.account.closed_at is not None:
+        raise CommandRefusedError("closed", "The account is closed; open it again first.")
+
+
+def _nothing_waits(draft: Draft) -> str:
+    return (
+        f"No recharge waits for approval; auto-recharge is {draft.account.recharging.stage}. "
+        "A pause ends with money or a new payment method."
+    )
+
+
+def _resolve(draft: Draft, command: ResolveRecharge, payment: Payment | None) -> None:
+    """A person's word about a request nobody answered: paid, with its payment, or not paid."""
+    account = draft.account
+    current = account.recharging.asked
+    fund = next((one for one in account.funds if one.recharge_id == command.recharge_id), None)
+    if current is not None and current.recharge_id == command.recharge_id:
+        asked = current
+    elif fund is not None:
+        asked = fund
+    else:
+        raise CommandRefusedError(
+            "not_in_flight",
+            f"{command.recharge_id} is not in flight; book money that came with `credits topup "
+            "--already-paid`.",
+        )
+    if command.paid:
+        _resolve_paid(draft, command, payment, EntryKind.RECHARGE if fund is None else None)
+    else:
+        if command.payment_id is not None or command.amount is not None:
+            raise CommandRefusedError(
+                "not_paid", "Give payment_id and amount only when it was paid."
+            )
+        decided_from = asked.requested_at + UNANSWERED_FOR
+        if draft.now < decided_from:
+            raise CommandRefusedError(
+                "too_early",
+                "The payment service may still answer; wait until "
+                f"{decided_from.isoformat(timespec='seconds')}, or cancel the payment there.",
+            )
+    if fund is None:
+        recharge.resolve(draft, paid=command.paid)
+    else:
+        left = tuple(one for one in draft.account.funds if one is not fund)
+        draft.account = replace(draft.account, funds=left)
+        if command.paid:
+            recharge.paid_by_hand(draft)
+        else:
+            results.keep_unpaid(draft, UnpaidFund(fund.recharge_id, fund.amount_nanos))
+    draft.notify(
+        NoticeKind.RECHARGE_RESOLVED,
+        recharge_id=command.recharge_id,
+        payment_id=command.payment_id,
+        rule="paid" if command.paid else "not_paid",
+    )
+
+
+def _resolve_paid(
+    draft: Draft, command: ResolveRecharge, payment: Payment | None, kind: EntryKind | None
+) -> None:
+    if command.payment_id is None or command.amount is None:
+        raise CommandRefusedError(
+            "payment_missing", "Say which payment it was: give payment_id and amount."
+        )
+    amount_nanos = _money(command.amount, draft.account)
+    if amount_nanos <= 0:
+        raise CommandRefusedError("amount_positive", "Give an amount above zero.")
+    if payment is not None and payment.booked_nanos.get(Status.SUCCEEDED):
+        raise CommandRefusedError(
+            "already_booked",
+            f"The payment {command.payment_id} is booked already; resolve the request as not paid.",
+        )
+    kind = kind or EntryKind.PURCHASE
+    draft.credit(
+        kind,
+        amount_nanos,
+        details={
+            "recharge_id": command.recharge_id,
+            "payment_id": command.payment_id,
+            "reason": command.reason,
+        },
+    )
+    recharge.count_money(draft, amount_nanos)
+    booked_nanos = {} if payment is None else payment.booked_nanos
+    draft.payment = Payment(
+        payment_id=command.payment_id,
+        recharge_id=command.recharge_id,
+        currency=draft.account.currency,
+        origin=kind,
+        booked_nanos={**booked_nanos, Status.SUCCEEDED: amount_nanos},
+        disputed_nanos=0 if payment is None else payment.disputed_nanos,
+        kept_until=draft.now + PAYMENT_KEPT,
+    )

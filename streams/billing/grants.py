@@ -6,7 +6,7 @@ happened burn first, then lots active now, and only then the overdraft grows.
 """
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from msgspec.structs import replace
@@ -16,6 +16,8 @@ from streams.billing.account import Account, Grant
 from streams.billing.outcomes import Burnt
 
 _LAST: Final = datetime.max.replace(tzinfo=UTC)
+# Expiry is told this long before it.
+WARNINGS: Final = (timedelta(days=30), timedelta(days=7))
 
 
 def burn_order(grant: Grant) -> tuple[int, datetime, bool, datetime, str]:
@@ -96,3 +98,13 @@ def expired(grants: Iterable[Grant], at: datetime) -> tuple[Grant, ...]:
     return tuple(
         grant for grant in grants if grant.expires_at is not None and grant.expires_at <= at
     )
+
+
+def first_warning(expires_at: datetime | None, now: datetime) -> datetime | None:
+    """When people are told next that a lot will expire; None when there is nothing more to say."""
+    if expires_at is None:
+        return None
+    for before in WARNINGS:
+        if expires_at - before > now:
+            return expires_at - before
+    return None

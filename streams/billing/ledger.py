@@ -15,7 +15,7 @@ from schemas.commands import OpenTenant, RechargePolicy
 from schemas.ledger import Balance, EntryKind
 from schemas.money import Money, nanos_from, text_from
 from schemas.notices import DeadLetterReason, Notice, NoticeKind
-from streams.billing import charging, commands, grants, recharge, results
+from streams.billing import alerts, charging, commands, grants, recharge, results
 from streams.billing.account import Account
 from streams.billing.booking import Draft, RefusedError
 from streams.billing.commands import CommandRefusedError
@@ -66,6 +66,11 @@ def apply(account: Account | None, event: Event, terms: Terms, now: datetime) ->
             case _:
                 assert_never(event)
         recharge.consider(draft, stale=terms.stale, result_timeout_s=terms.result_timeout_s)
+        watch = draft.account.watch
+        if not watch.fall_nanos < draft.balance_nanos < watch.rise_nanos or not isinstance(
+            event, UsageEvent
+        ):
+            alerts.review(draft)
     except RefusedError as error:
         return _refused(account, event, error.refused, now)
     except CommandRefusedError as refusal:  # a name of its own: mypyc types a name once
@@ -84,6 +89,7 @@ def _without_account(event: Event, terms: Terms, now: datetime) -> Outcome:
                 account = commands.opened(command, _tenant_of(event), now)
                 draft = Draft(account, event.cause, now)
                 commands.open_with_money(draft, command)
+                alerts.review(draft)
             except CommandRefusedError as error:
                 return _command_refused(event, error, now)
             draft.check_books()
@@ -140,6 +146,7 @@ def _pass_time(draft: Draft, at: datetime, terms: Terms) -> None:
         draft.notify(
             NoticeKind.GRANT_EXPIRED, grant_id=grant.id, amount=text_from(grant.left_nanos)
         )
+    alerts.warn_of_expiry(draft, at)
     recharge.time_passed(draft, at, terms.result_timeout_s)
 
 
@@ -226,7 +233,10 @@ def _canonical(name: str, value: Any) -> Any:
     if isinstance(value, datetime):
         return utc(value)
     if isinstance(value, Money | RechargePolicy):
-        return {inner: _canonical(inner, one) for inner, one in asdict(value).items()}
+        # Members that came later are left out while empty: an older repeat is still a repeat.
+        return {inner: _canonical(inner, one) for inner, one in asdict(value).items() if one != {}}
+    if name == "velocity":
+        return {inner: _canonical("amount", one) for inner, one in value.items()}
     if name in _AMOUNTS and isinstance(value, str):
         return text_from(nanos_from(value))
     return value

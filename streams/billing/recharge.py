@@ -7,7 +7,6 @@ unanswered at any time, and only an answer to it leaves `requested`.
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from typing import Final
 from uuid import UUID, uuid5
 
@@ -16,8 +15,8 @@ from msgspec.structs import replace
 
 from schemas.commands import Compare, Method
 from schemas.funding import Reason, RechargeRequest, Status
-from schemas.money import text_from
-from schemas.notices import NoticeKind, Withheld
+from schemas.money import NANOS, text_from
+from schemas.notices import GuardAsked, NoticeKind, Withheld
 from streams.billing.account import (
     UNANSWERED_FOR,
     Account,
@@ -26,10 +25,13 @@ from streams.billing.account import (
     Declines,
     Policy,
     Recharging,
+    Risk,
     Sum,
+    overdue_at,
 )
 from streams.billing.booking import Draft
 from streams.billing.money import ceil_div, exponent_of, minor_from, rounded_up
+from streams.billing.stages import Occasion, Stage, Step, step_of
 
 # Fixed for ever: the ids of all recharges are derived under it.
 RECHARGES: Final = UUID("6f1b2f3e-2f57-5a0c-9a5e-0d1c6f5b7a11")
@@ -43,52 +45,21 @@ DECLINE_CLASSES: Final = ("none", "retryable", EXPIRED_CARD, "terminal")
 KEPT_ATTEMPTS: Final = 15
 DECLINES_PER_METHOD: Final = 15
 DECLINE_DAYS: Final = 30
-# One request never asks for more than this many currency units, whatever a policy says.
-CEILING_NANOS: Final = 100_000 * 1_000_000_000
+# The least a recharge or purchase may be, in whole units; where a unit is worth a hundredth of a
+# dollar, a hundred times as many.
+MINIMUM_RECHARGE: Final = 50
+_MINIMUM_RECHARGE: Final = {"JPY": 5_000, "KRW": 50_000, "HUF": 15_000, "TWD": 1_500}
+# One request asks for at most this many times the minimum (100,000 USD), whatever a policy says.
+CEILING_TIMES: Final = 2_000
 
+# As a row holds it: an enum's member read from its class costs as much as a call.
+_NEEDS_APPROVAL: Final = Stage.NEEDS_APPROVAL.value
 _HOUR: Final = timedelta(hours=1)
 _DAY: Final = timedelta(days=1)
+# Spend on risk classes is kept in blocks of four hours: by hour it would not fit a row.
+_BLOCK: Final = timedelta(hours=4)
+_BLOCKS: Final = 6
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-class Stage(StrEnum):
-    """Where auto-recharge stands."""
-
-    IDLE = "idle"
-    REQUESTED = "requested"
-    COOLING = "cooling"
-    PAUSED = "paused"
-    NEEDS_APPROVAL = "needs_approval"
-
-
-class Step(StrEnum):
-    """What an answer does to the state, whatever it does to the money."""
-
-    COOL = "cool"  # the epoch is over; nothing is asked until the cooldown has passed
-    DECLINE = "decline"  # the attempt is over; another method, a retry, or a pause follows
-    WAIT = "wait"  # a person has to act; the request stays in flight
-    STAY = "stay"  # the state does not move
-
-
-def _steps() -> dict[tuple[Stage, Status], Step]:
-    steps = dict.fromkeys(((stage, status) for stage in Stage for status in Status), Step.STAY)
-    steps |= {
-        # Answers to the request in flight.
-        (Stage.REQUESTED, Status.SUCCEEDED): Step.COOL,
-        (Stage.REQUESTED, Status.DECLINED): Step.DECLINE,
-        (Stage.REQUESTED, Status.NEEDS_ACTION): Step.WAIT,
-        (Stage.REQUESTED, Status.CANCELLED): Step.COOL,
-        (Stage.REQUESTED, Status.EXPIRED): Step.COOL,
-        # A success of an earlier attempt, late or against an earlier decline.
-        (Stage.IDLE, Status.SUCCEEDED): Step.COOL,
-        (Stage.COOLING, Status.SUCCEEDED): Step.COOL,
-        (Stage.PAUSED, Status.SUCCEEDED): Step.COOL,
-        (Stage.NEEDS_APPROVAL, Status.SUCCEEDED): Step.COOL,
-    }
-    return steps
-
-
-AFTER: Final = _steps()
 
 
 class Ask(Struct, frozen=True, gc=False):
@@ -104,6 +75,16 @@ class Ask(Struct, frozen=True, gc=False):
     def amount_nanos(self) -> int:
         """What would be asked for; worked out only where a guard wants to know."""
         return wanted(self.policy, self.available_nanos, self.account.currency)
+
+
+def minimum_recharge_nanos(currency: str) -> int:
+    """The least a recharge or purchase may be."""
+    return _MINIMUM_RECHARGE.get(currency, MINIMUM_RECHARGE) * NANOS
+
+
+def ceiling_of(currency: str) -> int:
+    """The most one request may ask for, in nanos."""
+    return CEILING_TIMES * minimum_recharge_nanos(currency)
 
 
 def decline_class(status: Status, code: str | None) -> str:
@@ -154,11 +135,12 @@ def _in_flight_nanos(account: Account) -> int:
     return (asked.amount_nanos if asked else 0) + sum(fund.amount_nanos for fund in account.funds)
 
 
-def _over_cap(ask: Ask, cap_nanos: int | None, spent_nanos: int) -> bool:
+def _cap(ask: Ask, cap_nanos: int | None, spent_nanos: int) -> "Finding":
     """A cap withholds and never trims; exactly at the cap passes."""
     if cap_nanos is None:
-        return False
-    return spent_nanos + _in_flight_nanos(ask.account) + ask.amount_nanos > cap_nanos
+        return _OFF
+    found = spent_nanos + _in_flight_nanos(ask.account) + ask.amount_nanos
+    return Finding(found > cap_nanos, found, cap_nanos)
 
 
 def _last_hours(ask: Ask) -> list[Sum]:
@@ -169,10 +151,6 @@ def _last_hours(ask: Ask) -> list[Sum]:
 def _last_days(ask: Ask, days: int) -> list[Sum]:
     first = (ask.now - _EPOCH) // _DAY - days
     return [one for one in ask.account.recharging.days if one.at >= first]
-
-
-def _spent_in_days(ask: Ask, days: int) -> int:
-    return sum(one.nanos for one in _last_days(ask, days))
 
 
 def _next_index(recharging: Recharging) -> int:
@@ -187,47 +165,141 @@ def _last_declines(ask: Ask) -> list[Declines]:
     return [one for one in recharging.declines if one.method == method and one.day >= first]
 
 
-def _exhausted(ask: Ask) -> bool:
-    return sum(one.count for one in _last_declines(ask)) >= DECLINES_PER_METHOD
+class Finding(Struct, frozen=True, gc=False):
+    """What a guard found when it was asked, and against which limit; amounts in nanos."""
+
+    holds: bool
+    found: object = None
+    limit: object = None
 
 
-def _too_often(ask: Ask) -> bool:
+_OFF: Final = Finding(False)
+
+
+def _disabled(ask: Ask) -> Finding:
+    closed_at = ask.account.closed_at
+    if closed_at is not None:
+        return Finding(True, "closed", closed_at)
+    return Finding(not ask.policy.enabled, "enabled" if ask.policy.enabled else "disabled")
+
+
+def _above_trigger(ask: Ask) -> Finding:
+    # Also when the target is reached exactly: nothing is missing, so nothing is asked.
+    holds = not below_trigger(ask.policy, ask.available_nanos) or ask.amount_nanos <= 0
+    return Finding(holds, ask.available_nanos, ask.policy.trigger_nanos)
+
+
+def _in_flight(ask: Ask) -> Finding:
+    asked = ask.account.recharging.asked
+    return _OFF if asked is None else Finding(True, asked.recharge_id)
+
+
+def _stale(ask: Ask) -> Finding:
+    return Finding(ask.stale)
+
+
+def _stage(stage: Stage) -> Callable[[Ask], Finding]:
+    def guard(ask: Ask) -> Finding:
+        recharging = ask.account.recharging
+        return Finding(recharging.stage == stage, recharging.stage, recharging.until)
+
+    return guard
+
+
+def _exhausted(ask: Ask) -> Finding:
+    found = sum(one.count for one in _last_declines(ask))
+    return Finding(found >= DECLINES_PER_METHOD, found, DECLINES_PER_METHOD)
+
+
+def _too_often(ask: Ask) -> Finding:
     settled = sum(one.count for one in _last_hours(ask))
-    return settled + len(ask.account.funds) >= ask.policy.max_per_day
+    found = settled + len(ask.account.funds)
+    return Finding(found >= ask.policy.max_per_day, found, ask.policy.max_per_day)
 
 
-# Asked in this order; the first that holds is the reason. Spend per risk class of destination
-# (`velocity`) has its place here and no limit yet.
-GUARDS: Final[tuple[tuple[Withheld, Callable[[Ask], bool]], ...]] = (
-    (Withheld.DISABLED, lambda ask: not ask.policy.enabled or ask.account.closed_at is not None),
-    (
-        # Also when the target is reached exactly: nothing is missing, so nothing is asked.
-        Withheld.ABOVE_TRIGGER,
-        lambda ask: not below_trigger(ask.policy, ask.available_nanos) or ask.amount_nanos <= 0,
-    ),
-    (Withheld.IN_FLIGHT, lambda ask: ask.account.recharging.asked is not None),
-    (Withheld.STALE, lambda ask: ask.stale),
-    (Withheld.PAUSED, lambda ask: ask.account.recharging.stage == Stage.PAUSED),
-    (Withheld.COOLING, lambda ask: ask.account.recharging.stage == Stage.COOLING),
+def _daily(ask: Ask) -> Finding:
+    cap_nanos = ask.policy.daily_cap_nanos
+    return _cap(ask, cap_nanos, sum(one.nanos for one in _last_hours(ask)))
+
+
+def _weekly(ask: Ask) -> Finding:
+    cap_nanos = ask.policy.weekly_cap_nanos
+    return _cap(ask, cap_nanos, sum(one.nanos for one in _last_days(ask, 7)))
+
+
+def _monthly(ask: Ask) -> Finding:
+    cap_nanos = ask.policy.monthly_cap_nanos
+    return _cap(ask, cap_nanos, sum(one.nanos for one in _last_days(ask, 30)))
+
+
+def _velocity(ask: Ask) -> Finding:
+    """Above its limit a risk class of destinations looks like fraud: a person has to say that it
+    is none. What was approved stays so until the epoch ends."""
+    recharging = ask.account.recharging
+    if recharging.approved:
+        return Finding(False, "approved by a person")
+    worst = _OFF
+    first = (ask.now - _EPOCH) // _BLOCK - _BLOCKS
+    for name, limit_nanos in ask.policy.velocity:
+        spent = _spent_on(recharging, name, first)
+        if spent > limit_nanos:
+            return Finding(True, spent, limit_nanos)
+        worst = Finding(False, spent, limit_nanos)
+    if recharging.stage == Stage.NEEDS_APPROVAL:
+        return Finding(True, worst.found, worst.limit)
+    return worst
+
+
+def _above_max(ask: Ask) -> Finding:
+    ceiling_nanos = ceiling_of(ask.account.currency)
+    return Finding(ask.amount_nanos > ceiling_nanos, ask.amount_nanos, ceiling_nanos)
+
+
+# Asked in this order; the first that holds is the reason.
+GUARDS: Final[tuple[tuple[Withheld, Callable[[Ask], Finding]], ...]] = (
+    (Withheld.DISABLED, _disabled),
+    (Withheld.ABOVE_TRIGGER, _above_trigger),
+    (Withheld.IN_FLIGHT, _in_flight),
+    (Withheld.STALE, _stale),
+    (Withheld.PAUSED, _stage(Stage.PAUSED)),
+    (Withheld.COOLING, _stage(Stage.COOLING)),
     (Withheld.ATTEMPTS_EXHAUSTED, _exhausted),
     (Withheld.DAILY_COUNT, _too_often),
-    (
-        Withheld.DAILY_AMOUNT,
-        lambda ask: _over_cap(
-            ask, ask.policy.daily_cap_nanos, sum(one.nanos for one in _last_hours(ask))
-        ),
-    ),
-    (
-        Withheld.WEEKLY_AMOUNT,
-        lambda ask: _over_cap(ask, ask.policy.weekly_cap_nanos, _spent_in_days(ask, 7)),
-    ),
-    (
-        Withheld.MONTHLY_AMOUNT,
-        lambda ask: _over_cap(ask, ask.policy.monthly_cap_nanos, _spent_in_days(ask, 30)),
-    ),
-    (Withheld.VELOCITY, lambda ask: ask.account.recharging.stage == Stage.NEEDS_APPROVAL),
-    (Withheld.ABOVE_MAX, lambda ask: ask.amount_nanos > CEILING_NANOS),
+    (Withheld.DAILY_AMOUNT, _daily),
+    (Withheld.WEEKLY_AMOUNT, _weekly),
+    (Withheld.MONTHLY_AMOUNT, _monthly),
+    (Withheld.VELOCITY, _velocity),
+    (Withheld.ABOVE_MAX, _above_max),
 )
+# Guards whose findings are amounts.
+_AMOUNTS: Final = frozenset(
+    {
+        Withheld.ABOVE_TRIGGER,
+        Withheld.DAILY_AMOUNT,
+        Withheld.WEEKLY_AMOUNT,
+        Withheld.MONTHLY_AMOUNT,
+        Withheld.VELOCITY,
+        Withheld.ABOVE_MAX,
+    }
+)
+
+
+def _told(guard: Withheld, finding: Finding) -> GuardAsked:
+    """What a guard answered, as a notice carries it."""
+    return GuardAsked(
+        guard=guard,
+        holds=finding.holds,
+        found=_text(finding.found, amount=guard in _AMOUNTS),
+        limit=_text(finding.limit, amount=guard in _AMOUNTS),
+    )
+
+
+def _text(value: object, *, amount: bool) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, int) and amount:
+        return text_from(value)
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def _opens_at(ask: Ask, reason: Withheld) -> datetime | None:
@@ -256,15 +328,13 @@ def consider(draft: Draft, *, stale: bool, result_timeout_s: int) -> None:
     available_nanos = draft.balance_nanos
     if available_nanos > policy.trigger_nanos or not below_trigger(policy, available_nanos):
         # Nearly every event ends here. Money that is there again ends an epoch between tries.
-        if recharging.withheld is not None or recharging.retry:
-            waiting = recharging.retry and recharging.stage == Stage.COOLING
-            _move(
-                draft,
-                withheld=None,
-                retry=False,
-                stage=Stage.IDLE if waiting else recharging.stage,
-                until=None if waiting else recharging.until,
-            )
+        if (
+            recharging.withheld is not None
+            or recharging.retry
+            or recharging.approved
+            or recharging.stage == _NEEDS_APPROVAL
+        ):
+            _covered(draft)
         return
     if (
         recharging.withheld is Withheld.IN_FLIGHT
@@ -274,21 +344,61 @@ def consider(draft: Draft, *, stale: bool, result_timeout_s: int) -> None:
     ):
         return  # told already; the guards would say it again
     ask = Ask(account, policy, available_nanos, draft.now, stale)
-    for reason, holds in GUARDS:
-        if holds(ask):
-            if reason is not recharging.withheld:
-                draft.withheld = reason
-                draft.notify(
-                    NoticeKind.RECHARGE_WITHHELD,
-                    withheld=reason,
-                    balance=text_from(available_nanos),
-                )
-                _move(draft, withheld=reason)
-            opens_at = _opens_at(ask, reason)
-            if opens_at != draft.account.recharging.opens_at:
-                _move(draft, opens_at=opens_at)
+    findings: list[tuple[Withheld, Finding]] = []
+    for reason, guard in GUARDS:
+        finding = guard(ask)
+        findings.append((reason, finding))
+        if finding.holds:
+            _withhold(draft, ask, reason, findings)
             return
-    _request(draft, ask.amount_nanos, result_timeout_s)
+    _request(draft, ask.amount_nanos, findings, result_timeout_s)
+
+
+def _covered(draft: Draft) -> None:
+    """The balance is there again: an epoch between two tries has ended, and nothing is missing
+    that a person would have to approve."""
+    recharging = draft.account.recharging
+    step = step_of(recharging.stage, Occasion.COVERED)
+    free = step is Step.FREE or (step is Step.END and recharging.retry)
+    _move(
+        draft,
+        withheld=None,
+        retry=False,
+        approved=False,
+        stage=Stage.IDLE if free else recharging.stage,
+        until=None if free else recharging.until,
+    )
+
+
+def _withhold(
+    draft: Draft, ask: Ask, reason: Withheld, findings: list[tuple[Withheld, Finding]]
+) -> None:
+    """Tell why nothing is asked, when it is another reason than before."""
+    recharging = draft.account.recharging
+    if reason is not recharging.withheld:
+        asked = [_told(guard, finding) for guard, finding in findings]
+        if reason is Withheld.VELOCITY:
+            step = step_of(recharging.stage, Occasion.SUSPECT)
+            if step is Step.HALT:
+                _move(draft, stage=Stage.NEEDS_APPROVAL)
+                draft.notify(
+                    NoticeKind.RECHARGE_NEEDS_APPROVAL,
+                    amount=text_from(ask.amount_nanos),
+                    balance=text_from(ask.available_nanos),
+                )
+        draft.withheld = reason
+        draft.notify(
+            NoticeKind.RECHARGE_WITHHELD,
+            withheld=reason,
+            balance=text_from(ask.available_nanos),
+            retry_at=_opens_at(ask, reason) or recharging.until,
+            guards=asked,
+            policy_version=ask.policy.version,
+        )
+        _move(draft, withheld=reason)
+    opens_at = _opens_at(ask, reason)
+    if opens_at != draft.account.recharging.opens_at:
+        _move(draft, opens_at=opens_at)
 
 
 def _move(draft: Draft, **changes: object) -> Recharging:
@@ -304,9 +414,16 @@ def _method(account: Account, index: int) -> str | None:
     return methods[index % len(methods)] if methods else None
 
 
-def _request(draft: Draft, amount_nanos: int, result_timeout_s: int) -> None:
+def _request(
+    draft: Draft,
+    amount_nanos: int,
+    findings: list[tuple[Withheld, Finding]],
+    result_timeout_s: int,
+) -> None:
     account = draft.account
     recharging = account.recharging
+    step = step_of(recharging.stage, Occasion.SHORT)
+    assert step is Step.REQUEST
     again = recharging.retry
     epoch = recharging.epoch if again else recharging.epoch + 1
     attempt = recharging.attempt + 1 if again else 1
@@ -318,7 +435,7 @@ def _request(draft: Draft, amount_nanos: int, result_timeout_s: int) -> None:
         attempt=attempt,
         method=_method(account, index),
         policy_version=account.policy.version,
-        reason=Reason.RETRY if again else Reason.BELOW_TRIGGER,
+        reason=_reason(recharging),
         trigger_nanos=account.policy.trigger_nanos,
         balance_nanos=account.balance_nanos,
         caused_by=draft.caused_by,
@@ -345,7 +462,19 @@ def _request(draft: Draft, amount_nanos: int, result_timeout_s: int) -> None:
         recharge_id=asked.recharge_id,
         amount=text_from(amount_nanos),
         balance=text_from(account.balance_nanos),
+        guards=[_told(guard, finding) for guard, finding in findings],
+        policy_version=account.policy.version,
+        epoch=epoch,
+        attempt=attempt,
+        payment_method=asked.method,
+        reason=asked.reason,
     )
+
+
+def _reason(recharging: Recharging) -> Reason:
+    if recharging.retry:
+        return Reason.RETRY
+    return Reason.APPROVED if recharging.approved else Reason.BELOW_TRIGGER
 
 
 def publish(draft: Draft, asked: Asked) -> None:
@@ -379,32 +508,87 @@ def publish(draft: Draft, asked: Asked) -> None:
 def answered(draft: Draft, status: Status, decline_code: str | None) -> None:
     """The request in flight was answered."""
     recharging = draft.account.recharging
-    step = AFTER[Stage(recharging.stage), status]
-    match step:
+    assert recharging.asked is not None
+    match step_of(recharging.stage, Occasion(status.value)):
         case Step.COOL:
             _cool(draft, succeeded=status is Status.SUCCEEDED)
         case Step.DECLINE:
             _declined(draft, decline_code)
         case Step.WAIT:
-            assert recharging.asked is not None
             _move(draft, asked=replace(recharging.asked, needs_action=True))
-        case Step.STAY:
-            pass
+        case step:
+            assert step is Step.STAY
 
 
 def late_success(draft: Draft) -> None:
     """An earlier attempt was paid after all; a request in flight stays in flight."""
-    if draft.account.recharging.stage == Stage.REQUESTED:
-        _move(draft, declines_in_row=0)
-    else:
+    if step_of(draft.account.recharging.stage, Occasion.EARLIER_SUCCEEDED) is Step.COOL:
         _cool(draft, succeeded=True)
+    else:
+        _move(draft, declines_in_row=0)
 
 
 def paid_by_hand(draft: Draft) -> None:
     """Funding by hand succeeded: whatever made the card fail is over."""
-    recharging = draft.account.recharging
-    paused = recharging.stage == Stage.PAUSED
-    _move(draft, declines_in_row=0, stage=Stage.IDLE if paused else recharging.stage, withheld=None)
+    free = step_of(draft.account.recharging.stage, Occasion.PAID_BY_HAND) is Step.FREE
+    _free(draft, free=free)
+
+
+def new_method(draft: Draft) -> None:
+    """A payment method was added: what made the old ones fail no longer matters."""
+    free = step_of(draft.account.recharging.stage, Occasion.NEW_METHOD) is Step.FREE
+    _free(draft, free=free, method_index=0)
+
+
+def _free(draft: Draft, *, free: bool, **changes: object) -> None:
+    stage = Stage.IDLE if free else draft.account.recharging.stage
+    _move(draft, declines_in_row=0, stage=stage, withheld=None, **changes)
+
+
+def approve(draft: Draft) -> bool:
+    """A person says that it is no fraud; what is missing is asked for, in this epoch without
+    looking at velocity again. False when nothing waits for approval."""
+    if step_of(draft.account.recharging.stage, Occasion.APPROVE) is Step.REFUSE:
+        return False
+    _move(draft, stage=Stage.IDLE, approved=True, withheld=None)
+    return True
+
+
+def deny(draft: Draft) -> bool:
+    """A person says no: nothing is asked until money comes or a method is added. False when
+    nothing waits for approval."""
+    if step_of(draft.account.recharging.stage, Occasion.DENY) is Step.REFUSE:
+        return False
+    _move(draft, stage=Stage.PAUSED, retry=False, withheld=None)
+    draft.notify(NoticeKind.RECHARGE_PAUSED, rule="denied")
+    return True
+
+
+def resolve(draft: Draft, *, paid: bool) -> None:
+    """A person has decided what became of the request in flight: the epoch is over."""
+    step = step_of(draft.account.recharging.stage, Occasion.RESOLVE)
+    assert step is Step.COOL
+    _cool(draft, succeeded=paid)
+
+
+def spent(draft: Draft, risk_class: str, amount_nanos: int) -> None:
+    """Count money charged for a destination of a risk class, for `velocity`: for a day, in whole
+    blocks of four hours, the oldest in full, and only for classes that have a limit."""
+    if not any(name == risk_class for name, _ in draft.account.policy.velocity):
+        return
+    block = (draft.now - _EPOCH) // _BLOCK
+    risks = draft.account.recharging.risks
+    found = next((one for one in risks if one.name == risk_class), Risk(risk_class, ()))
+    blocks = _added(found.blocks, block, block - _BLOCKS, 1, amount_nanos)
+    others = tuple(one for one in risks if one.name != risk_class)
+    _move(draft, risks=(*others, Risk(risk_class, blocks)))
+
+
+def _spent_on(recharging: Recharging, risk_class: str, first: int) -> int:
+    for risk in recharging.risks:
+        if risk.name == risk_class:
+            return sum(one.nanos for one in risk.blocks if one.at >= first)
+    return 0
 
 
 def _cool(draft: Draft, *, succeeded: bool) -> None:
@@ -419,6 +603,7 @@ def _cool(draft: Draft, *, succeeded: bool) -> None:
         rounds=0,
         declines_in_row=0 if succeeded else recharging.declines_in_row,
         withheld=None,
+        approved=False,
     )
 
 
@@ -443,8 +628,14 @@ def _declined(draft: Draft, code: str | None) -> None:
             declines_in_row=in_row,
             declines=declines,
             withheld=None,
+            approved=False,
         )
-        draft.notify(NoticeKind.RECHARGE_PAUSED, decline_code=code)
+        draft.notify(
+            NoticeKind.RECHARGE_PAUSED,
+            recharge_id=recharging.asked.recharge_id,
+            decline_code=code,
+            rule="terminal_decline" if terminal else "declines_in_row",
+        )
         return
     if another:
         # Idle with `retry` set: the attempt that follows belongs to the same epoch.
@@ -515,6 +706,7 @@ def time_passed(draft: Draft, at: datetime, result_timeout_s: int) -> None:
     """Ends of cooldowns and back-offs, windows of caps, requests without an answer."""
     recharging = draft.account.recharging
     if recharging.until is not None and recharging.until <= at:
+        assert step_of(recharging.stage, Occasion.TIME_UP) is Step.FREE
         recharging = _move(draft, stage=Stage.IDLE, until=None, withheld=None)
     if recharging.opens_at is not None and recharging.opens_at <= at:
         # A cap's window has moved on; `consider`, which follows, asks the guards again.
@@ -523,6 +715,7 @@ def time_passed(draft: Draft, at: datetime, result_timeout_s: int) -> None:
         return
     asked = recharging.asked
     if asked is not None and _is_overdue(asked, at):
+        assert step_of(recharging.stage, Occasion.OVERDUE) is Step.PUBLISH
         renewed = _renewed(draft, asked, result_timeout_s)
         _move(draft, asked=renewed)
     if any(_is_overdue(fund, at) for fund in draft.account.funds):
@@ -536,20 +729,29 @@ def time_passed(draft: Draft, at: datetime, result_timeout_s: int) -> None:
 
 
 def _is_overdue(asked: Asked, at: datetime) -> bool:
-    return not asked.needs_action and asked.expires_at <= at
+    due = overdue_at(asked)
+    return due is not None and due <= at
 
 
 def _renewed(draft: Draft, asked: Asked, result_timeout_s: int) -> Asked:
-    """The same request again, with the same id: a new one might be paid beside the first."""
-    renewed = replace(
-        asked, expires_at=draft.now + timedelta(seconds=result_timeout_s), overdue=True
-    )
+    """The same request again, with the same id: a new one might be paid beside the first. After a
+    day a person has to decide, and is told so once."""
     if not asked.overdue:
         draft.notify(
             NoticeKind.RECHARGE_OVERDUE,
             recharge_id=asked.recharge_id,
             amount=text_from(asked.amount_nanos),
         )
-    if draft.now - asked.requested_at <= UNANSWERED_FOR:
-        publish(draft, renewed)
+    if draft.now - asked.requested_at >= UNANSWERED_FOR:
+        draft.notify(
+            NoticeKind.RECHARGE_UNRESOLVED,
+            recharge_id=asked.recharge_id,
+            amount=text_from(asked.amount_nanos),
+            fix="Look it up at the payment service, then say with `credits recharge resolve` "
+            "whether it was paid.",
+        )
+        return replace(asked, overdue=True, unresolved=True)
+    expires_at = draft.now + timedelta(seconds=result_timeout_s)
+    renewed = replace(asked, expires_at=expires_at, overdue=True)
+    publish(draft, renewed)
     return renewed

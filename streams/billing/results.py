@@ -180,11 +180,15 @@ def _answer_fund(draft: Draft, fund: Asked, status: Status) -> None:
             if status is Status.SUCCEEDED:
                 recharge.paid_by_hand(draft)
             else:
-                unpaid = UnpaidFund(fund.recharge_id, fund.amount_nanos)
-                kept = draft.account.unpaid_funds[-(KEPT_UNPAID - 1) :]
-                draft.account = replace(draft.account, unpaid_funds=(*kept, unpaid))
+                keep_unpaid(draft, UnpaidFund(fund.recharge_id, fund.amount_nanos))
         case _:
             pass
+
+
+def keep_unpaid(draft: Draft, unpaid: UnpaidFund) -> None:
+    """Remember funding by hand that came to nothing: a late success is still its payment."""
+    kept = draft.account.unpaid_funds[-(KEPT_UNPAID - 1) :]
+    draft.account = replace(draft.account, unpaid_funds=(*kept, unpaid))
 
 
 def _paid_after_all(draft: Draft, fund: UnpaidFund) -> None:

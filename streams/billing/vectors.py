@@ -56,6 +56,12 @@ SUPPORTED: Final = frozenset(
         "policy_validation",
         "doubling_backoff",
         "shortfall_net_of_pending",
+        "fixed_multiple_past",
+        "free_credits",
+        "balance_driven_retry",
+        "change_gating",
+        "rule_expiry",
+        "burst_report",
         # e164
         "reject_non_e164",
     }
@@ -369,14 +375,18 @@ def _grant(one: dict[str, Any]) -> Grant:
 
 
 def _recharge(case: dict[str, Any], _: Tariff | None) -> tuple[Any, Any]:
-    expected = {
+    expected: dict[str, Any] = {
         "request": None
         if case["expected"].get("request") is None
         else _value(case["expected"]["request"]),
         "reason": case["expected"].get("reason"),
     }
     amount, reason = _decide(case)
-    return expected, {"request": amount, "reason": reason}
+    got: dict[str, Any] = {"request": amount, "reason": reason}
+    if "burst_report" in _needs(case):
+        expected["flags"] = case["expected"].get("flags") or []
+        got["flags"] = ["burst"] if _burst(case.get("history") or ()) else []
+    return expected, got
 
 
 def _policy(wire: dict[str, Any], needs: set[str]) -> Policy:
@@ -402,6 +412,8 @@ def _decide(case: dict[str, Any]) -> tuple[Fraction | None, str]:
     wire, state = case["policy"], case["state"]
     needs = _needs(case)
     policy = _policy(wire, needs)
+    if "rule_expiry" in needs and state.get("rule_expired"):
+        return None, "rule_expired"
     target = policy.method is Method.TARGET
     if target and "policy_validation" in needs and policy.target_nanos < policy.trigger_nanos:
         return None, "policy_rejected"
@@ -409,18 +421,26 @@ def _decide(case: dict[str, Any]) -> tuple[Fraction | None, str]:
     pending_nanos = sum(_nanos(one["amount"]) for one in case.get("pending") or ())
     if not recharge.below_trigger(policy, balance_nanos):
         return None, "above_trigger"
+    if "change_gating" in needs and not _changed(state):
+        return None, "state_unchanged"
     if wire.get("one_in_flight"):
         if case.get("pending"):
             return None, "in_flight"
     elif pending_nanos and not recharge.below_trigger(policy, balance_nanos + pending_nanos):
         return None, "pending_covers"
-    held = _held_back(wire, case.get("history") or (), needs)
+    held = _held_back(wire, case.get("history") or (), needs, balance_nanos)
     if held is not None:
         return None, held
     if not target and not policy.amount_nanos:
         return None, "nothing_to_pay"
     netted_nanos = pending_nanos if "shortfall_net_of_pending" in needs else 0
-    amount_nanos = recharge.wanted(policy, balance_nanos + netted_nanos, "USD")
+    seen_nanos = balance_nanos + netted_nanos
+    if wire.get("method") == "fixed_multiple_past" and "fixed_multiple_past" in needs:
+        free_nanos = _nanos(wire.get("free_credits") or 0) if "free_credits" in needs else 0
+        # As if the trigger were hit at its next nano: the result has to lie above it.
+        policy = msgspec.structs.replace(policy, trigger_nanos=policy.trigger_nanos + 1)
+        seen_nanos = balance_nanos + pending_nanos + free_nanos
+    amount_nanos = recharge.wanted(policy, seen_nanos, "USD")
     if amount_nanos <= 0:
         return None, "target_reached" if target else "nothing_to_pay"
     for period in ("day", "week", "month"):
@@ -431,7 +451,35 @@ def _decide(case: dict[str, Any]) -> tuple[Fraction | None, str]:
     return Fraction(amount_nanos, NANOS), "below_trigger"
 
 
-def _held_back(wire: dict[str, Any], history: Any, needs: set[str]) -> str | None:
+def _changed(state: dict[str, Any]) -> bool:
+    """Whether anything has changed since the policy was asked last."""
+    if state.get("changed") is not None:
+        return bool(state["changed"])
+    before = state.get("previous_balance")
+    return before is None or _nanos(before) != _nanos(state["balance"])
+
+
+def _burst(history: Any) -> bool:
+    """Three or more payments within ten minutes: told, and nothing is held back for it."""
+    settled = [one for one in history if one["kind"] == "settled" and int(one["ago_s"]) <= 600]
+    return len(settled) >= 3
+
+
+def _waits(wire: dict[str, Any], declines: int, balance_nanos: int) -> str | None:
+    """Retries driven by the balance: after the n-th decline it must have fallen to a percentage
+    of the trigger; when there is no percentage left, nothing is tried any more."""
+    percents = wire.get("retry_at_percent")
+    if not percents or not declines:
+        return None
+    if declines > len(percents):
+        return "disabled"
+    level = Fraction(str(percents[declines - 1])) * _nanos(wire.get("trigger", 0)) / 100
+    return "waiting_lower_balance" if balance_nanos > level else None
+
+
+def _held_back(
+    wire: dict[str, Any], history: Any, needs: set[str], balance_nanos: int
+) -> str | None:
     """Guards that look at what happened before, `disabled` first."""
     settled = [one for one in history if one["kind"] == "settled"]
     run = []
@@ -442,6 +490,9 @@ def _held_back(wire: dict[str, Any], history: Any, needs: set[str]) -> str | Non
             run.append(one)
     if wire.get("disable_after_declines") and len(run) >= int(wire["disable_after_declines"]):
         return "disabled"
+    waits = _waits(wire, len(run), balance_nanos) if "balance_driven_retry" in needs else None
+    if waits == "disabled":
+        return waits
     automatic = [one for one in settled if one.get("source", "auto") == "auto"]
     if wire.get("cooldown_s") and any(
         int(one["ago_s"]) < int(wire["cooldown_s"]) for one in automatic
@@ -453,6 +504,8 @@ def _held_back(wire: dict[str, Any], history: Any, needs: set[str]) -> str | Non
             backoff *= 2 ** (len(run) - 1)
         if timedelta(seconds=int(run[0]["ago_s"])) < backoff:
             return "decline_backoff"
+    if waits is not None:
+        return waits
     today = [one for one in settled if int(one["ago_s"]) < 86_400]
     if wire.get("max_per_day") and len(today) >= int(wire["max_per_day"]):
         return "max_per_day"

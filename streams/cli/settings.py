@@ -47,6 +47,21 @@ def compare_from(text: str) -> str:
     return text
 
 
+def velocity_from(given: list[str] | None) -> dict[str, str] | None:
+    """Limits by risk class; `none` alone takes them all away."""
+    if not given:
+        return None
+    if given == [_OFF]:
+        return {}
+    limits = {}
+    for text in given:
+        name, equals, amount = text.partition("=")
+        if not name or not equals:
+            fail(EXIT_USAGE, f"--velocity {text}: write CLASS=AMOUNT, such as premium=50.")
+        limits[name] = amount_from(amount)
+    return limits
+
+
 Limit = Annotated[
     str | None, typer.Option(metavar="AMOUNT|none", callback=given(limit_from), show_default=False)
 ]
@@ -98,6 +113,7 @@ def _wire_of(policy: Policy) -> dict[str, Any]:
         **limits,
         "max_per_day": policy.max_per_day,
         "cooldown_s": policy.cooldown_s,
+        "velocity": {name: text_from(nanos) for name, nanos in policy.velocity} or None,
     }
 
 
@@ -175,6 +191,13 @@ def set_settings(
     payment_method: Annotated[
         list[str] | None, typer.Option(help="References, in the order to try; replaces them all.")
     ] = None,
+    velocity: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLASS=AMOUNT|none",
+            help="What may be spent on a risk class in 24 hours before a person must approve.",
+        ),
+    ] = None,
     overdraft_floor: Annotated[
         str | None, typer.Option(help="How far below zero is meant.", callback=given(amount_from))
     ] = None,
@@ -191,6 +214,7 @@ def set_settings(
         "compare": compare, "min_amount": min_amount, "max_amount": max_amount,
         "daily_cap": daily_cap, "weekly_cap": weekly_cap, "monthly_cap": monthly_cap,
         "max_per_day": max_per_day, "cooldown_s": cooldown_s, "enabled": enable,
+        "velocity": velocity_from(velocity),
     }  # fmt: skip
     changed = {name: value for name, value in given.items() if value is not None}
     if not changed and not payment_method and overdraft_floor is None:

@@ -15,7 +15,7 @@ from aiokafka.partitioner import murmur2
 
 from schemas import topics
 from schemas.codec import Decoded, decoder
-from schemas.commands import BookPayment
+from schemas.commands import BookPayment, ResolveRecharge
 from schemas.envelope import (
     CAUSED_BY,
     MOVED_FROM,
@@ -355,8 +355,9 @@ class Decider:
         match event:
             case ResultEvent(result=result, cause=cause):
                 return ResultEvent(result, cause, self._payment(work, key, result.payment_id))
-            case CommandEvent(command=BookPayment() as command, cause=cause):
-                payment = self._payment(work, key, command.payment_id)
+            case CommandEvent(command=BookPayment() | ResolveRecharge() as command, cause=cause):
+                payment_id = command.payment_id
+                payment = None if payment_id is None else self._payment(work, key, payment_id)
                 return CommandEvent(command, cause, payment)
             case _:
                 return event

@@ -49,6 +49,8 @@ from streams.settings import Settings
 
 # The loop must turn: heartbeats, the metrics listener and the other shards wait for it.
 YIELD_EVERY: Final = 2_000
+# What a command or a result costs, in usage events.
+COMMAND_COSTS: Final = 10
 FULL_BATCH: Final = 4_096
 MOST_RECORDS: Final = 20_000
 MOST_TICKS: Final = 2_000
@@ -493,12 +495,14 @@ class Shard:
         for part in slices:
             name = part.tp.topic
             topic = self._manifest_of[name]
-            for first in range(0, len(part.records), YIELD_EVERY):
-                records = part.records[first : first + YIELD_EVERY]
-                at_once += len(records)
+            cost = 1 if topic in _USAGE else COMMAND_COSTS
+            step = YIELD_EVERY // cost
+            for first in range(0, len(part.records), step):
+                records = part.records[first : first + step]
+                at_once += len(records) * cost
                 if at_once > YIELD_EVERY:
                     await asyncio.sleep(0)
-                    at_once = len(records)
+                    at_once = len(records) * cost
                 candidates, fates = self._decider.read(work, topic, records, reached[name], skipped)
                 known = self._seen.probe([candidate.fingerprint for candidate in candidates])
                 self._decider.apply(work, topic, candidates, fates, known)

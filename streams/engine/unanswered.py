@@ -6,7 +6,7 @@ from typing import Final
 
 from schemas.notices import Withheld
 from streams.billing.account import Account
-from streams.billing.recharge import Stage
+from streams.billing.stages import Stage
 from streams.engine.rows import PAYMENT_MARK
 
 # Rows of interest hold one of these words; others need not be decoded on opening.

@@ -934,11 +934,14 @@ class _Partition:
 
     def _commands(self) -> None:
         notices: dict[str, int] = {}
+        applied: set[str] = set()
         for record in self.log.records.get(topics.NOTIFICATION, ()):
             self._misplaced(record, "notice")
             notice = json.loads(record.value or b"")
             if notice["notice"].startswith("command_"):
                 notices[notice["command_id"]] = notices.get(notice["command_id"], 0) + 1
+                if notice["notice"] == "command_applied":
+                    applied.add(notice["command_id"])
         expected: dict[str, tuple[str, int, int]] = {}
         for record, event, below in self._source(topics.COMMAND):
             if isinstance(event, str) or not self.wanted(event.tenant):
@@ -950,6 +953,9 @@ class _Partition:
             tenant, least, most = expected.get(event.id, (event.tenant, 0, 0))
             expected[event.id] = (tenant, least + below, most + 1)
             self._note_tenant(event)
+            if event.body.get("command") == "resolve_recharge" and event.id in applied:
+                # A person's word is an answer too.
+                self.answers.setdefault(event.body["recharge_id"], set()).add("resolved")
             self._bytes_kept(record, event.place)
         for command_id, (tenant, least, most) in expected.items():
             found = notices.get(command_id, 0)

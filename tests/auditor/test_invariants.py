@@ -82,6 +82,27 @@ def two_in_flight(books: Books) -> None:
         )
 
 
+def resolved(books: Books, *, answer: str = "command_applied") -> None:
+    """Nobody answered the second request; a person has said that it was not paid."""
+    two_in_flight(books)
+    name = json.loads(books.records[topics.REQUESTED][1].value or b"")["recharge_id"]
+    command = {
+        "command": "resolve_recharge",
+        "command_id": "decide",
+        "source": "cli",
+        "recharge_id": name,
+        "paid": False,
+    }
+    books.records[topics.COMMAND].append(record(topics.COMMAND, 1, command))
+    notice = {"notice": answer, "command_id": "decide"}
+    books.records[topics.NOTIFICATION].append(record(topics.NOTIFICATION, 1, notice))
+    books.next[topics.COMMAND] = 2
+
+
+def resolved_too_early(books: Books) -> None:
+    resolved(books, answer="command_refused")
+
+
 def credited_twice(books: Books) -> None:
     cause = (topics.RESULT, 1, "pay", "r2")
     links = {"recharge_id": RECHARGE, "payment_id": "p1"}
@@ -165,6 +186,7 @@ BREACHES: list[tuple[Callable[[Books], None], set[str]]] = [
     (request_changed, {"one_request"}),
     (request_with_another_id, {"one_request"}),
     (two_in_flight, {"one_request"}),
+    (resolved_too_early, {"one_request"}),
     (credited_twice, {"credit_once"}),
     (not_credited, {"credit_once"}),
     (unanswered, {"answered"}),
@@ -193,6 +215,12 @@ def test_a_breach_turns_its_invariant_red_and_no_other(
     report = books.audited()
     assert violated(report) == expected, report.lines()
     assert report.exit_code == VIOLATED
+
+
+def test_a_persons_word_is_an_answer_like_any_other() -> None:
+    books = Books()
+    resolved(books)
+    assert violated(books.audited()) == set()
 
 
 def test_every_invariant_can_turn_red() -> None:

@@ -17,6 +17,7 @@ from schemas.commands import (
     Fund,
     OpenTenant,
     RechargePolicy,
+    ResolveRecharge,
     Settings,
 )
 from schemas.funding import RechargeRequest, RechargeResult, Status
@@ -170,8 +171,10 @@ class Book:
         if isinstance(event, ResultEvent):
             known = self.payments.get(event.result.payment_id)
             event = ResultEvent(event.result, event.cause, known)
-        elif isinstance(event, CommandEvent) and isinstance(event.command, BookPayment):
-            known = self.payments.get(event.command.payment_id)
+        elif isinstance(event, CommandEvent) and isinstance(
+            event.command, BookPayment | ResolveRecharge
+        ):
+            known = self.payments.get(event.command.payment_id or "")
             event = CommandEvent(event.command, event.cause, known)
         outcome = apply(self.account, event, now, **terms)
         self.account = outcome.account
@@ -187,6 +190,11 @@ class Book:
     def balance_nanos(self) -> int:
         assert self.account is not None
         return self.account.balance_nanos
+
+    @property
+    def stage(self) -> str:
+        assert self.account is not None
+        return self.account.recharging.stage
 
 
 def chain_holds(entries: list[bytes], head: bytes = NO_HASH, seq: int = 0) -> bool:
@@ -239,3 +247,21 @@ def settings(expected_version: int, **members: Any) -> Settings:
 def decoded(entry: bytes) -> dict[str, Any]:
     members: dict[str, Any] = msgspec.json.decode(entry)
     return members
+
+
+def a_resolution(
+    recharge_id: str,
+    *,
+    paid: bool,
+    payment_id: str | None = None,
+    amount: str | None = None,
+    currency: str = "USD",
+) -> ResolveRecharge:
+    return ResolveRecharge(
+        tenant_id="t-1",
+        issued_at=NOW,
+        recharge_id=recharge_id,
+        paid=paid,
+        payment_id=payment_id,
+        amount=None if amount is None else Money(amount=amount, currency=currency),
+    )

@@ -1,7 +1,6 @@
 """When money is asked for, how much, and why it is not."""
 
 from datetime import UTC, datetime, timedelta
-from itertools import product
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from schemas.ledger import EntryKind
 from schemas.notices import Withheld
 from streams.billing.account import Account, Declines, Policy
 from streams.billing.events import Tick
-from streams.billing.recharge import AFTER, GUARDS, Stage, recharge_id, wanted
+from streams.billing.recharge import GUARDS, recharge_id, wanted
 from tests.billing.builders import (
     NOW,
     Book,
@@ -35,10 +34,6 @@ from tests.billing.builders import (
 )
 
 COOLDOWN = timedelta(seconds=900)
-
-
-def test_every_result_is_answered_in_every_stage() -> None:
-    assert AFTER.keys() == set(product(Stage, Status))
 
 
 def test_every_reason_has_a_guard_and_they_are_asked_in_the_documented_order() -> None:
@@ -403,7 +398,7 @@ def test_a_cap_that_opens_bit_by_bit_is_looked_at_each_time_and_told_once() -> N
 def test_a_cap_that_the_amount_alone_is_above_waits_for_no_instant() -> None:
     account = with_policy(an_account("0"), amount="50", trigger="1000", daily_cap="40")
     assert account.recharging.withheld is Withheld.DAILY_AMOUNT
-    assert account.next_due() is None
+    assert account.recharging.opens_at is None
 
 
 def test_a_window_is_forgotten_when_the_account_is_above_its_trigger_again() -> None:
@@ -412,9 +407,7 @@ def test_a_window_is_forgotten_when_the_account_is_above_its_trigger_again() -> 
     )
     outcome = apply(account, a_command(a_payment("900", "wire-9")))
     assert outcome.account is not None
-    assert outcome.account.next_due() == min(
-        grant.expires_at for grant in outcome.account.grants if grant.expires_at is not None
-    )
+    assert outcome.account.recharging.opens_at is None
 
 
 def test_declines_of_another_card_exhaust_nothing() -> None:
