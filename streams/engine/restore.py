@@ -148,6 +148,7 @@ async def restore(settings: Settings, partition: int, marks: Marks) -> Restored:
     restored = Restored(rows=Rows(), seen=Seen(), position=None, ledger_end=ends[ledger])
     position_row: bytes | None = None
     next_ordinal: int | None = None
+    batches: list[seen.Ids] = []
     reader = log_reader(settings)
     reader._fetch_max_bytes = RESTORE_FETCH_BYTES  # noqa: SLF001
     reader._max_partition_fetch_bytes = RESTORE_FETCH_BYTES  # noqa: SLF001
@@ -160,9 +161,8 @@ async def restore(settings: Settings, partition: int, marks: Marks) -> Restored:
             restored.records += len(records)
             if tp == ids:
                 for record in records:
-                    batch = _unpacked(record, tp)
-                    restored.seen.remember(batch)
-                    next_ordinal = batch.ordinal + 1
+                    batches.append(_unpacked(record, tp))
+                next_ordinal = batches[-1].ordinal + 1
             else:
                 restored.rows.load((record.key, record.value) for record in records)
             await asyncio.sleep(0)
@@ -181,7 +181,9 @@ async def restore(settings: Settings, partition: int, marks: Marks) -> Restored:
     if position_row is not None:
         restored.position = _checked(position_row, restored, partition, changelog.topic)
         _check_ordinal(restored.position, next_ordinal, starts[ids] == ends[ids] > 0, ids)
-        restored.seen.forget(restored.position.now)
+        # All at once, when their number is known: a table made to measure need not grow.
+        for _ in restored.seen.load(batches, restored.position.now):
+            await asyncio.sleep(0)
     elif restored.rows.values:
         raise StoppedError(
             Stop.STATE_LOST,
