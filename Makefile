@@ -27,7 +27,7 @@ format: .venv/ready ## Format the code and mend what ruff can mend
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: .venv/ready ## Measure throughput, restore, latency and memory; writes build/bench.json
+bench: .venv/ready ## Measure speed, restore and memory; ARGS="--only workers" measures one part
 	@$(PY) -m streams.testbed.bench $(ARGS)
 
 lock: .venv/ready ## Pin what pyproject.toml and requirements/dev.in ask for; ARGS=--upgrade for newest

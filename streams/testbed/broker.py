@@ -171,6 +171,11 @@ class Cluster:
         """host:port of every node, by comma."""
         return ",".join(f"127.0.0.1:{node.port}" for node in self._nodes)
 
+    @property
+    def pids(self) -> list[int]:
+        """The process of every running node."""
+        return [node.pid for node in self._nodes if node.guard is not None]
+
     def _format(self) -> None:
         directories = {node.number: _kafka_uuid() for node in self._nodes}
         for node in self._nodes:

@@ -73,6 +73,13 @@ def test_what_is_due_is_what_the_rows_say_whatever_was_written_before(
         assert rows.next_due() > until or expected
 
 
+def test_hours_in_which_nobody_asked_are_not_passed_over() -> None:
+    rows = Rows()
+    for key, due in ((b"a", HOUR), (b"b", 3 * HOUR), (b"c", 7 * HOUR)):
+        rows.put(key, row(due))
+    assert [key for _, key in rows.due(4 * HOUR, 10)] == [b"a", b"b"]
+
+
 def test_a_due_time_that_moves_to_and_fro_for_ever_takes_no_more_memory() -> None:
     rows = Rows()
     for number in range(100):
