@@ -28,6 +28,8 @@ RESTORE_FETCH_BYTES: Final = 8 << 20
 # A transaction of ours ends by its own time-out after 15 s; one that stands longer hangs.
 HANGING_AFTER_S: Final = 30
 _POLL_MS: Final = 200
+# A fetch holds many more; as objects they would take memory that the rows never give back.
+_RECORDS_AT_ONCE: Final = 5_000
 
 
 class Restored(Struct, kw_only=True):
@@ -114,7 +116,9 @@ async def _records_of(
             remaining.discard(tp)
     silent_since = monotonic()
     while remaining:
-        fetched = await consumer.getmany(*remaining, timeout_ms=_POLL_MS)
+        fetched = await consumer.getmany(
+            *remaining, timeout_ms=_POLL_MS, max_records=_RECORDS_AT_ONCE
+        )
         for tp, records in fetched.items():
             if records:
                 yield tp, records

@@ -33,13 +33,14 @@ _SPARE: Final = 16
 # what holds an id below 24 bytes at the worst moment, for the price of four moves an id.
 _FULL: Final = (85, 100)
 _GROWTH: Final = (5, 4)
-# Buckets moved per id inserted while a table grows, and within one insert: it ends well before the
-# old part is too full, and no batch waits long for it.
+# Buckets moved while a table grows. Four an id end it well before the old part is too full; above
+# so many in one insert two an id must do, for a batch waits for them.
 _MOVED_PER_ID: Final = 4
 _MOVED_AT_LEAST: Final = 256
-_MOVED_AT_MOST: Final = 1 << 15
+_MOVED_AT_ONCE: Final = 1 << 14
 # Ids put into place at once when a log is restored: the loop turns in between.
 _LOADED_AT_ONCE: Final = 1 << 16
+_UNPACKED_AT_ONCE: Final = 1_000
 # Below this, numpy's cost per call is more than Python's per id.
 _FEW: Final = 24
 
@@ -156,8 +157,8 @@ class _Table:
             self._move(self._kept)
             self._begin_growth()
         if self._former != self._buckets:
-            step = max(_MOVED_AT_LEAST, count * _MOVED_PER_ID)
-            self._move(min(step, _MOVED_AT_MOST))
+            step = min(count * _MOVED_PER_ID, max(count * _MOVED_PER_ID // 2, _MOVED_AT_ONCE))
+            self._move(max(step, _MOVED_AT_LEAST))
         self._place(fingerprints, checks, ordinals)
 
     def _place(self, fingerprints: Words, checks: Halves, ordinals: Halves) -> None:
@@ -308,25 +309,31 @@ class Seen:
         `now` is left out. The list is emptied, so that the ids stand in memory only once. Yields
         between steps of some 10 ms, for others have work to do."""
         by_week: dict[int, list[Ids]] = {}
-        for ids in log:
+        totals: dict[int, int] = {}
+        for number, ids in enumerate(log):
             for week in _weeks_of(ids):
                 by_week.setdefault(week, []).append(ids)
+                of_week = int(np.count_nonzero(ids.weeks == week))
+                totals[week] = totals.get(week, 0) + of_week
+            if number % _UNPACKED_AT_ONCE == 0:
+                yield
         log.clear()
-        yield
         for week in sorted(by_week):
             parts = by_week.pop(week)
             if _over(week, now):
                 continue
-            counts = [int(np.count_nonzero(ids.weeks == week)) for ids in parts]
-            table = self._table(week, sum(counts))
-            at = 0
-            while at < len(parts):
-                first, count = at, 0
-                while at < len(parts) and count < _LOADED_AT_ONCE:
-                    count += counts[at]
-                    at += 1
-                columns = zip(*(_of_week(ids, week) for ids in parts[first:at]), strict=True)
-                table.insert(*(np.concatenate(column) for column in columns))
+            table = self._table(week, totals[week])
+            columns: list[tuple[Words, Halves, Halves]] = []
+            count = 0
+            for ids in parts:
+                columns.append(_of_week(ids, week))
+                count += len(columns[-1][0])
+                if count >= _LOADED_AT_ONCE:
+                    _insert_all(table, columns)
+                    columns, count = [], 0
+                    yield
+            if columns:
+                _insert_all(table, columns)
                 yield
 
     def _table(self, week: int, ids: int = 0) -> _Table:
@@ -360,6 +367,11 @@ def _of_week(ids: Ids, week: int) -> tuple[Words, Halves, Halves]:
     fingerprints = ids.fingerprints[of_week]
     ordinals = np.full(len(fingerprints), ids.ordinal, dtype=np.uint32)
     return fingerprints, ids.checks[of_week], ordinals
+
+
+def _insert_all(table: _Table, columns: list[tuple[Words, Halves, Halves]]) -> None:
+    fingerprints, checks, ordinals = zip(*columns, strict=True)
+    table.insert(np.concatenate(fingerprints), np.concatenate(checks), np.concatenate(ordinals))
 
 
 def _over(week: int, now: datetime) -> bool:
