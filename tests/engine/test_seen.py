@@ -113,7 +113,7 @@ def test_a_restored_set_equals_the_live_one(
         live.remember(unpack(record))
     live.forget(now)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(seen, "_LOADED_AT_ONCE", 50)
+        patched.setattr(seen, "_LOADED_AT_ONCE", 3)
         for _ in restored.load([unpack(record) for record in records], now):
             pass
     told = {
