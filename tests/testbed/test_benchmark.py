@@ -96,6 +96,17 @@ async def test_a_worker_that_cannot_start_is_said_so(broker: str, tmp_path: Path
     with running(settings, Place(tmp_path)) as made:
         with pytest.raises(BenchError, match=r"the worker ended; see .*worker\.log"):
             await made.until_ready()
+        # Nor does anything else wait for its offsets until the deadline.
+        watched = worker.Progress(settings, Nobody())
+        with pytest.raises(BenchError, match="the worker ended"):
+            await watched.until(["any"], 1, [made])
+
+
+class Nobody:
+    """An admin client whose group has committed nothing."""
+
+    async def list_consumer_group_offsets(self, _: str) -> dict[Any, Any]:
+        return {}
 
 
 def test_a_figure_beside_its_bar_says_when_it_misses() -> None:

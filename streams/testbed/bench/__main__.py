@@ -196,7 +196,7 @@ class Run:
                         settings, worker, tenants=tenants, rate=rate, seed=seed
                     )
                     found[name] = msgspec.to_builtins(steady)
-                    await all_booked(settings)
+                    await all_booked(settings, worker)
             self.result["latency"] = found
 
     async def _restore(self, rows: int) -> dict[str, Any]:
@@ -335,7 +335,7 @@ def main(
     ] = None,
     events: Annotated[int, typer.Option(min=1_000, help="Events to book.")] = 1_000_000,
     tenants: Annotated[int, typer.Option(min=1, help="Tenants, Zipf 1.0.")] = 100_000,
-    rows: Annotated[int, typer.Option(min=1, help="Rows to restore.")] = 1_000_000,
+    rows: Annotated[int, typer.Option(min=1, help="Rows to restore.")] = 300_000,
     ids: Annotated[int, typer.Option(min=10_000, help="Ids to restore.")] = 10_000_000,
     point: Annotated[
         int, typer.Option(min=1_000, help="Events of one point of a curve.")

@@ -25,8 +25,8 @@ from streams.testbed.bench.worker import (
 from streams.testbed.kafka import ends_of, started_producer, started_reader
 from streams.testbed.load import events, partition_of
 
-STEADY_FOR_S: Final = 15
-IDLE_FOR_S: Final = 15
+STEADY_FOR_S: Final = 10
+IDLE_FOR_S: Final = 10
 # Latency counts from the intended send time, so what a slice waits here is counted too.
 SLICE_MS: Final = 20
 # Above this rate the entries of one partition are read: reading all would cost what is measured.
@@ -103,7 +103,7 @@ async def measure_steady(
     )
 
 
-async def all_booked(settings: Settings) -> None:
+async def all_booked(settings: Settings, worker: Worker) -> None:
     """Wait until nothing of a load is left, so that the next one finds an idle worker."""
     reader = await started_reader(settings)
     try:
@@ -116,7 +116,7 @@ async def all_booked(settings: Settings) -> None:
     finally:
         await reader.stop()
     async with progress(settings) as watched:
-        await watched.until(usage_names(settings), sum(ends.values()))
+        await watched.until(usage_names(settings), sum(ends.values()), [worker])
 
 
 def _percent(cpu_us: int, seconds: float) -> str:

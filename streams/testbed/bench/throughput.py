@@ -101,10 +101,10 @@ async def measure_throughput(
                     raise BenchError(f"nothing was booked; see {place.folder / 'worker.log'}")
                 await asyncio.sleep(POLL_S)
             began, cpu_us = monotonic(), sum(worker.cpu_us() for worker in started)
-            last = await watched.until(names, enough)
+            last = await watched.until(names, enough, started)
             took_ms = ms(monotonic() - began)
             cpu_us = sum(worker.cpu_us() for worker in started) - cpu_us
-            await watched.until(names, count)
+            await watched.until(names, count, started)
     done = last - first
     if done <= 0 or not took_ms:
         raise BenchError(f"{count} events are too few to measure: all were booked at once")

@@ -73,8 +73,7 @@ class Worker:
         """Wait for /readyz, noting when partitions were assigned. Raises BenchError."""
         async with aiohttp.ClientSession() as session:
             while monotonic() < self.began + READY_WITHIN_S:
-                if self._process.poll() is not None:
-                    raise BenchError(f"the worker ended; see {self._log.name}")
+                self.require_alive()
                 with contextlib.suppress(aiohttp.ClientError):
                     async with session.get(self._url("readyz")) as response:
                         text = await response.text()
@@ -87,6 +86,11 @@ class Worker:
         raise BenchError(
             f"the worker was not ready within {READY_WITHIN_S} s; see {self._log.name}"
         )
+
+    def require_alive(self) -> None:
+        """Raises BenchError when the process has ended."""
+        if self._process.poll() is not None:
+            raise BenchError(f"the worker ended; see {self._log.name}")
 
     async def metric(self, name: str) -> int:
         """A metric without labels, in whole numbers. Raises BenchError when there is none."""
@@ -172,10 +176,13 @@ class Progress:
         offsets = await self._admin.list_consumer_group_offsets(self._group)
         return sum(max(0, found.offset) for tp, found in offsets.items() if tp.topic in names)
 
-    async def until(self, names: Sequence[str], count: int) -> int:
-        """Wait until so many are committed; returns how many really are. Raises BenchError."""
+    async def until(self, names: Sequence[str], count: int, workers: Sequence[Worker]) -> int:
+        """Wait until so many are committed; returns how many really are. Raises BenchError, at
+        once when a worker ends."""
         deadline = monotonic() + DRAINED_WITHIN_S
         while (done := await self.committed(names)) < count:
+            for worker in workers:
+                worker.require_alive()
             if monotonic() > deadline:
                 raise BenchError(f"{done} of {count} records after {DRAINED_WITHIN_S} s")
             await asyncio.sleep(POLL_S)
@@ -204,4 +211,4 @@ async def open_tenants(settings: Settings, place: Place, records: Iterable[Plann
     with running(settings, place) as worker:
         await worker.until_ready()
         async with progress(settings) as watched:
-            await watched.until([settings.topics.of(topics.COMMAND)], count)
+            await watched.until([settings.topics.of(topics.COMMAND)], count, [worker])
