@@ -206,9 +206,10 @@ def usage_names(settings: Settings) -> list[str]:
 
 
 async def open_tenants(settings: Settings, place: Place, records: Iterable[Planned]) -> None:
-    """Write opening commands and let a worker book them."""
-    count = await load.preload(settings, records, datetime.now(UTC))
+    """Let a worker book opening commands while they are written: one that finds a million of them
+    waiting on every partition at once is another measurement."""
     with running(settings, place) as worker:
         await worker.until_ready()
+        count = await load.preload(settings, records, datetime.now(UTC))
         async with progress(settings) as watched:
             await watched.until([settings.topics.of(topics.COMMAND)], count, [worker])
