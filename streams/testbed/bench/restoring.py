@@ -2,8 +2,9 @@
 
 import asyncio
 import math
-from datetime import UTC, datetime
-from itertools import islice
+import random
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from time import monotonic, thread_time
 from typing import Any, Final
 
@@ -12,24 +13,26 @@ from aiokafka import AIOKafkaProducer
 from msgspec import Struct
 
 from schemas import topics
+from schemas.commands import GrantKind
+from streams.billing.account import Account, Grant, Policy, encode_row
 from streams.engine import seen
-from streams.engine.kafka import connection
 from streams.engine.rows import POSITION_KEY, Totals, encode_position
 from streams.engine.seen import Seen
 from streams.settings import Settings
 from streams.testbed import load
-from streams.testbed.bench.throughput import a_plan
 from streams.testbed.bench.worker import (
     POLL_S,
     READY_WITHIN_S,
     BenchError,
     Place,
+    Worker,
     ms,
-    open_tenants,
     running,
     say,
     tenths,
 )
+from streams.testbed.kafka import started_producer
+from streams.testbed.load import Expected, Planned
 
 IDS_A_RECORD: Final = 5_000
 GENERATIONS: Final = 6
@@ -69,17 +72,21 @@ class Ids(Struct, frozen=True, kw_only=True):
 
 
 async def measure_restore(settings: Settings, place: Place, rows: int) -> Restore:
-    """Open so many tenants, stop, start again, and see how soon the worker is ready."""
+    """Write a table of so many tenants, start a worker, and see how soon it is ready.
+
+    It compares row count and digest of every partition itself. Raises BenchError, also when it
+    holds another number of rows.
+    """
     with running(settings, place) as worker:
         await worker.until_ready()
         empty_bytes = worker.memory_bytes()
-    say(f"opening {rows:,} tenants")
-    # Every other command is the settings that follow an opening.
-    opened = islice(load.openings(a_plan(rows, 0), datetime.now(UTC)), 0, None, 2)
-    await open_tenants(settings, place, opened)
+    say(f"writing {rows:,} rows")
+    await _write_rows(settings, rows)
+    say("restoring them")
     with running(settings, place) as worker:
         await worker.until_ready()
         full_bytes = worker.memory_bytes()
+        await _holds(worker, "credits_rows", rows)
     restore_ms = max(1, ms(worker.ready - worker.assigned))
     return Restore(
         rows=rows,
@@ -89,6 +96,88 @@ async def measure_restore(settings: Settings, place: Place, rows: int) -> Restor
         mb_without_tenants=empty_bytes // 1_000_000,
         mb_with_tenants=full_bytes // 1_000_000,
         mb_per_million_tenants=(full_bytes - empty_bytes) // max(1, rows),
+    )
+
+
+async def _holds(worker: Worker, name: str, count: int) -> None:
+    # The gauge is set by the worker's watch, once a second.
+    deadline = monotonic() + READY_WITHIN_S
+    while (found := await worker.metric(name)) != count:
+        if monotonic() > deadline:
+            raise BenchError(f"{count} were written, but {name} is {found}")
+        await asyncio.sleep(POLL_S)
+
+
+def _accounts(rows: int, now: datetime) -> Iterator[Account]:
+    """Tenants as they are after a first charge: paid, with auto-recharge on."""
+    dice = random.Random(1)
+    for number in range(1, rows + 1):
+        paid = Grant(
+            id="g1",
+            kind=GrantKind.PAID,
+            priority=100,
+            amount_nanos=125_000_000_000,
+            left_nanos=dice.randrange(125_000_000_000),
+            effective_at=now,
+            expires_at=now + timedelta(days=dice.randrange(1, 365)),
+            created_at=now,
+        )
+        yield Account(
+            tenant_id=load.tenant_id(number),
+            currency="USD",
+            seq=2,
+            head=dice.randbytes(32),
+            grants=(paid,),
+            opened_at=now,
+            billing_from=now,
+            settings_version=1,
+            policy=Policy(
+                version=1,
+                enabled=True,
+                trigger_nanos=1_000_000_000,
+                amount_nanos=50_000_000_000,
+            ),
+            payment_methods=("card-1",),
+        )
+
+
+async def _write_rows(settings: Settings, rows: int) -> None:
+    """A table as a worker leaves it, and position rows that vouch for it."""
+    now = datetime.now(UTC)
+    totals = [Totals() for _ in range(settings.partitions)]
+
+    def records() -> Iterator[Planned]:
+        for account in _accounts(rows, now):
+            key, value = account.tenant_id.encode(), encode_row(account)
+            row = Planned(topics.CHANGELOG, key, value, (), Expected.BOOK)
+            of_partition = totals[load.partition_of(row, settings.partitions)]
+            of_partition.row(key, None, value)
+            of_partition.tenant(None, account)
+            yield row
+
+    await load.preload(settings, records(), now)
+    producer = await started_producer(settings)
+    try:
+        for partition, of_partition in enumerate(totals):
+            await _write_position(settings, producer, partition, of_partition, now, 0)
+    finally:
+        await producer.stop()
+
+
+async def _write_position(
+    settings: Settings,
+    producer: AIOKafkaProducer,
+    partition: int,
+    totals: Totals,
+    now: datetime,
+    seen_next: int,
+) -> None:
+    position = totals.position(now=now, sources={}, seen_next=seen_next)
+    await producer.send_and_wait(
+        settings.topics.of(topics.CHANGELOG),
+        encode_position(position),
+        key=POSITION_KEY,
+        partition=partition,
     )
 
 
@@ -106,12 +195,7 @@ async def measure_ids(settings: Settings, place: Place, count: int) -> Ids:
     with running(settings, place) as worker:
         await worker.until_ready()
         full_bytes, most_bytes = worker.memory_bytes(), worker.most_memory_bytes()
-        # The gauge is set by the worker's watch, once a second.
-        deadline = monotonic() + READY_WITHIN_S
-        while (remembered := await worker.metric("credits_remembered_ids")) != count:
-            if monotonic() > deadline:
-                raise BenchError(f"{count} ids were written, the worker remembers {remembered}")
-            await asyncio.sleep(POLL_S)
+        await _holds(worker, "credits_remembered_ids", count)
     restore_ms = max(1, ms(worker.ready - worker.assigned))
     bytes_per_id, remember_ns, slowest_ms, look_up_ns = _one_set(min(count, _GROWN_IN_MEMORY))
     return Ids(
@@ -145,11 +229,7 @@ async def _write_ids(settings: Settings, count: int) -> None:
     now = datetime.now(UTC)
     first_week = seen.week_of(now) - GENERATIONS + 1
     dice = np.random.default_rng(1)
-    producer = AIOKafkaProducer(
-        **connection(settings), acks="all", enable_idempotence=True, max_request_size=8 << 20,
-        max_batch_size=900_000,
-    )  # fmt: skip
-    await producer.start()
+    producer = await started_producer(settings, max_batch_size=900_000)
     try:
         share, rest = divmod(count, settings.partitions)
         for partition in range(settings.partitions):
@@ -170,13 +250,8 @@ async def _write_ids(settings: Settings, count: int) -> None:
                 if len(sent) >= _SENT_AT_ONCE:
                     await asyncio.gather(*sent)
                     sent.clear()
-            position = Totals().position(now=now, sources={}, seen_next=ordinal)
-            changelog = settings.topics.of(topics.CHANGELOG)
-            value = encode_position(position)
-            sent.append(
-                await producer.send(changelog, value, key=POSITION_KEY, partition=partition)
-            )
             await asyncio.gather(*sent)
+            await _write_position(settings, producer, partition, Totals(), now, ordinal)
     finally:
         await producer.stop()
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from time import monotonic
 from typing import Final
@@ -27,6 +28,7 @@ from streams.testbed.load import Planned
 READY_WITHIN_S: Final = 300
 DRAINED_WITHIN_S: Final = 900
 POLL_S: Final = 0.1
+OPENED_AT_ONCE: Final = 24_000
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
@@ -206,10 +208,13 @@ def usage_names(settings: Settings) -> list[str]:
 
 
 async def open_tenants(settings: Settings, place: Place, records: Iterable[Planned]) -> None:
-    """Let a worker book opening commands while they are written: one that finds a million of them
-    waiting on every partition at once is another measurement."""
+    """Let a worker book opening commands, so many at a time: how it does with a million of them
+    waiting is another measurement."""
     with running(settings, place) as worker:
         await worker.until_ready()
-        count = await load.preload(settings, records, datetime.now(UTC))
         async with progress(settings) as watched:
-            await watched.until([settings.topics.of(topics.COMMAND)], count, [worker])
+            count = 0
+            waiting = iter(records)
+            while some := list(islice(waiting, OPENED_AT_ONCE)):
+                count += await load.preload(settings, some, datetime.now(UTC))
+                await watched.until([settings.topics.of(topics.COMMAND)], count, [worker])
