@@ -34,7 +34,7 @@ format: .venv/ready ## Format the code and mend what ruff can mend
 
 compiled: build/compiled/ready ## Build the hot path as machine code, as the image has it
 
-bench: build/compiled/ready ## Measure throughput, restore, latency and memory; writes build/bench.json
+bench: build/compiled/ready ## Measure speed, restore and memory; ARGS="--only workers" measures one part
 	@$(COMPILED) -m streams.testbed.bench $(ARGS)
 
 simulate: .venv/ready ## Play the shard's protocol against a model of Kafka; ARGS="--schedules 100000"

@@ -1,6 +1,6 @@
 """The rows of one partition: bytes until touched, counted, digested, with their due times.
 
-A row's value begins with 8 bytes, its next due instant, so that the heap of due times needs no
+A row's value begins with 8 bytes, its next due instant, so that the index of due times needs no
 decoding. The position row stands beside the rows in the changelog: how far every source topic
 has been read, the last `now`, and what a restore must find again.
 """
@@ -21,6 +21,11 @@ PAYMENT_MARK: Final = b"\0pay\0"
 NEVER: Final = 0xFFFF_FFFF_FFFF_FFFF
 _VERSION: Final = 1
 _WRAP: Final = 1 << 64
+# Due times are kept exactly for the hour that runs, else only by the hour (2^32 µs are 72 minutes):
+# most rows are due in months, and a pair in a heap takes 100 bytes.
+_HOUR_BITS: Final = 32
+# Entries of the index that nobody needs any more are suffered up to this number beside one a row.
+_MOST_STALE: Final = 1_024
 
 
 def payment_key(tenant_id: str, payment_id: str) -> bytes:
@@ -152,11 +157,22 @@ class Totals:
 
 
 class Rows:
-    """The rows of one partition in memory, as bytes, and the heap of their due times."""
+    """The rows of one partition in memory, as bytes, and the index of their due times.
+
+    The index may name a row more than once and at instants that are not its own any more: what
+    counts is what the row says when its time has come.
+    """
 
     def __init__(self) -> None:
         self.values: dict[bytes, bytes] = {}
-        self._due: list[tuple[int, bytes]] = []
+        self._hour = -1  # up to this one, due times stand in `_near`, a heap
+        self._clear_index()
+
+    def _clear_index(self) -> None:
+        self._near: list[tuple[int, bytes]] = []
+        self._later: dict[int, list[bytes]] = {}
+        self._hours: list[int] = []
+        self._filed = 0
 
     def load(self, records: Iterable[tuple[bytes, bytes | None]]) -> None:
         """Take changelog records in their order; None deletes."""
@@ -168,11 +184,39 @@ class Rows:
                 values[key] = value
 
     def index_due(self) -> None:
-        """Build the heap, once, after the last `load`."""
-        self._due = [
-            (due, key) for key, value in self.values.items() if (due := due_of(value)) != NEVER
-        ]
-        heapq.heapify(self._due)
+        """Build the index, once after the last `load`."""
+        self._clear_index()
+        for key, value in self.values.items():
+            due = due_of(value)
+            if due != NEVER:
+                self._file(due, key)
+
+    def _file(self, due: int, key: bytes) -> None:
+        self._filed += 1
+        hour = due >> _HOUR_BITS
+        if hour <= self._hour:
+            heapq.heappush(self._near, (due, key))
+            return
+        keys = self._later.get(hour)
+        if keys is None:
+            self._later[hour] = [key]
+            heapq.heappush(self._hours, hour)
+        else:
+            keys.append(key)
+
+    def _begin_hour(self) -> None:
+        self._hour = heapq.heappop(self._hours)
+        keys = self._later.pop(self._hour)
+        self._filed -= len(keys)
+        for key in keys:
+            value = self.values.get(key)
+            if value is not None:
+                due = due_of(value)
+                # What is due at another time was filed again when that was written.
+                if due >> _HOUR_BITS == self._hour:
+                    self._filed += 1
+                    self._near.append((due, key))
+        heapq.heapify(self._near)
 
     def put(self, key: bytes, value: bytes | None) -> None:
         """Publish a row that is committed; None deletes it."""
@@ -183,29 +227,37 @@ class Rows:
         self.values[key] = value
         due = due_of(value)
         if due != NEVER and (before is None or due_of(before) != due):
-            heapq.heappush(self._due, (due, key))
+            self._file(due, key)
+            if self._filed > 2 * len(self.values) + _MOST_STALE:
+                self.index_due()
 
     def next_due(self) -> int:
-        """The earliest due instant, µs since 1970; NEVER when nothing is due at any time."""
-        heap = self._due
+        """No row is due before this, µs since 1970; NEVER when nothing is due at any time. It is
+        exact once `due` was asked for that instant, else the beginning of an hour."""
+        heap = self._near
         while heap:
             due, key = heap[0]
             value = self.values.get(key)
             if value is not None and due_of(value) == due:
                 return due
             heapq.heappop(heap)  # the row has changed since
-        return NEVER
+            self._filed -= 1
+        return self._hours[0] << _HOUR_BITS if self._hours else NEVER
 
     def due(self, until_us: int, most: int) -> list[tuple[int, bytes]]:
         """The rows due at or before an instant, earliest first, at most `most`. They stay due
         until `put` gives them another instant or deletes them."""
+        while self._hours and self._hours[0] << _HOUR_BITS <= until_us:
+            self._begin_hour()
         taken: list[tuple[int, bytes]] = []
         while len(taken) < most and self.next_due() <= until_us:
-            entry = heapq.heappop(self._due)
+            entry = heapq.heappop(self._near)
             if not taken or taken[-1] != entry:
                 taken.append(entry)
+            else:
+                self._filed -= 1
         for entry in taken:
-            heapq.heappush(self._due, entry)
+            heapq.heappush(self._near, entry)
         return taken
 
     def totals(self) -> tuple[int, int]:

@@ -7,7 +7,7 @@ swallow money. Ids live in generations, a week each by the instant they are reme
 generation goes as a whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from struct import Struct as Packing
 from typing import Final
@@ -24,16 +24,32 @@ _FIRST_DAY: Final = EPOCH.toordinal()
 
 _HEADER: Final = Packing("<BIqqI")
 _VERSION: Final = 1
-_FIRST_SLOTS: Final = 1 << 10
-# Fuller tables make long probes; emptier ones cost more than 24 bytes an id.
-_FULL_IN_EIGHTHS: Final = 6
-# Slots moved to a larger table per insert: growth never stalls a batch for long.
-_MOVED_AT_ONCE: Final = 1 << 16
+# A bucket's fingerprints are one cache line.
+_WIDTH: Final = 8
+_FIRST_BUCKETS: Final = 16
+# Buckets kept beyond the last: what overflows at the end goes on there.
+_SPARE: Final = 16
+# Fuller tables make long probes. Growing by a quarter keeps them at least two thirds full: that is
+# what holds an id below 24 bytes at the worst moment, for the price of four moves an id.
+_FULL: Final = (85, 100)
+_GROWTH: Final = (5, 4)
+# Buckets moved while a table grows. Four an id end it well before the old part is too full; above
+# so many in one insert two an id must do, for a batch waits for them.
+_MOVED_PER_ID: Final = 4
+_MOVED_AT_LEAST: Final = 256
+_MOVED_AT_ONCE: Final = 1 << 14
+# Ids put into place at once when a log is restored: the loop turns in between.
+_LOADED_AT_ONCE: Final = 1 << 16
+_UNPACKED_AT_ONCE: Final = 1_000
 # Below this, numpy's cost per call is more than Python's per id.
 _FEW: Final = 24
 
 Words = NDArray[np.uint64]
 Halves = NDArray[np.uint32]
+
+_HALF: Final = np.uint64(32)
+_NOWHERE: Final = np.zeros(0, dtype=np.int64)
+_NOTHING: Final = np.zeros(0, dtype=np.uint32)
 
 
 def fingerprint(source: str, event_id: str) -> int:
@@ -55,114 +71,154 @@ def week_of(at: datetime) -> int:
 
 
 class _Table:
-    """Open addressing over numpy arrays, linear probing; grows without a long stop."""
+    """A hash table over numpy arrays that is at least two thirds full and never stops to grow.
 
-    def __init__(self, slots: int = _FIRST_SLOTS) -> None:
-        self._old: _Table | None = None
-        self._moved = 0
-        self._allocate(slots)
+    Buckets of eight, in the order of the fingerprints: bucket = fingerprint * buckets / 2^64; what
+    a full bucket has no place for goes into the next. Because of the order a larger table can be
+    made in place, from its end downwards, a part at a time: fingerprints whose bucket would have
+    been `_kept` or higher stand where the new count of buckets wants them, all others where the
+    old one did.
+    """
 
-    def _allocate(self, slots: int) -> None:
-        self.fingerprints: Words = np.zeros(slots, dtype=np.uint64)
-        self.checks: Halves = np.zeros(slots, dtype=np.uint32)
-        self.ordinals: Halves = np.zeros(slots, dtype=np.uint32)
-        self.count = 0  # ids in these arrays; those not yet moved are counted by `__len__`
+    def __init__(self, ids: int = 0) -> None:
+        """`ids`: how many will come, if that is known; then it need not grow on the way."""
+        full, of = _FULL
+        self._buckets = max(_FIRST_BUCKETS, -(-ids * of // (full * _WIDTH)) + 1)
+        self._former = self._kept = self._buckets
+        self.count = 0
+        slots = (self._buckets + _SPARE, _WIDTH)
+        self._fingerprints: Words = np.zeros(slots, dtype=np.uint64)
+        self._checks: Halves = np.zeros(slots, dtype=np.uint32)
+        self._ordinals: Halves = np.zeros(slots, dtype=np.uint32)
+        self._used = np.zeros(slots[0], dtype=np.uint8)
 
-    def __len__(self) -> int:
-        if self._old is None:
-            return self.count
-        return self.count + int(np.count_nonzero(self._old.fingerprints[self._moved :]))
+    @property
+    def size_bytes(self) -> int:
+        """What the table takes in memory."""
+        arrays = (self._fingerprints, self._checks, self._ordinals, self._used)
+        return sum(array.nbytes for array in arrays)
 
-    def find(self, wanted: Words) -> tuple[NDArray[np.bool_], Halves, Halves]:
-        """For each fingerprint: whether it is here, its check and its ordinal."""
-        found, checks, ordinals = self._find_here(wanted)
-        if self._old is not None:
-            found_old, checks_old, ordinals_old = self._old.find(wanted)
-            checks = np.where(found, checks, checks_old)
-            ordinals = np.where(found, ordinals, ordinals_old)
-            found = found | found_old
-        return found, checks, ordinals
+    def _homes(self, fingerprints: Words) -> NDArray[np.int64]:
+        """The buckets they belong to."""
+        high = fingerprints >> _HALF
+        homes = (high * np.uint64(self._former)) >> _HALF
+        if self._former != self._buckets:
+            grown = (high * np.uint64(self._buckets)) >> _HALF
+            homes = np.where(homes >= np.uint64(self._kept), grown, homes)
+        return homes.astype(np.int64)
 
-    def _find_here(self, wanted: Words) -> tuple[NDArray[np.bool_], Halves, Halves]:
-        mask = np.uint64(len(self.fingerprints) - 1)
-        slots = (wanted & mask).astype(np.int64)
-        found = np.zeros(len(wanted), dtype=np.bool_)
-        at = np.zeros(len(wanted), dtype=np.int64)
-        pending = np.arange(len(wanted))
-        while pending.size:
-            here = slots[pending]
-            content = self.fingerprints[here]
-            hit = content == wanted[pending]
-            hits = pending[hit]
-            found[hits] = True
-            at[hits] = here[hit]
-            pending = pending[~hit & (content != 0)]
-            slots[pending] = (slots[pending] + 1) & int(mask)
-        return found, self.checks[at], self.ordinals[at]
+    def find(self, wanted: Words) -> tuple[NDArray[np.int64], Halves, Halves]:
+        """Which of the fingerprints are here (their places, in no order), their checks and their
+        ordinals."""
+        places: list[NDArray[np.int64]] = []
+        slots: list[NDArray[np.int64]] = []
+        buckets = self._homes(wanted)
+        pending: NDArray[np.int64] | None = None
+        while buckets.size:
+            content = self._fingerprints.take(buckets, axis=0)
+            # Eight truths of a byte each are one word: whether any is true is one comparison.
+            hit = np.flatnonzero((content == wanted[:, np.newaxis]).view(np.uint64))
+            if hit.size:
+                places.append(hit if pending is None else pending[hit])
+                inside = (content[hit] == wanted[hit, np.newaxis]).argmax(axis=1)
+                slots.append(buckets[hit] * _WIDTH + inside)
+            # An id that is not in a bucket with room is nowhere.
+            full = content[:, -1] != 0
+            full[hit] = False
+            onward = np.flatnonzero(full)
+            pending = onward if pending is None else pending[onward]
+            buckets, wanted = buckets[onward] + 1, wanted[onward]
+        if not places:
+            return _NOWHERE, _NOTHING, _NOTHING
+        at = np.concatenate(slots)
+        return np.concatenate(places), self._checks.ravel()[at], self._ordinals.ravel()[at]
 
     def find_one(self, wanted: int) -> tuple[int, int] | None:
         """The check and ordinal of one fingerprint, or None."""
-        mask = len(self.fingerprints) - 1
-        slot = wanted & mask
-        item = self.fingerprints.item
-        while content := item(slot):
-            if content == wanted:
-                return self.checks.item(slot), self.ordinals.item(slot)
-            slot = (slot + 1) & mask
-        return None if self._old is None else self._old.find_one(wanted)
+        bucket = ((wanted >> 32) * self._former) >> 32
+        if bucket >= self._kept:
+            bucket = ((wanted >> 32) * self._buckets) >> 32
+        while True:
+            content = self._fingerprints[bucket].tolist()
+            if wanted in content:
+                at = bucket, content.index(wanted)
+                return self._checks.item(at), self._ordinals.item(at)
+            if not content[-1]:
+                return None
+            bucket += 1
 
     def insert(self, fingerprints: Words, checks: Halves, ordinals: Halves) -> None:
         """Add distinct fingerprints that are not here yet."""
-        if self._old is not None:
-            self._move(_MOVED_AT_ONCE + len(fingerprints))
-        while (len(self) + len(fingerprints)) * 8 > len(self.fingerprints) * _FULL_IN_EIGHTHS:
-            self._grow()
+        count = len(fingerprints)
+        self.count += count
+        full, of = _FULL
+        while self.count * of > self._buckets * _WIDTH * full:
+            # Only a batch that is large beside the table comes here twice.
+            self._move(self._kept)
+            self._begin_growth()
+        if self._former != self._buckets:
+            step = min(count * _MOVED_PER_ID, max(count * _MOVED_PER_ID // 2, _MOVED_AT_ONCE))
+            self._move(max(step, _MOVED_AT_LEAST))
         self._place(fingerprints, checks, ordinals)
 
     def _place(self, fingerprints: Words, checks: Halves, ordinals: Halves) -> None:
-        mask = np.uint64(len(self.fingerprints) - 1)
-        slots = (fingerprints & mask).astype(np.int64)
-        pending = np.arange(len(fingerprints))
-        while pending.size:
-            here = slots[pending]
-            free = self.fingerprints[here] == 0
-            # Of several that want one slot the last written wins; the others see it and go on.
-            self.fingerprints[here[free]] = fingerprints[pending[free]]
-            won = self.fingerprints[here] == fingerprints[pending]
-            winners = pending[won]
-            self.checks[here[won]] = checks[winners]
-            self.ordinals[here[won]] = ordinals[winners]
-            pending = pending[~won]
-            slots[pending] = (slots[pending] + 1) & int(mask)
-        self.count += len(fingerprints)
+        homes = self._homes(fingerprints)
+        order = np.argsort(homes)
+        buckets, fingerprints = homes[order], fingerprints[order]
+        checks, ordinals = checks[order], ordinals[order]
+        while buckets.size:
+            if int(buckets[-1]) + 1 >= len(self._used):
+                self._resize(len(self._used) + _SPARE)
+            # Those that share a bucket stand beside each other and take one place after another.
+            ranks = np.arange(len(buckets))
+            firsts = np.where(np.diff(buckets, prepend=-1) != 0, ranks, 0)
+            slots = self._used[buckets] + ranks - np.maximum.accumulate(firsts)
+            fits = slots < _WIDTH
+            at = buckets[fits] * _WIDTH + slots[fits]
+            self._fingerprints.reshape(-1)[at] = fingerprints[fits]
+            self._checks.reshape(-1)[at] = checks[fits]
+            self._ordinals.reshape(-1)[at] = ordinals[fits]
+            # Of several writes to one bucket the last stays, and that is the highest place.
+            self._used[buckets[fits]] = slots[fits] + 1
+            over = ~fits
+            buckets, fingerprints = buckets[over] + 1, fingerprints[over]
+            checks, ordinals = checks[over], ordinals[over]
 
-    def _grow(self) -> None:
-        while self._old is not None:
-            self._move(len(self._old.fingerprints))
-        old = _Table(0)
-        old.fingerprints, old.checks, old.ordinals = self.fingerprints, self.checks, self.ordinals
-        self._allocate(len(old.fingerprints) * 2)
-        self._old = old
-        self._moved = 0
-        if len(old.fingerprints) <= _MOVED_AT_ONCE:
-            self._move(len(old.fingerprints))
+    def _begin_growth(self) -> None:
+        more, of = _GROWTH
+        self._former = self._kept = self._buckets
+        self._buckets = self._buckets * more // of
+        self._resize(self._buckets + _SPARE)
+
+    def _resize(self, buckets: int) -> None:
+        # In place: the kernel moves the pages of a large array, it does not copy them.
+        for array in (self._fingerprints, self._checks, self._ordinals):
+            array.resize((buckets, _WIDTH), refcheck=False)
+        self._used.resize(buckets, refcheck=False)
+
+    def _move(self, buckets: int) -> None:
+        """Move the uppermost buckets not yet moved to where the larger table wants them."""
+        if self._former == self._buckets:
+            return
+        end = self._kept
+        first = max(0, end - buckets)
+        # What belongs into them may stand behind them, up to the first bucket with room.
+        while self._used[end - 1] == _WIDTH:
+            end += 1
+        part = slice(first, end)
+        live = self._fingerprints[part] != 0
+        taken = self._fingerprints[part][live], self._checks[part][live], self._ordinals[part][live]
+        self._fingerprints[part] = 0
+        self._used[part] = 0
+        self._kept = first
+        if not first:
+            self._former = self._kept = self._buckets
+        self._place(*taken)
 
     def digest(self) -> int:
-        """All fingerprints, in any order, as one number."""
-        total = int(np.bitwise_xor.reduce(self.fingerprints))
-        if self._old is not None:
-            total ^= int(np.bitwise_xor.reduce(self._old.fingerprints[self._moved :]))
-        return total
-
-    def _move(self, slots: int) -> None:
-        old = self._old
-        assert old is not None
-        part = slice(self._moved, self._moved + slots)
-        live = old.fingerprints[part] != 0
-        self._place(old.fingerprints[part][live], old.checks[part][live], old.ordinals[part][live])
-        self._moved += slots
-        if self._moved >= len(old.fingerprints):
-            self._old = None
+        """All that is here, in any order, as one number."""
+        beside = (self._checks.astype(np.uint64) << _HALF) | self._ordinals
+        return int((self._fingerprints * (beside << np.uint64(1) | np.uint64(1))).sum())
 
 
 class Ids(Struct, frozen=True, gc=False):
@@ -220,7 +276,12 @@ class Seen:
         self._generations: dict[int, _Table] = {}
 
     def __len__(self) -> int:
-        return sum(len(table) for table in self._generations.values())
+        return sum(table.count for table in self._generations.values())
+
+    @property
+    def size_bytes(self) -> int:
+        """What the tables take in memory."""
+        return sum(table.size_bytes for table in self._generations.values())
 
     def probe(self, fingerprints: Sequence[int]) -> dict[int, int]:
         """The checks of those fingerprints that are remembered, by position in the sequence."""
@@ -234,22 +295,52 @@ class Seen:
             return known
         wanted_all = np.array(fingerprints, dtype=np.uint64)
         for table in self._generations.values():
-            found, checks, _ = table.find(wanted_all)
-            for at in np.flatnonzero(found).tolist():
-                known[at] = int(checks[at])
+            places, checks, _ = table.find(wanted_all)
+            known.update(zip(places.tolist(), checks.tolist(), strict=True))
         return known
 
     def remember(self, ids: Ids) -> None:
         """Add the ids of a committed batch."""
-        for week in np.unique(ids.weeks).tolist():
-            of_week = ids.weeks == week
-            table = self._generations.setdefault(week, _Table())
-            fingerprints = ids.fingerprints[of_week]
-            table.insert(
-                fingerprints,
-                ids.checks[of_week],
-                np.full(len(fingerprints), ids.ordinal, dtype=np.uint32),
-            )
+        for week in _weeks_of(ids):
+            self._table(week).insert(*_of_week(ids, week))
+
+    def load(self, log: list[Ids], now: datetime) -> Iterator[None]:
+        """Take all ids of a log at once, as `remember` one by one would have; what is over at
+        `now` is left out. The list is emptied, so that the ids stand in memory only once. Yields
+        between steps of some 10 ms, for others have work to do."""
+        by_week: dict[int, list[Ids]] = {}
+        totals: dict[int, int] = {}
+        for number, ids in enumerate(log):
+            for week in _weeks_of(ids):
+                by_week.setdefault(week, []).append(ids)
+                of_week = int(np.count_nonzero(ids.weeks == week))
+                totals[week] = totals.get(week, 0) + of_week
+            if number % _UNPACKED_AT_ONCE == 0:
+                yield
+        log.clear()
+        for week in sorted(by_week):
+            parts = by_week.pop(week)
+            if _over(week, now):
+                continue
+            table = self._table(week, totals[week])
+            columns: list[tuple[Words, Halves, Halves]] = []
+            count = 0
+            for ids in parts:
+                columns.append(_of_week(ids, week))
+                count += len(columns[-1][0])
+                if count >= _LOADED_AT_ONCE:
+                    _insert_all(table, columns)
+                    columns, count = [], 0
+                    yield
+            if columns:
+                _insert_all(table, columns)
+                yield
+
+    def _table(self, week: int, ids: int = 0) -> _Table:
+        table = self._generations.get(week)
+        if table is None:
+            table = self._generations[week] = _Table(ids)
+        return table
 
     def forget(self, now: datetime) -> None:
         """Drop every generation whose week ended more than 35 days before `now`."""
@@ -259,8 +350,28 @@ class Seen:
     def digest(self) -> dict[int, int]:
         """An order-free digest per generation: equal sets give equal digests."""
         return {
-            week: table.digest() for week, table in sorted(self._generations.items()) if len(table)
+            week: table.digest() for week, table in sorted(self._generations.items()) if table.count
         }
+
+
+def _weeks_of(ids: Ids) -> list[int]:
+    weeks = ids.weeks
+    if len(weeks) and (weeks == weeks[0]).all():
+        return [int(weeks[0])]
+    return [int(week) for week in np.unique(weeks)]
+
+
+def _of_week(ids: Ids, week: int) -> tuple[Words, Halves, Halves]:
+    """Fingerprints, checks and ordinals of one generation."""
+    of_week = ids.weeks == week
+    fingerprints = ids.fingerprints[of_week]
+    ordinals = np.full(len(fingerprints), ids.ordinal, dtype=np.uint32)
+    return fingerprints, ids.checks[of_week], ordinals
+
+
+def _insert_all(table: _Table, columns: list[tuple[Words, Halves, Halves]]) -> None:
+    fingerprints, checks, ordinals = zip(*columns, strict=True)
+    table.insert(np.concatenate(fingerprints), np.concatenate(checks), np.concatenate(ordinals))
 
 
 def _over(week: int, now: datetime) -> bool:

@@ -199,6 +199,11 @@ class Cluster:
         guard = self._nodes[node].guard
         return guard is not None and guard.poll() is None
 
+    @property
+    def pids(self) -> list[int]:
+        """The process of every running node."""
+        return [node.pid for node in self._nodes if node.guard is not None]
+
     def _format(self) -> None:
         directories = {node.number: _kafka_uuid() for node in self._nodes}
         for node in self._nodes:

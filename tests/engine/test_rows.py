@@ -43,12 +43,52 @@ def test_a_deleted_row_is_never_due() -> None:
     rows = Rows()
     rows.put(b"a", row(10))
     rows.put(b"a", None)
+    assert rows.due(10, 10) == []
     assert rows.next_due() == NEVER
 
 
+HOUR = 1 << 32
+INSTANTS = st.integers(0, 99) | st.sampled_from([HOUR - 1, HOUR, 3 * HOUR, 3 * HOUR + 5, NEVER])
 CHANGES = st.lists(
-    st.tuples(st.sampled_from([b"a", b"b", b"c"]), st.none() | st.integers(0, 99)), max_size=30
+    st.tuples(st.sampled_from([b"a", b"b", b"c"]), st.none() | INSTANTS), max_size=30
 )
+
+
+@given(CHANGES, st.lists(INSTANTS, min_size=1, max_size=4))
+def test_what_is_due_is_what_the_rows_say_whatever_was_written_before(
+    changes: list[tuple[bytes, int | None]], asked: list[int]
+) -> None:
+    rows, model = Rows(), dict[bytes, int]()
+    until = 0
+    for at, (key, due) in enumerate(changes):
+        rows.put(key, None if due is None else row(due))
+        model.pop(key, None)
+        if due is not None:
+            model[key] = due
+        # Time goes on while rows are written.
+        until = max(until, min(asked[at % len(asked)], NEVER - 1))
+        expected = sorted((due, key) for key, due in model.items() if due <= until)
+        assert rows.next_due() <= min((due for due in model.values()), default=NEVER)
+        assert rows.due(until, 10) == expected
+        assert rows.next_due() > until or expected
+
+
+def test_hours_in_which_nobody_asked_are_not_passed_over() -> None:
+    rows = Rows()
+    for key, due in ((b"a", HOUR), (b"b", 3 * HOUR), (b"c", 7 * HOUR)):
+        rows.put(key, row(due))
+    assert [key for _, key in rows.due(4 * HOUR, 10)] == [b"a", b"b"]
+
+
+def test_a_due_time_that_moves_to_and_fro_for_ever_takes_no_more_memory() -> None:
+    rows = Rows()
+    for number in range(100):
+        rows.put(b"%d" % number, row(9 * HOUR))
+    for turn in range(40_000):
+        rows.put(b"%d" % (turn % 100), row((1 + turn // 100 % 9) * HOUR))
+        assert rows._filed <= 2 * 100 + 1_024
+    held = sum(map(len, rows._later.values())) + len(rows._near)
+    assert held == rows._filed
 
 
 @given(CHANGES)

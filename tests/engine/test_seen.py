@@ -2,7 +2,9 @@
 
 import random
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,26 +72,133 @@ def test_a_generation_goes_as_a_whole_35_days_after_its_week() -> None:
     assert set(remembered.probe([1, 2])) == {1}
 
 
-def test_a_restored_set_equals_the_live_one() -> None:
-    dice = random.Random(3)
-    live, restored = Seen(), Seen()
-    packed = []
-    for ordinal in range(40):
-        batch = [dice.getrandbits(64) | 1 for _ in range(dice.randrange(1, 900))]
-        value = pack(
-            ordinal=ordinal,
-            ledger_from=ordinal,
-            now_us=0,
-            fingerprints=batch,
-            checks=[value & 0xFFFF for value in batch],
-            weeks=[2900 + ordinal % 4] * len(batch),
+# Near each other, at both ends and anywhere: what a table must hold however it is crowded.
+FINGERPRINTS = st.one_of(
+    st.integers(1, 2**64 - 1),
+    st.integers(1, 60),
+    st.integers(2**64 - 60, 2**64 - 1),
+    st.integers(1, 60).map(lambda high: high << 58 | high),
+)
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> list[bytes]:
+    """Packed records of some batches; no id comes twice."""
+    values = draw(st.lists(FINGERPRINTS, unique=True, max_size=400))
+    records: list[bytes] = []
+    while values:
+        count = draw(st.integers(1, len(values)))
+        batch, values = values[:count], values[count:]
+        weeks = st.lists(st.integers(2900, 2903), min_size=count, max_size=count)
+        records.append(
+            pack(
+                ordinal=len(records),
+                ledger_from=0,
+                now_us=0,
+                fingerprints=batch,
+                checks=[value * 31 & 0xFFFF_FFFF for value in batch],
+                weeks=draw(weeks),
+            )
         )
-        live.remember(unpack(value))
-        packed.append(value)
-    for value in packed:
-        restored.remember(unpack(value))
+    return records
+
+
+@given(logs(), st.lists(FINGERPRINTS, max_size=40), st.integers(0, 3))
+def test_a_restored_set_equals_the_live_one(
+    records: list[bytes], strangers: list[int], over: int
+) -> None:
+    live, restored = Seen(), Seen()
+    now = seen.EPOCH + (2900 + over) * WEEK + REMEMBERED + timedelta(seconds=1)
+    for record in records:
+        live.remember(unpack(record))
+    live.forget(now)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(seen, "_LOADED_AT_ONCE", 3)
+        for _ in restored.load([unpack(record) for record in records], now):
+            pass
+    told = {
+        int(value): int(check)
+        for one in map(unpack, records)
+        for value, check, week in zip(one.fingerprints, one.checks, one.weeks, strict=True)
+        if week >= 2900 + over
+    }
+    wanted = [*strangers, *told]
+    expected = {at: told[value] for at, value in enumerate(wanted) if value in told}
+    assert restored.probe(wanted) == live.probe(wanted) == expected
     assert restored.digest() == live.digest()
     assert len(restored) == len(live)
+
+
+def test_an_id_differs_in_the_digest_by_its_check_and_by_its_ordinal() -> None:
+    def of(*, ordinal: int, check: int) -> dict[int, int]:
+        one = Seen()
+        one.remember(
+            unpack(
+                pack(
+                    ordinal=ordinal,
+                    ledger_from=0,
+                    now_us=0,
+                    fingerprints=[7],
+                    checks=[check],
+                    weeks=[1],
+                )
+            )
+        )
+        return one.digest()
+
+    assert of(ordinal=1, check=2) == of(ordinal=1, check=2)
+    assert of(ordinal=1, check=2) != of(ordinal=1, check=3)
+    assert of(ordinal=1, check=2) != of(ordinal=2, check=2)
+
+
+@given(st.lists(FINGERPRINTS, unique=True, max_size=600), st.data())
+def test_a_growing_table_answers_like_a_dictionary(values: list[int], data: st.DataObject) -> None:
+    # So little is moved at once that most answers come from a table half moved.
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(seen, "_MOVED_AT_LEAST", 1)
+        patched.setattr(seen, "_MOVED_PER_ID", 1)
+        table, model = seen._Table(), dict[int, tuple[int, int]]()
+        asked = np.array(values or [1], dtype=np.uint64)
+        while values:
+            count = data.draw(st.integers(1, min(40, len(values))))
+            batch, values = values[:count], values[count:]
+            told = {value: (value & 0xFFFF, len(model)) for value in batch}
+            model |= told
+            table.insert(
+                np.array(batch, dtype=np.uint64),
+                np.array([check for check, _ in told.values()], dtype=np.uint32),
+                np.array([ordinal for _, ordinal in told.values()], dtype=np.uint32),
+            )
+            places, checks, ordinals = table.find(asked)
+            found = {
+                int(asked[at]): (int(check), int(ordinal))
+                for at, check, ordinal in zip(places, checks, ordinals, strict=True)
+            }
+            assert found == model
+            assert all(table.find_one(value) == model[value] for value in batch)
+    assert table.count == len(model)
+
+
+def test_an_id_never_takes_more_than_24_bytes_and_no_insert_moves_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dice = np.random.default_rng(5)
+    remembered, placed = Seen(), 0
+    place = seen._Table._place
+
+    def counted(table: seen._Table, *columns: Any) -> None:
+        nonlocal placed
+        placed = max(placed, len(columns[0]))
+        place(table, *columns)
+
+    monkeypatch.setattr(seen._Table, "_place", counted)
+    monkeypatch.setattr(seen, "_MOVED_AT_ONCE", 2_048)
+    while len(remembered) < 400_000:
+        batch = dice.integers(1, 2**64 - 1, size=600, dtype=np.uint64)
+        remembered.remember(ids(batch.tolist()))
+        if len(remembered) > 20_000:
+            assert remembered.size_bytes <= 24 * len(remembered)
+    assert placed <= 2_048 * 8 + 600
 
 
 @pytest.mark.parametrize(

@@ -439,7 +439,7 @@ class Consumer:
         return self._positions[tp]
 
     async def getmany(
-        self, *tps: TopicPartition, timeout_ms: int = 0
+        self, *tps: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
     ) -> dict[TopicPartition, list[Record]]:
         """Records of these partitions, or nothing after the time-out. What was fetched is handed
         out in one turn, unless its partition was sought meanwhile.
@@ -462,7 +462,8 @@ class Consumer:
                 for tp, offset in wanted.items()
                 for part in (self._broker.partition(tp),)
             ):
-                fetched = await self._network.ask("fetch", lambda: self._fetch(wanted))  # noqa: B023
+                most = min(self._network.most_records, max_records or self._network.most_records)
+                fetched = await self._network.ask("fetch", lambda: self._fetch(wanted, most))  # noqa: B023
                 if moves != self._moves:
                     continue  # void; it is not known of which partition, so all is fetched again
                 found = {}
@@ -490,9 +491,8 @@ class Consumer:
                 return {}
 
     def _fetch(
-        self, wanted: Mapping[TopicPartition, int]
+        self, wanted: Mapping[TopicPartition, int], most: int
     ) -> dict[TopicPartition, tuple[list[Record], int]]:
-        most = self._network.most_records
         return {
             tp: self._broker.partition(tp).read(offset, committed=self._committed, most=most)
             for tp, offset in wanted.items()

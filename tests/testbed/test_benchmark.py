@@ -1,40 +1,148 @@
 """The benchmark itself works: every figure is there, and the books hold afterwards."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from streams.settings import Settings
-from streams.testbed import bench
+from streams.testbed import auditor
+from streams.testbed.bench import steady, worker
+from streams.testbed.bench.__main__ import BARS, SHORT, Part, Run, Scale, share_out, table
+from streams.testbed.bench.worker import BenchError, Place, running
 
-FIGURES = {
-    "throughput": {"events", "seconds_ms", "events_per_s", "cpu_us_per_event"},
-    "latency": {"rate", "samples", "p50_ms", "p99_ms", "max_ms"},
-    "restore": {"rows", "restore_ms", "rows_per_s", "start_to_ready_ms"},
-    "memory": {"mb_without_tenants", "mb_with_tenants", "mb_per_million_tenants"},
-}
+THROUGHPUT = {"workers", "events", "seconds_ms", "events_per_s", "cpu_us_per_event"}
+STEADY = {"rate", "samples", "p50_ms", "p99_ms", "p99_9_ms", "max_ms", "cpu_percent"}
+RATES = ("at_100", "at_1000", "of_tenth", "of_half", "of_four_fifths")
+SMALL = Scale(events=20_000, tenants=100, rows=500, ids=20_000, point=5_000)
+
+
+def a_run(broker: str, folder: Path, scale: Scale = SMALL) -> Run:
+    return Run(broker, Place(folder), scale, data=None, verify=True)
 
 
 @pytest.mark.broker
+@pytest.mark.timeout(600)
 async def test_a_small_run_measures_everything_and_ends_with_books_that_hold(
     broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "LATENCY_FOR_S", 2)
-    result, code = await bench._measure(
-        broker, tmp_path, count=20_000, tenants=100, rows=500, skip_verify=False
-    )
-    assert code == 0
-    assert {name: set(result[name]) for name in FIGURES} == FIGURES
-    latency = result["latency"]
-    assert 0 <= latency["p50_ms"] <= latency["p99_ms"] <= latency["max_ms"]
-    assert result["throughput"]["events"] <= 20_000
-    assert result["restore"]["rows"] == 500
+    monkeypatch.setattr(steady, "STEADY_FOR_S", 2)
+    monkeypatch.setattr(steady, "IDLE_FOR_S", 1)
+    run = a_run(broker, tmp_path)
+    await run.measure(set(SHORT))
+    found = run.result
+    assert run.code == auditor.HOLDS
+    assert found["verify"] == {"throughput": 0}
+    assert set(found["throughput"]) == THROUGHPUT | {"kafka_bytes_per_event"}
+    assert found["throughput"]["events"] <= 20_000
+    assert set(found["latency"]) == {"idle_cpu_percent", *RATES}
+    for name in RATES:
+        one = found["latency"][name]
+        assert set(one) == STEADY
+        assert 0 <= one["p50_ms"] <= one["p99_ms"] <= one["p99_9_ms"] <= one["max_ms"]
+    assert found["restore"]["rows"] == 500
+    assert found["ids"]["ids"] == 20_000
+    told = {line.split()[0] for line in table(found)}
+    assert {bar.figure for bar in BARS} - told == {"workers.second_adds_percent"}
+
+
+@pytest.mark.broker
+async def test_a_curve_has_a_point_for_each_value_and_every_point_is_audited(
+    broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.testbed.bench.__main__.PARTITIONS", (1, 3))
+    run = a_run(broker, tmp_path)
+    await run.measure({Part.PARTITIONS})
+    assert [point["at"] for point in run.result["partitions"]] == ["1", "3"]
+    assert run.result["verify"] == {"partitions 1": 0, "partitions 3": 0}
+
+
+@pytest.mark.broker
+async def test_books_that_do_not_hold_make_a_run_void(
+    broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Violated:
+        exit_code = auditor.VIOLATED
+
+        def lines(self) -> list[str]:
+            return ["verdict: VIOLATED"]
+
+    async def verify(*_: Any) -> Violated:
+        return Violated()
+
+    monkeypatch.setattr(auditor, "verify", verify)
+    run = a_run(broker, tmp_path)
+    await run.measure({Part.THROUGHPUT})
+    assert run.code == auditor.VIOLATED
+
+
+@pytest.mark.broker
+async def test_a_worker_that_remembers_fewer_ids_than_were_written_is_no_figure(
+    broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def metric(*_: Any) -> int:
+        return 19_999
+
+    monkeypatch.setattr(worker.Worker, "metric", metric)
+    monkeypatch.setattr("streams.testbed.bench.restoring.READY_WITHIN_S", 0)
+    with pytest.raises(BenchError, match="20000 were written, but credits_remembered_ids is 19999"):
+        await a_run(broker, tmp_path).measure({Part.IDS})
 
 
 @pytest.mark.broker
 async def test_a_worker_that_cannot_start_is_said_so(broker: str, tmp_path: Path) -> None:
     # No topics: the worker refuses to run.
-    settings = Settings(broker=broker, namespace="t-nothing-", metrics_port=0)
-    with bench._running(settings, tmp_path) as worker:
-        with pytest.raises(bench.BenchError, match=r"the worker ended; see .*worker\.log"):
-            await worker.until_ready()
+    settings = Settings(broker=broker, namespace="t-nothing-")
+    with running(settings, Place(tmp_path)) as made:
+        with pytest.raises(BenchError, match=r"the worker ended; see .*worker\.log"):
+            await made.until_ready()
+        # Nor does anything else wait for its offsets until the deadline.
+        watched = worker.Progress(settings, Nobody())
+        with pytest.raises(BenchError, match="the worker ended"):
+            await watched.until(["any"], 1, [made])
+
+
+class Nobody:
+    """An admin client whose group has committed nothing."""
+
+    async def list_consumer_group_offsets(self, _: str) -> dict[Any, Any]:
+        return {}
+
+
+def test_a_figure_beside_its_bar_says_when_it_misses() -> None:
+    lines = table({"throughput": {"events_per_s": 99_999, "cpu_us_per_event": "10.0"}})
+    assert lines[0].endswith(">= 100,000  MISSED")
+    assert lines[1].endswith("<= 10")
+
+
+def test_a_curve_is_told_as_a_table() -> None:
+    lines = table({"skew": [{"at": "uniform", "events": 1_000}, {"at": "one hot", "events": 9}]})
+    assert [line.split("  ")[-1].strip() for line in lines] == ["skew", "events", "1,000", "9"]
+
+
+@pytest.mark.parametrize("cores", [{0}, {0, 1}, {0, 1, 2}])
+def test_few_cores_are_shared_and_that_is_said(cores: set[int]) -> None:
+    class Here:
+        pids: tuple[int, ...] = ()
+
+    assert share_out(Here(), cores, _refuse) == ((), "shared with the workers")  # type: ignore[arg-type]
+
+
+def test_a_broker_gets_the_last_two_of_enough_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Here:
+        pids = ("self",)
+
+    given: list[set[int]] = []
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/taskset")
+    cores, told = share_out(
+        Here(),  # type: ignore[arg-type]
+        {0, 1, 4, 5},
+        lambda _, own: given.append(own),
+    )
+    assert (cores, told) == ((0, 1), "4,5")
+    assert given
+    assert all(own == {4, 5} for own in given)
+
+
+def _refuse(*_: Any) -> None:
+    raise AssertionError("no core was to be given away")
