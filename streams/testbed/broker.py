@@ -27,6 +27,8 @@ READY_WITHIN_S: Final = 60
 STOP_WITHIN_S: Final = 15
 FREEZE_WITHIN_S: Final = 5
 _POM: Final = Path(__file__).parents[2] / "deploy" / "kafka"
+# Fifty files are fetched; what has come is kept, and what has not is asked for again.
+MAVEN_TRIES: Final = 3
 
 # Kills the node when the parent's end of the pipe closes: after a SIGKILL of the parent too. Ends
 # when the node ends, so that the parent can ask the guard whether the node lives.
@@ -68,6 +70,13 @@ def require_programs() -> None:
         )
 
 
+def _complaint(done: subprocess.CompletedProcess[str]) -> str:
+    """What Maven complained of first: what follows is only its advice."""
+    lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    errors = [line.removeprefix("[ERROR] ") for line in lines if line.startswith("[ERROR]")]
+    return (errors or lines or [f"it ended with {done.returncode} and said nothing"])[0]
+
+
 def fetch_jars() -> Path:
     """The folder with the broker's jars; fetched once, kept outside the checkout.
 
@@ -81,26 +90,27 @@ def fetch_jars() -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix="fetching-") as fetching:
         made = Path(fetching) / "jars"
-        done = subprocess.run(  # noqa: S603
-            [
-                shutil.which("mvn") or "mvn",
-                "-q",
-                "-B",
-                "-f",
-                str(_POM / "pom.xml"),
-                "dependency:copy-dependencies",
-                "-DincludeScope=runtime",
-                f"-DoutputDirectory={made}",
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0 or not made.is_dir():
-            last = (done.stdout + done.stderr).strip().splitlines()
-            raise BrokerError(
-                f"Maven could not fetch Kafka {KAFKA_VERSION}: {last[-1] if last else 'no output'}"
+        for _ in range(MAVEN_TRIES):  # one of many downloads may fail; the others are kept
+            done = subprocess.run(  # noqa: S603
+                [
+                    shutil.which("mvn") or "mvn",
+                    "-q",
+                    "-B",
+                    "-Dstyle.color=never",
+                    "-f",
+                    str(_POM / "pom.xml"),
+                    "dependency:copy-dependencies",
+                    "-DincludeScope=runtime",
+                    f"-DoutputDirectory={made}",
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
             )
+            if done.returncode == 0 and made.is_dir():
+                break
+        else:
+            raise BrokerError(f"Maven could not fetch Kafka {KAFKA_VERSION}: {_complaint(done)}")
         try:
             made.rename(jars)
         except OSError as error:
