@@ -59,6 +59,7 @@ build/compiled/ready: .venv/ready pyproject.toml $(SOURCES)
 	HATCH_BUILD_HOOKS_ENABLE=true $(PY) -m pip install --quiet --disable-pip-version-check --no-deps \
 		--no-build-isolation --target build/compiled build/source/
 	rm -rf build/source
+	ln -s ../../deploy build/compiled/deploy
 	@touch $@
 
 # One lock for every platform, with hashes, without the address of any registry.

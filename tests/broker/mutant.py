@@ -43,7 +43,9 @@ def seen_ids() -> None:
 
 
 def offsets_first() -> None:
-    """Commit the offsets in a transaction before that of the rows, and go by them."""
+    """Commit the offsets in a transaction before that of the rows, and go by them. They are
+    told with every batch, as they would be if they counted."""
+    _replace(shard, "TELL_OFFSETS_EVERY_S", 0.0)
     original = transaction.Transactor.commit
     group_position: dict[Any, int] = {}
 

@@ -19,6 +19,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
+from aiokafka.errors import KafkaError
+
 from streams.cli.demo import environment_of
 from streams.cli.operate import seconds_from
 from tests.chaos import faults
@@ -132,7 +134,10 @@ class Campaign:
         return await self.stage.lag() == 0
 
     async def _none_open(self) -> bool:
-        return not await self.stage.open_transactions()
+        try:
+            return not await self.stage.open_transactions()
+        except (KafkaError, OSError):
+            return False  # a broker that has just come back does not know every leader yet
 
     async def _audit(self, *, everything: bool = False) -> int:
         """`credits verify` from the last audit on, or of everything with what the load foresaw.

@@ -613,7 +613,8 @@ class Stage:
         return await unbooked(self.settings, self.watcher.positions)
 
     async def open_transactions(self) -> list[str]:
-        """Partitions whose last stable offset is not their end."""
+        """Partitions whose last stable offset is not their end. Raises KafkaError, OSError while
+        the brokers do not answer."""
         committed = await started_reader(self.settings)
         uncommitted = log_reader(self.settings, committed=False)
         try:

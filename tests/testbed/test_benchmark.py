@@ -14,7 +14,7 @@ from streams.testbed.bench.worker import BenchError, Place, running
 THROUGHPUT = {"workers", "events", "seconds_ms", "events_per_s", "cpu_us_per_event"}
 STEADY = {"rate", "samples", "p50_ms", "p99_ms", "p99_9_ms", "max_ms", "cpu_percent"}
 RATES = ("at_100", "at_1000", "of_tenth", "of_half", "of_four_fifths")
-SMALL = Scale(events=20_000, tenants=100, rows=500, ids=20_000, point=5_000)
+SMALL = Scale(events=120_000, tenants=100, rows=500, ids=20_000, point=60_000)
 
 
 def a_run(broker: str, folder: Path, scale: Scale = SMALL) -> Run:
@@ -34,7 +34,7 @@ async def test_a_small_run_measures_everything_and_ends_with_books_that_hold(
     assert run.code == auditor.HOLDS
     assert found["verify"] == {"throughput": 0}
     assert set(found["throughput"]) == THROUGHPUT | {"kafka_bytes_per_event"}
-    assert found["throughput"]["events"] <= 20_000
+    assert found["throughput"]["events"] <= 120_000
     assert set(found["latency"]) == {"idle_cpu_percent", *RATES}
     for name in RATES:
         one = found["latency"][name]
