@@ -93,13 +93,17 @@ class Settings(Command, kw_only=True, frozen=True, gc=False, tag="settings"):
 
     `expected_version` is the settings version the caller has seen; another one in force refuses
     the command (`version_conflict`) and changes nothing. `payment_methods` are references the
-    payment service understands, in the order to try; never card data.
+    payment service understands, in the order to try; never card data. `alert_levels` are
+    percentages of the last funding: people are told when the balance falls below one.
     """
 
     expected_version: Count
     policy: RechargePolicy | None = None
     payment_methods: Annotated[list[Text], Meta(max_length=5)] | None = None
     overdraft_floor: Amount | None = None
+    alert_levels: Annotated[list[Annotated[int, Meta(ge=1, le=99)]], Meta(max_length=4)] | None = (
+        None
+    )
 
 
 class Fund(Command, kw_only=True, frozen=True, gc=False, tag="fund"):
@@ -123,6 +127,33 @@ class Adjustment(Command, kw_only=True, frozen=True, gc=False, tag="adjustment")
     amount: Money
     reason: Annotated[str, Meta(min_length=1, max_length=255)]
     expires_at: Timestamp | None = None
+
+
+class Grant(Command, kw_only=True, frozen=True, gc=False, tag="grant"):
+    """Put money in as a lot of its own: active on [`effective_at`, `expires_at`), burnt by
+    `priority` (lowest first).
+
+    Before `effective_at` (now, when absent) it is in no balance. Without `expires_at` paid money
+    expires after twelve months and promotional money never. With `every_days` or `every_months` it
+    is an allowance: counted from `effective_at`, the lot is set back to `amount`, never added to.
+    The lot's id is derived from the command's; the answer names it.
+    """
+
+    amount: Money
+    kind: GrantKind = GrantKind.PROMOTIONAL
+    priority: Annotated[int, Meta(ge=0, le=1_000)] = 100
+    effective_at: Timestamp | None = None
+    expires_at: Timestamp | None = None
+    every_days: Annotated[int, Meta(ge=1, le=366)] | None = None
+    every_months: Annotated[int, Meta(ge=1, le=12)] | None = None
+    reason: Annotated[str, Meta(min_length=1, max_length=255)]
+
+
+class Void(Command, kw_only=True, frozen=True, gc=False, tag="void"):
+    """Take what is left of a lot, and what is still to come of it."""
+
+    grant_id: Id
+    reason: Annotated[str, Meta(min_length=1, max_length=255)]
 
 
 class TariffAssignment(Command, kw_only=True, frozen=True, gc=False, tag="tariff_assignment"):
@@ -168,6 +199,8 @@ AnyCommand = (
     | Fund
     | BookPayment
     | Adjustment
+    | Grant
+    | Void
     | TariffAssignment
     | Approve
     | Deny

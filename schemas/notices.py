@@ -26,6 +26,7 @@ class NoticeKind(StrEnum):
     RECHARGE_UNRESOLVED = "recharge_unresolved"
     RECHARGE_RESOLVED = "recharge_resolved"
     RECHARGE_NEEDS_APPROVAL = "recharge_needs_approval"
+    GRANT_ACTIVE = "grant_active"
     GRANT_EXPIRED = "grant_expired"
     GRANT_EXPIRING = "grant_expiring"
     BALANCE_LOW = "balance_low"
@@ -35,6 +36,7 @@ class NoticeKind(StrEnum):
     BALANCE_NEGATIVE = "balance_negative"
     ORPHAN_PAYMENT = "orphan_payment"
     SETTINGS_CHANGED = "settings_changed"
+    DECK_CHANGED = "deck_changed"
     SUSPENDED = "suspended"
     RESUMED = "resumed"
 
@@ -112,6 +114,8 @@ class Notice(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
     scopes: list[Kind] = []
     signal_version: Count | None = None
     lease_until: Timestamp | None = None
+    deck: Text | None = None
+    effective_from: Timestamp | None = None
 
 
 class DeadLetterReason(StrEnum):

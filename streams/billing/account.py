@@ -41,6 +41,22 @@ class Grant(Struct, frozen=True, gc=False, array_like=True):
     warn_at: datetime | None = None
 
 
+class Planned(Struct, frozen=True, gc=False, array_like=True):
+    """A lot that is put in at an instant to come, and, with a period, set back to its amount again
+    and again. Until then it is in no balance. `begins_at` is what the periods count from."""
+
+    id: str
+    kind: GrantKind
+    priority: int
+    amount_nanos: int
+    at: datetime
+    begins_at: datetime
+    expires_at: datetime | None
+    created_at: datetime
+    every_days: int = 0
+    every_months: int = 0
+
+
 class Policy(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     """Auto-recharge as it is in force; amounts in nanos. `version` counts its changes."""
 
@@ -209,10 +225,16 @@ class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     # In the order of `effective_from`; none: the default deck.
     decks: tuple[Assignment, ...] = ()
     watch: Watch = Watch()
+    # Lots to come; `grants` holds only what is active.
+    planned: tuple[Planned, ...] = ()
+    # What was left of lots when they expired, for usage of before it that comes late.
+    lapsed: tuple[Grant, ...] = ()
+    # Percentages of the last funding below which people want to know.
+    alert_levels: tuple[int, ...] = (50, 20)
 
     @property
     def balance_nanos(self) -> int:
-        """What is left in the grants, minus what was overdrawn."""
+        """What is left in the active grants, minus what was overdrawn."""
         total = -self.overdraft_nanos
         for grant in self.grants:
             total += grant.left_nanos
@@ -237,12 +259,28 @@ class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
             due = _earlier(due, recharging.opens_at)
         if self.watch.renew_at is not None:
             due = _earlier(due, self.watch.renew_at)
+        if self.planned:
+            for planned in self.planned:
+                due = _earlier(due, planned.at)
+        if self.lapsed:
+            for lapsed in self.lapsed:
+                due = _earlier(due, forgotten_at(lapsed))
         if self.closed_at is None:
             if recharging.asked is not None:
                 due = _earlier(due, overdue_at(recharging.asked))
             for fund in self.funds:
                 due = _earlier(due, overdue_at(fund))
         return due
+
+
+# Usage reports arrive up to 48 hours late: so long an expired lot can pay for usage of before.
+LAPSED_KEPT: Final = timedelta(hours=48)
+
+
+def forgotten_at(lapsed: Grant) -> datetime:
+    """When what was left of an expired lot leaves the row."""
+    assert lapsed.expires_at is not None
+    return lapsed.expires_at + LAPSED_KEPT
 
 
 # After this long without an answer a person decides; the request is not published again.

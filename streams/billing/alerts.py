@@ -20,8 +20,9 @@ from streams.billing.account import Account, Watch
 from streams.billing.booking import Draft
 from streams.billing.coverage import FREE_KINDS
 
-# Percentages of the last funding below which people want to know, and their bits in `armed`.
-PERCENTS: Final = ((50, 1), (20, 2))
+# Bits in `armed` of an account's alert levels, from the top down.
+_LEVELS: Final = (1, 2, 64, 128)
+_EVERY_LEVEL: Final = 1 | 2 | 64 | 128
 _TRIGGER: Final = 4
 _EXHAUSTED: Final = 8
 _NEGATIVE: Final = 16
@@ -76,11 +77,22 @@ def review(draft: Draft) -> None:
         draft.account = replace(draft.account, watch=watch)
 
 
+def arm_levels(draft: Draft) -> None:
+    """The alert levels are others now: those the balance has reached will be told when it falls
+    below them; those it is below already are armed as ever, above them."""
+    account = draft.account
+    armed = account.watch.armed & ~_EVERY_LEVEL
+    for percent, bit in zip(account.alert_levels, _LEVELS, strict=False):
+        if draft.balance_nanos * 100 >= account.watch.funding_nanos * percent:
+            armed |= bit
+    draft.account = replace(account, watch=replace(account.watch, armed=armed))
+
+
 def _levels_of(account: Account, funding_nanos: int) -> list[tuple[int, int, int]]:
     """Bit, greatest balance that is told, least that arms it again; from the top down."""
     levels = []
     if funding_nanos:
-        for percent, bit in PERCENTS:
+        for percent, bit in zip(account.alert_levels, _LEVELS, strict=False):
             level_nanos = funding_nanos * percent // 100
             levels.append((bit, level_nanos - 1, _above(level_nanos)))
     policy = account.policy
@@ -124,7 +136,7 @@ def _tell(draft: Draft, bit: int, funding_nanos: int) -> None:
     elif bit == _NEGATIVE:
         draft.notify(NoticeKind.BALANCE_NEGATIVE, balance=balance)
     else:
-        percent = next(percent for percent, one in PERCENTS if one == bit)
+        percent = draft.account.alert_levels[_LEVELS.index(bit)]
         level = text_from(funding_nanos * percent // 100)
         draft.notify(NoticeKind.BALANCE_LOW, balance=balance, level=level, percent=percent)
 

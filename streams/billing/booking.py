@@ -43,6 +43,15 @@ class RefusedError(Exception):
         self.refused = Refused(reason, path, exposure_nanos)
 
 
+class CommandRefusedError(Exception):
+    """The command is refused: `rule` names why, `fix` says in a sentence what to do."""
+
+    def __init__(self, rule: str, fix: str) -> None:
+        super().__init__(rule)
+        self.rule = rule
+        self.fix = fix
+
+
 def months_later(at: datetime, months: int) -> datetime:
     """The same day and time some months on; the month's last day when it is shorter."""
     years, month = divmod(at.month - 1 + months, 12)
@@ -174,8 +183,21 @@ class Draft:
             created_at=self.now,
             warn_at=grants.first_warning(expires_at, self.now),
         )
-        burnt = grants.put_in(self.account, grant)
-        self.book(kind, amount_nanos, burnt, self.now, {"expires_at": expires_at, **details})
+        self.put_in(kind, grant, self.now, details)
+
+    def put_in(
+        self, kind: EntryKind, grant: Grant, at: datetime, details: Mapping[str, Any] = _NOTHING
+    ) -> None:
+        """Put a lot in; one whose id is there already is set back to what this one has. It first
+        pays what was overdrawn. Money that came is never refused: a full row makes room."""
+        known = any(one.id == grant.id for one in self.account.grants)
+        merged: tuple[tuple[Grant, int], ...] = ()
+        if not known and grants.lots_of(self.account) >= grants.MOST_LOTS:
+            self.account, merged = grants.make_room(self.account)
+        burnt, amount_nanos = grants.set_back(self.account, grant)
+        if merged:
+            burnt = replace(burnt, touched=merged + burnt.touched)
+        self.book(kind, amount_nanos, burnt, at, {"expires_at": grant.expires_at, **details})
 
     def debit(
         self,
@@ -185,8 +207,30 @@ class Draft:
         details: Mapping[str, Any] = _NOTHING,
     ) -> None:
         """Take money out, below zero if need be: what happened, happened."""
+        if self.account.lapsed:
+            self._reopen(amount_nanos, at)
         burnt = grants.burn(self.account, amount_nanos, at, self.now)
         self.book(kind, -amount_nanos, burnt, at, details)
+
+    def _reopen(self, amount_nanos: int, at: datetime) -> None:
+        """Usage of before a lot's expiry has come late: the expiry is taken back for exactly what
+        the usage needs of the lot."""
+        for lapsed, nanos in grants.reopened(self.account, amount_nanos, at, self.now):
+            rest = replace(lapsed, left_nanos=lapsed.left_nanos - nanos)
+            kept = tuple(
+                rest if one is lapsed else one
+                for one in self.account.lapsed
+                if one is not lapsed or rest.left_nanos
+            )
+            self.account = replace(self.account, lapsed=kept)
+            lot = replace(lapsed, left_nanos=nanos)
+            burnt = Burnt(
+                grants.ordered((*self.account.grants, lot)),
+                self.account.overdraft_nanos,
+                ((lot, nanos),),
+            )
+            details = {"expires_at": lapsed.expires_at}
+            self.book(EntryKind.EXPIRY_REOPENED, nanos, burnt, at, details)
 
     def notify(self, notice: NoticeKind, **details: Any) -> None:
         """Announce something to people."""

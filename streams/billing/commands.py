@@ -13,18 +13,20 @@ from schemas.commands import (
     CloseTenant,
     Deny,
     Fund,
+    Grant,
     Method,
     OpenTenant,
     RechargePolicy,
     ResolveRecharge,
     Settings,
     TariffAssignment,
+    Void,
 )
 from schemas.funding import Reason, Status
 from schemas.ledger import EntryKind
 from schemas.money import MAX_EVENT_NANOS, NANOS, Money, nanos_from, text_from
 from schemas.notices import NoticeKind
-from streams.billing import recharge, results
+from streams.billing import alerts, granting, recharge, results
 from streams.billing.account import (
     UNANSWERED_FOR,
     Account,
@@ -35,7 +37,7 @@ from streams.billing.account import (
     Policy,
     UnpaidFund,
 )
-from streams.billing.booking import Draft
+from streams.billing.booking import CommandRefusedError, Draft
 from streams.billing.charging import FORMER_KEPT, LATEST
 from streams.billing.events import CommandEvent, utc
 from streams.billing.money import CURRENCIES, exponent_of, rounded_up
@@ -48,18 +50,10 @@ MOST_OPEN_FUNDS: Final = 8
 MOST_ASSIGNMENTS: Final = 12
 
 
-class CommandRefusedError(Exception):
-    """The command is refused: `rule` names why, `fix` says in a sentence what to do."""
-
-    def __init__(self, rule: str, fix: str) -> None:
-        super().__init__(rule)
-        self.rule = rule
-        self.fix = fix
-
-
 def obey(draft: Draft, event: CommandEvent, result_timeout_s: int) -> None:
     """Apply a command to an open draft. Raises CommandRefusedError; then the draft is void."""
     command: AnyCommand = event.command
+    grant_id: str | None = None
     match command:
         case OpenTenant():
             _reopen(draft, command)
@@ -73,6 +67,14 @@ def obey(draft: Draft, event: CommandEvent, result_timeout_s: int) -> None:
             _book_payment(draft, command, event.payment)
         case Adjustment():
             _adjust(draft, command)
+        case Grant():
+            _not_closed(draft)
+            amount_nanos = _money(command.amount, draft.account)
+            if amount_nanos <= 0:
+                raise CommandRefusedError("amount_positive", "Give an amount above zero.")
+            grant_id = granting.grant(draft, command, amount_nanos)
+        case Void():
+            grant_id = granting.void(draft, command)
         case TariffAssignment():
             _assign_deck(draft, command)
         case Approve():
@@ -88,12 +90,19 @@ def obey(draft: Draft, event: CommandEvent, result_timeout_s: int) -> None:
         command_id=draft.cause.id,
         version=draft.account.settings_version,
         balance=text_from(draft.account.balance_nanos),
+        grant_id=grant_id,
     )
     if isinstance(command, Settings):
         draft.notify(
             NoticeKind.SETTINGS_CHANGED,
             version=draft.account.settings_version,
             policy_version=draft.account.policy.version,
+        )
+    elif isinstance(command, TariffAssignment):
+        draft.notify(
+            NoticeKind.DECK_CHANGED,
+            deck=command.deck,
+            effective_from=utc(command.effective_from or draft.now),
         )
 
 
@@ -189,7 +198,13 @@ def _settings(draft: Draft, command: Settings) -> None:
         if floor_nanos < 0:
             raise CommandRefusedError("overdraft_floor", "The overdraft floor is zero or more.")
         changes["overdraft_floor_nanos"] = floor_nanos
+    if command.alert_levels is not None:
+        if len(set(command.alert_levels)) < len(command.alert_levels):
+            raise CommandRefusedError("alert_levels", "Name every alert level once.")
+        changes["alert_levels"] = tuple(sorted(command.alert_levels, reverse=True))
     draft.account = replace(account, recharging=recharging, **changes)
+    if draft.account.alert_levels != account.alert_levels:
+        alerts.arm_levels(draft)
     if set(draft.account.payment_methods) - set(account.payment_methods):
         recharge.new_method(draft)
 

@@ -3,21 +3,28 @@
 Order: lower priority number, earliest expiry (none last), promotional before paid, earliest
 created, id. A row keeps its grants in that order. Usage is always booked: lots active when it
 happened burn first, then lots active now, and only then the overdraft grows.
+
+A row holds a bounded number of lots. When one more comes, what is left of an expired lot is let
+go; when there is none, the two lots of one kind and priority that expire nearest to each other
+become one, with the later expiry.
 """
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from itertools import combinations
 from typing import Final
 
 from msgspec.structs import replace
 
 from schemas.commands import GrantKind
-from streams.billing.account import Account, Grant
+from streams.billing.account import Account, Grant, forgotten_at
 from streams.billing.outcomes import Burnt
 
 _LAST: Final = datetime.max.replace(tzinfo=UTC)
 # Expiry is told this long before it.
 WARNINGS: Final = (timedelta(days=30), timedelta(days=7))
+# Lots of a row: active, to come, and expired within grace. With them it stays below 4 KB.
+MOST_LOTS: Final = 24
 
 
 def burn_order(grant: Grant) -> tuple[int, datetime, bool, datetime, str]:
@@ -29,6 +36,11 @@ def burn_order(grant: Grant) -> tuple[int, datetime, bool, datetime, str]:
         grant.created_at,
         grant.id,
     )
+
+
+def ordered(lots: Iterable[Grant]) -> tuple[Grant, ...]:
+    """Lots in the order in which they are burnt."""
+    return tuple(sorted(lots, key=burn_order))
 
 
 def active(grant: Grant, at: datetime) -> bool:
@@ -81,16 +93,107 @@ def burn(account: Account, amount_nanos: int, at: datetime, now: datetime) -> Bu
 
 
 def put_in(account: Account, grant: Grant) -> Burnt:
-    """Add a lot: it first pays the overdraft, the rest takes its place in the burn order.
-
-    A grant that is not active yet pays nothing before it is.
-    """
+    """Add a lot that is active: it first pays the overdraft, the rest takes its place in the burn
+    order."""
     pays = min(account.overdraft_nanos, grant.left_nanos)
     rest = replace(grant, left_nanos=grant.left_nanos - pays)
     grants = account.grants
     if rest.left_nanos:
-        grants = tuple(sorted((*grants, rest), key=burn_order))
+        grants = ordered((*grants, rest))
     return Burnt(grants, account.overdraft_nanos - pays, ((rest, rest.left_nanos),))
+
+
+def set_back(account: Account, grant: Grant) -> tuple[Burnt, int]:
+    """Give a lot what it has in `grant`, whatever is left of it, and say by how much the balance
+    grows. A lot that is not there is put in."""
+    had_nanos = 0
+    others = account.grants
+    for one in account.grants:
+        if one.id == grant.id:
+            had_nanos = one.left_nanos
+            others = tuple(other for other in account.grants if other is not one)
+    burnt = put_in(replace(account, grants=others), grant)
+    rest, got_nanos = burnt.touched[0]
+    return replace(burnt, touched=((rest, got_nanos - had_nanos),)), grant.left_nanos - had_nanos
+
+
+def rolled_over(left_nanos: int, least_nanos: int, most_nanos: int | None) -> int:
+    """What a lot keeps when a period ends: no less than its minimum, no more than its maximum."""
+    kept_nanos = max(least_nanos, left_nanos)
+    return kept_nanos if most_nanos is None else min(most_nanos, kept_nanos)
+
+
+def reopened(
+    account: Account, amount_nanos: int, at: datetime, now: datetime
+) -> list[tuple[Grant, int]]:
+    """What usage that ended at `at` needs of lots that have expired since, in burn order."""
+    lots = [(one, False) for one in account.grants]
+    lots += [(one, True) for one in account.lapsed if now < forgotten_at(one)]
+    needs = []
+    left_nanos = amount_nanos
+    for lot, has_lapsed in sorted(lots, key=lambda one: burn_order(one[0])):
+        if not left_nanos:
+            break
+        if active(lot, at):
+            taken_nanos = min(lot.left_nanos, left_nanos)
+            left_nanos -= taken_nanos
+            if has_lapsed:
+                needs.append((lot, taken_nanos))
+    return needs
+
+
+def lots_of(account: Account) -> int:
+    """How many lots a row holds, whatever they are."""
+    return len(account.grants) + len(account.planned) + len(account.lapsed)
+
+
+def has_room(account: Account) -> bool:
+    """Whether one more lot fits, letting go or merging what may be."""
+    return (
+        lots_of(account) < MOST_LOTS
+        or bool(account.lapsed)
+        or _nearest(account, alike=True) is not None
+    )
+
+
+def make_room(account: Account) -> tuple[Account, tuple[tuple[Grant, int], ...]]:
+    """A full row with one lot less, and what moved between lots. Of no kind and priority there may
+    be two: then the nearest of all become one."""
+    if account.lapsed:
+        soonest = min(account.lapsed, key=forgotten_at)
+        lapsed = tuple(one for one in account.lapsed if one is not soonest)
+        return replace(account, lapsed=lapsed), ()
+    pair = _nearest(account, alike=True) or _nearest(account, alike=False)
+    assert pair is not None, "lots to come are too few to fill a row"
+    sooner, later = pair
+    gone = replace(sooner, left_nanos=0)
+    merged = replace(
+        later,
+        amount_nanos=later.amount_nanos + sooner.amount_nanos,
+        left_nanos=later.left_nanos + sooner.left_nanos,
+        effective_at=max(later.effective_at, sooner.effective_at),
+    )
+    kept = (one for one in account.grants if one is not sooner and one is not later)
+    moved = ((gone, -sooner.left_nanos), (merged, sooner.left_nanos))
+    return replace(account, grants=ordered((*kept, merged))), moved
+
+
+def _nearest(account: Account, *, alike: bool) -> tuple[Grant, Grant] | None:
+    """The two lots that expire nearest to each other, the sooner first; of equals, those that burn
+    first. One that is set back to its amount stays alone."""
+    recurring = {one.id for one in account.planned}
+    lots = [one for one in account.grants if one.id not in recurring]
+    lots.sort(key=lambda one: one.expires_at or _LAST)
+    pairs = (
+        pair
+        for pair in combinations(lots, 2)
+        if not alike or (pair[0].kind, pair[0].priority) == (pair[1].kind, pair[1].priority)
+    )
+    return min(
+        pairs,
+        key=lambda pair: (pair[1].expires_at or _LAST) - (pair[0].expires_at or _LAST),
+        default=None,
+    )
 
 
 def expired(grants: Iterable[Grant], at: datetime) -> tuple[Grant, ...]:

@@ -226,5 +226,6 @@ def report(output: Output, notice: dict[str, Any] | None, command_id: str) -> No
             "balance": notice.get("balance"),
             "settings_version": notice.get("version"),
             "recharge_id": notice.get("recharge_id"),
+            "grant_id": notice.get("grant_id"),
         }
     )

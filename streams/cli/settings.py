@@ -62,6 +62,21 @@ def velocity_from(given: list[str] | None) -> dict[str, str] | None:
     return limits
 
 
+def levels_from(given: list[str] | None) -> list[int] | None:
+    """Percentages; `none` alone takes them all away."""
+    if not given:
+        return None
+    if given == [_OFF]:
+        return []
+    levels = []
+    for text in given:
+        percent = text.removesuffix("%")
+        if not percent.isdecimal() or not 0 < int(percent) < 100:
+            fail(EXIT_USAGE, f"--alert-level {text}: write a percentage from 1 to 99.")
+        levels.append(int(percent))
+    return levels
+
+
 Limit = Annotated[
     str | None, typer.Option(metavar="AMOUNT|none", callback=given(limit_from), show_default=False)
 ]
@@ -81,7 +96,8 @@ async def _account_of(settings: Settings, tenant: str) -> Account | None:
     return None if row is None else decode_row(row)
 
 
-def _known(tenant: str) -> Account:
+def account_known(tenant: str) -> Account:
+    """A tenant's row as the table has it; ends the process with 3 when there is no such tenant."""
     try:
         account = wait_for(_account_of(settings_now(), tenant))
     except NewerRowError as error:
@@ -135,7 +151,7 @@ def _sentence(policy: dict[str, Any], currency: str) -> str:
 @settings_app.command("show")
 def show_settings(context: typer.Context, tenant: Tenant) -> None:
     """Auto-recharge and payment methods of a tenant, as they are in force."""
-    account = _known(tenant)
+    account = account_known(tenant)
     policy = _wire_of(account.policy)
     output = output_of(context)
     output.row(
@@ -148,6 +164,7 @@ def show_settings(context: typer.Context, tenant: Tenant) -> None:
                 {"deck": one.deck, "effective_from": one.effective_from} for one in account.decks
             ],
             "overdraft_floor": text_from(account.overdraft_floor_nanos),
+            "alert_levels": list(account.alert_levels),
             "recharge_state": account.state,
         }
     )
@@ -201,6 +218,13 @@ def set_settings(
     overdraft_floor: Annotated[
         str | None, typer.Option(help="How far below zero is meant.", callback=given(amount_from))
     ] = None,
+    alert_level: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PERCENT|none",
+            help="Tell when the balance falls below this part of the last funding; replaces all.",
+        ),
+    ] = None,
     expected_version: Annotated[
         int | None,
         typer.Option(min=0, help="Settings version you have seen; default: the one in force."),
@@ -208,7 +232,8 @@ def set_settings(
     command_id: Id = None,
     wait: Wait = 10,
 ) -> None:
-    """Change auto-recharge, payment methods or the overdraft floor; the rest stays."""
+    """Change auto-recharge, payment methods, overdraft floor or alert levels; the rest stays."""
+    levels = levels_from(alert_level)
     given: dict[str, Any] = {
         "trigger": trigger, "amount": amount, "target": target, "method": method,
         "compare": compare, "min_amount": min_amount, "max_amount": max_amount,
@@ -217,9 +242,9 @@ def set_settings(
         "velocity": velocity_from(velocity),
     }  # fmt: skip
     changed = {name: value for name, value in given.items() if value is not None}
-    if not changed and not payment_method and overdraft_floor is None:
+    if not changed and not payment_method and overdraft_floor is None and levels is None:
         fail(EXIT_USAGE, "Nothing to change; see `credits settings set --help`.")
-    account = _known(tenant)
+    account = account_known(tenant)
     command: dict[str, Any] = {
         "command": "settings",
         "expected_version": account.settings_version
@@ -227,6 +252,7 @@ def set_settings(
         else expected_version,
         "payment_methods": payment_method or None,
         "overdraft_floor": overdraft_floor,
+        "alert_levels": levels,
     }
     if changed:
         if account.policy.version == 0:

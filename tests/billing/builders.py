@@ -15,10 +15,12 @@ from schemas.commands import (
     BookPayment,
     CloseTenant,
     Fund,
+    Grant,
     OpenTenant,
     RechargePolicy,
     ResolveRecharge,
     Settings,
+    Void,
 )
 from schemas.funding import RechargeRequest, RechargeResult, Status
 from schemas.money import NANOS, Money
@@ -225,6 +227,17 @@ def an_adjustment(amount: str, **changes: Any) -> Adjustment:
         reason="a test",
         **changes,
     )
+
+
+def a_grant(amount: str, **changes: Any) -> Grant:
+    """Promotional money without an end, now."""
+    money = Money(amount=amount, currency=changes.pop("currency", "USD"))
+    members: dict[str, Any] = {"reason": "a gift"} | changes
+    return Grant(tenant_id="t-1", issued_at=NOW, amount=money, **members)
+
+
+def a_void(grant_id: str) -> Void:
+    return Void(tenant_id="t-1", issued_at=NOW, grant_id=grant_id, reason="by mistake")
 
 
 def a_payment(amount: str, payment_id: str = "wire-1") -> BookPayment:

@@ -44,7 +44,9 @@ def priced(outcome: Outcome) -> tuple[str, str, str]:
 def assigned(account: Account, deck: str, since: datetime | None = None) -> Account:
     command = TariffAssignment(tenant_id="t-1", issued_at=NOW, deck=deck, effective_from=since)
     outcome = apply(account, a_command(command))
-    assert told(outcome) == ["command_applied"]
+    assert told(outcome) == ["command_applied", "deck_changed"]
+    notice = outcome.notices[1]
+    assert (notice.deck, notice.effective_from) == (deck, since or NOW)
     assert outcome.account is not None
     return outcome.account
 

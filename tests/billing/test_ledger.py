@@ -15,8 +15,8 @@ from schemas.ledger import LedgerEntry
 from schemas.money import Money
 from schemas.notices import DeadLetterReason, NoticeKind
 from streams.billing import account as rows
-from streams.billing import grants
-from streams.billing.account import NewerRowError, decode_row, encode_row
+from streams.billing import granting, grants
+from streams.billing.account import LAPSED_KEPT, NewerRowError, decode_row, encode_row
 from streams.billing.booking import months_later
 from streams.billing.events import Event
 from streams.billing.outcomes import Outcome
@@ -26,8 +26,10 @@ from tests.billing.builders import (
     a_call,
     a_command,
     a_fund,
+    a_grant,
     a_payment,
     a_result,
+    a_void,
     an_account,
     an_adjustment,
     apply,
@@ -80,12 +82,7 @@ def test_an_expired_lot_never_pays_for_later_usage() -> None:
     book = Book(an_account("0"))
     book.feed(a_command(an_adjustment("10", expires_at=NOW + timedelta(days=1))))
     later = NOW + timedelta(days=1)
-    book.feed(
-        minutes(
-            1,
-        ),
-        later,
-    )
+    book.feed(a_call(started_at=later), later)
     assert book.balance_nanos == usd("-1")
 
 
@@ -324,13 +321,20 @@ def test_entries_are_what_the_wire_promises() -> None:
 # -- laws -----------------------------------------------------------------------------------------
 
 AMOUNTS = st.integers(1, 400)
+HOURS = st.integers(0, 72)
 STATUSES = st.sampled_from(list(Status))
 STEPS = st.one_of(
     st.tuples(st.just("call"), st.integers(0, 200)),
     st.tuples(st.just("late"), st.integers(1, 200)),
+    st.tuples(st.just("overnight"), st.tuples(st.integers(1, 200), st.integers(1, 60))),
     st.tuples(st.just("pay"), AMOUNTS),
     st.tuples(st.just("adjust"), st.integers(-300, 300)),
     st.tuples(st.just("short"), AMOUNTS),
+    st.tuples(
+        st.just("grant"),
+        st.tuples(AMOUNTS, st.integers(0, 3), HOURS, HOURS, st.booleans()),
+    ),
+    st.tuples(st.just("void"), st.integers(0, 40)),
     st.tuples(st.just("answer"), st.tuples(STATUSES, AMOUNTS, st.integers(0, 3))),
     st.tuples(st.just("fund"), st.integers(50, 90)),
     st.tuples(st.just("wait"), st.integers(1, 100_000)),
@@ -362,6 +366,25 @@ def _event(book: Book, number: int, what: str, value: Any, now: datetime) -> Eve
             return a_call(duration_s=60 * count, **at)
         case "late", int(count):
             return a_call(duration_s=60 * count, started_at=NOW - timedelta(days=3))
+        case "overnight", (int(count), int(hours)):
+            ended_at = now - timedelta(hours=hours)
+            return a_call(duration_s=60 * count, started_at=ended_at - timedelta(minutes=count))
+        case "grant", (int(amount), int(priority), int(begins), int(lasts), bool(again)):
+            effective_at = now + timedelta(hours=begins)
+            gift = a_grant(
+                str(amount),
+                priority=priority,
+                effective_at=effective_at if begins else None,
+                expires_at=effective_at + timedelta(hours=lasts) if lasts else None,
+                every_days=1 if again else None,
+            )
+            return a_command(gift, name)
+        case "void", int(back):
+            account = book.account
+            assert account is not None
+            known = [one.id for one in (*account.grants, *account.lapsed)]
+            known += [one.id for one in account.planned]
+            return a_command(a_void(known[back % len(known)] if known else "g1"), name)
         case "pay", int(amount):
             return a_command(a_payment(str(amount), f"wire-{amount % 7}"), name)
         case "adjust", int(amount):
@@ -394,16 +417,51 @@ def check_laws(book: Book) -> None:
     assert list(account.grants) == sorted(account.grants, key=grants.burn_order)
     if account.overdraft_nanos:
         assert not account.grants, "overdrawn beside a lot that could pay"
+    assert grants.lots_of(account) <= grants.MOST_LOTS
+    assert len(account.planned) <= granting.MOST_PLANNED
+    assert all(lapsed.left_nanos > 0 for lapsed in account.lapsed)
     assert account.seq == len(book.entries)
     assert decode_row(encode_row(account)) == account
     unanswered = account.recharging.asked
     assert (unanswered is not None) == (account.recharging.stage == "requested")
 
 
+def check_lots(entries: list[bytes]) -> None:
+    """Fold the lots from the ledger alone: none below zero, each entry moves what it says, and one
+    that has expired pays for usage of before and is empty between events."""
+    left: dict[str, int] = {}
+    ends: dict[str, datetime] = {}
+    spent: dict[str, int] = {}
+    overdraft = balance = 0
+    for number, value in enumerate(entries):
+        entry = msgspec.json.decode(value, type=LedgerEntry)
+        for used in entry.grants:
+            left[used.id] = left.get(used.id, 0) + usd(used.amount)
+            assert left[used.id] == usd(used.left) >= 0
+            if used.amount.startswith("-") and used.id in ends and entry.kind == "charge":
+                assert min(entry.at, entry.booked_at) < ends[used.id], "paid after its expiry"
+        if entry.kind == "expiry":
+            spent[entry.grants[0].id] = -usd(entry.amount)
+        elif entry.kind == "expiry_reopened":
+            lot = entry.grants[0].id
+            spent[lot] -= usd(entry.amount)
+            assert spent[lot] >= 0, "more than had expired"
+            assert entry.booked_at < ends[lot] + LAPSED_KEPT
+        elif entry.expires_at is not None:
+            ends[entry.grants[-1].id] = entry.expires_at
+        overdraft = usd(entry.overdraft_after)
+        balance += usd(entry.amount)
+        assert sum(left.values()) - overdraft == balance, "lots and overdraft make the balance"
+        last = number + 1 == len(entries)
+        if last or decoded(entries[number + 1])["caused_by"] != decoded(value)["caused_by"]:
+            assert not any(left[one] for one in spent), "something is left of an expired lot"
+
+
 @given(st.lists(STEPS, max_size=25))
 @search(max_examples=150)
 def test_the_laws_hold_after_anything(steps: list[tuple[str, object]]) -> None:
     book = play(steps)
+    check_lots(book.entries)
     assert chain_holds(book.entries)
     assert sum(usd(decoded(entry)["amount"]) for entry in book.entries) == book.balance_nanos
     ids: dict[tuple[int, int], str] = {}

@@ -1,0 +1,133 @@
+"""Commands about grants: grant, grants, void."""
+
+from typing import Annotated, Any
+
+import typer
+
+from schemas.commands import GrantKind
+from schemas.money import text_from
+from streams.cli.balances import Id, Tenant, Wait, amount_from, currency_from
+from streams.cli.commanding import Order, new_id, send
+from streams.cli.output import EXIT_USAGE, fail, given, output_of
+from streams.cli.settings import account_known
+
+
+def kind_from(text: str) -> str:
+    """Check a grant's kind."""
+    if text not in set(GrantKind):
+        raise typer.BadParameter(f"{text!r} is no kind; choose paid or promotional.")
+    return text
+
+
+Reason = Annotated[str, typer.Option(help="Why; it stands in the ledger.")]
+
+
+def grant(
+    context: typer.Context,
+    tenant: Tenant,
+    amount: Annotated[
+        str, typer.Argument(help="How much, such as 50.00.", callback=given(amount_from))
+    ],
+    currency: Annotated[
+        str, typer.Argument(help="ISO 4217 code.", callback=given(currency_from))
+    ] = "USD",
+    kind: Annotated[
+        str, typer.Option(help="promotional or paid.", callback=given(kind_from))
+    ] = GrantKind.PROMOTIONAL.value,
+    priority: Annotated[
+        int, typer.Option(min=0, max=1_000, help="Lower ones are used up first.")
+    ] = 100,
+    effective_at: Annotated[
+        str | None, typer.Option(help="From when it counts (RFC 3339); default: now.")
+    ] = None,
+    expires_at: Annotated[
+        str | None,
+        typer.Option(help="Until when (RFC 3339); default: paid 12 months, promotional for ever."),
+    ] = None,
+    every_days: Annotated[
+        int | None, typer.Option(min=1, max=366, help="Set back to its amount every so many days.")
+    ] = None,
+    every_months: Annotated[
+        int | None, typer.Option(min=1, max=12, help="The same, every so many months.")
+    ] = None,
+    reason: Reason = "",
+    command_id: Id = None,
+    wait: Wait = 10,
+) -> None:
+    """Give money with an expiry and a place in the order of use, now, later or again and again."""
+    if not reason:
+        fail(EXIT_USAGE, "A grant needs a --reason; it stands in the ledger for ever.")
+    command = {
+        "command": "grant",
+        "amount": {"amount": amount, "currency": currency},
+        "kind": kind,
+        "priority": priority,
+        "effective_at": effective_at,
+        "expires_at": expires_at,
+        "every_days": every_days,
+        "every_months": every_months,
+        "reason": reason,
+    }
+    send(
+        context,
+        Order(tenant_id=tenant, command_id=command_id or new_id(), command=command),
+        wait,
+    )
+
+
+def void(
+    context: typer.Context,
+    tenant: Tenant,
+    grant_id: Annotated[str, typer.Argument(help="Its id; see `credits grants`.")],
+    reason: Reason = "",
+    command_id: Id = None,
+    wait: Wait = 10,
+) -> None:
+    """Take what is left of a grant, and what is still to come of it."""
+    if not reason:
+        fail(EXIT_USAGE, "Voiding a grant needs a --reason; it stands in the ledger for ever.")
+    command = {"command": "void", "grant_id": grant_id, "reason": reason}
+    send(
+        context,
+        Order(tenant_id=tenant, command_id=command_id or new_id(), command=command),
+        wait,
+    )
+
+
+def grants(context: typer.Context, tenant: Tenant) -> None:
+    """A tenant's lots in the order in which they are used up, then those to come."""
+    account = account_known(tenant)
+    rows: list[dict[str, Any]] = [
+        {
+            "grant_id": lot.id,
+            "state": "active",
+            "kind": lot.kind.value,
+            "priority": lot.priority,
+            "amount": text_from(lot.amount_nanos),
+            "left": text_from(lot.left_nanos),
+            "effective_at": lot.effective_at,
+            "expires_at": lot.expires_at,
+        }
+        for lot in account.grants
+    ]
+    rows += [
+        {
+            "grant_id": planned.id,
+            "state": "planned",
+            "kind": planned.kind.value,
+            "priority": planned.priority,
+            "amount": text_from(planned.amount_nanos),
+            "left": None,
+            "effective_at": planned.at,
+            "expires_at": planned.expires_at,
+        }
+        for planned in sorted(account.planned, key=lambda one: one.at)
+    ]
+    output_of(context).table(rows, f"{tenant} has no money, and none to come.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.command()(grant)
+    app.command()(grants)
+    app.command()(void)
