@@ -36,6 +36,7 @@ UNKNOWN: Final = 75
 
 INVARIANTS: Final = {
     "conservation": "entries sum to every balance, in the row and as published",
+    "lots": "no lot is below zero, what has expired pays for nothing later, grants come as asked",
     "at_most_once": "no event is charged twice",
     "at_least_once": "every event is booked, a repeat, or a dead letter byte for byte",
     "one_request": "one id per epoch and attempt, one unanswered auto-recharge at a time",
@@ -74,6 +75,10 @@ _KINDS: Final = _FREE | {
 _TERMINAL: Final = {"succeeded", "declined", "cancelled", "expired"}
 _CREDITS: Final = {"recharge", "purchase", "orphan"}
 _ZEROS: Final = bytes(32)
+# For so long an expired lot may pay for usage of before.
+_GRACE: Final = timedelta(hours=48)
+# Entries that make a lot when they add money.
+_MAKES: Final = {"purchase", "recharge", "orphan", "grant", "adjustment", "dispute_won"}
 # A worker may not book by a view of the decks that is older, and a batch takes its time.
 _SEEN_WITHIN: Final = timedelta(minutes=6)
 
@@ -584,13 +589,29 @@ def _deck_of(entry: Mapping[str, Any]) -> tuple[str, str] | None:
     return None if rate is None else (rate.get("deck", "default"), rate["version"])
 
 
+class Lot(Struct):
+    """What the ledger says of a lot: what is left, when it ends, what was left when it did."""
+
+    left: int = 0
+    ends: datetime | None = None
+    lapsed: int = 0
+
+
 class Fold(Struct):
-    """A tenant's ledger, folded."""
+    """A tenant's ledger, folded; `reopened` are expired lots that an event has money from."""
 
     seq: int = 0
     balance: int = 0
     overdraft: int = 0
     head: bytes = _ZEROS
+    lots: dict[str, Lot] = {}
+    cause: tuple[Any, ...] = ()
+    reopened: set[str] = set()
+
+    def copy(self) -> "Fold":
+        """As it is now."""
+        lots = {name: Lot(lot.left, lot.ends, lot.lapsed) for name, lot in self.lots.items()}
+        return Fold(self.seq, self.balance, self.overdraft, self.head, lots)
 
 
 class Log(Struct, kw_only=True):
@@ -632,6 +653,7 @@ class _Partition:
         self.at_row: dict[str, Fold] = {}
         self.entries: dict[tuple[str, int, int], list[Entry]] = {}
         self.by_payment: dict[tuple[str, str, str], int] = {}
+        self.granted: dict[tuple[str, str], list[tuple[int, datetime]]] = {}
         self.letters: dict[tuple[str, int, int], list[Record]] = {}
         self.requests: dict[str, dict[str, dict[str, Any]]] = {}
         self.answers: dict[str, set[str]] = {}
@@ -653,8 +675,17 @@ class _Partition:
                 for tenant, payment, group, amount in earlier["booked"]
             }
             self.heads = {
-                tenant: Fold(seq, int(balance), int(overdraft), bytes.fromhex(head))
-                for tenant, (seq, balance, overdraft, head) in earlier["tenants"].items()
+                tenant: Fold(
+                    seq,
+                    int(balance),
+                    int(overdraft),
+                    bytes.fromhex(head),
+                    {
+                        name: Lot(int(left), None if ends is None else _utc(ends), int(lapsed))
+                        for name, (left, ends, lapsed) in lots.items()
+                    },
+                )
+                for tenant, (seq, balance, overdraft, head, lots) in earlier["tenants"].items()
             }
 
     def wanted(self, tenant: str) -> bool:
@@ -731,12 +762,12 @@ class _Partition:
             fold = self.folds.get(tenant)
             if fold is None:
                 start = self.heads.get(tenant, Fold())
-                fold = self.folds[tenant] = Fold(
-                    start.seq, start.balance, start.overdraft, start.head
-                )
+                fold = self.folds[tenant] = start.copy()
                 self._note_row(tenant, fold)
             self._one_entry(tenant, fold, entry, value)
             self._note_row(tenant, fold)
+        for tenant, fold in self.folds.items():
+            self._settled(tenant, fold)
         self._compare_rows()
 
     def _one_entry(self, tenant: str, fold: Fold, entry: dict[str, Any], value: bytes) -> None:
@@ -747,6 +778,11 @@ class _Partition:
         head = hashlib.sha256(fold.head + body).digest()
         if rest != head.hex().encode() + b'"}':
             self.report.violate("chain", f"{name} does not hash to what it says")
+        cause = entry["caused_by"]
+        place = (cause["topic"], cause["partition"], cause["offset"])
+        if fold.cause != (*place, cause["id"]):
+            self._settled(tenant, fold)
+            fold.cause = (*place, cause["id"])
         amount = nanos(entry["amount"])
         fold.seq = entry["seq"]
         fold.balance += amount
@@ -761,8 +797,7 @@ class _Partition:
         moved = sum(nanos(grant["amount"]) for grant in entry.get("grants", ()))
         if abs(moved) > abs(amount):
             self.report.violate("conservation", f"{name} moves grants by more than its amount")
-        cause = entry["caused_by"]
-        place = (cause["topic"], cause["partition"], cause["offset"])
+        self._lots(name, fold, entry)
         kept = Entry(
             tenant,
             entry["seq"],
@@ -784,6 +819,76 @@ class _Partition:
             self.by_payment[key] = self.by_payment.get(key, 0) + amount
         if entry["kind"] == "charge":
             self._price(name, entry, amount)
+
+    def _lots(self, name: str, fold: Fold, entry: dict[str, Any]) -> None:
+        """Fold what an entry does to lots, and hold it against their ends."""
+        kind, amount = entry["kind"], nanos(entry["amount"])
+        at, booked_at = _utc(entry["at"]), _utc(entry["booked_at"])
+        for used in entry.get("grants", ()):
+            lot = fold.lots.setdefault(used["id"], Lot())
+            moved = nanos(used["amount"])
+            lot.left += moved
+            if lot.left != nanos(used["left"]) or lot.left < 0:
+                self._bad_lot(name, f"leaves {used['left']} in {used['id']}, which it cannot have")
+                lot.left = nanos(used["left"])
+            over = lot.ends is not None and lot.ends <= at and lot.ends <= booked_at
+            if over and moved < 0 and kind == "charge":
+                self._bad_lot(name, f"is paid by {used['id']}, which had expired")
+            if kind in ("expiry", "void") and lot.left:
+                self._bad_lot(name, f"leaves something in {used['id']}")
+            if kind == "expiry":
+                lot.lapsed = -moved
+                if lot.ends is None or lot.ends != at or booked_at < at:
+                    self._bad_lot(name, f"ends {used['id']} at another time than its own")
+            elif kind == "expiry_reopened":
+                lot.lapsed -= moved
+                fold.reopened.add(used["id"])
+                late = lot.ends is None or at >= lot.ends or booked_at >= lot.ends + _GRACE
+                if late or moved <= 0 or lot.lapsed < 0:
+                    self._bad_lot(name, f"takes back from {used['id']} what had not expired")
+        if kind in _MAKES and amount > 0 and entry.get("grants"):
+            made = entry["grants"][-1]["id"]
+            ends = entry.get("expires_at")
+            fold.lots[made].ends = None if ends is None else _utc(ends)
+            if kind == "grant":
+                self.granted.setdefault((entry["tenant_id"], made), []).append((amount, at))
+        for used in entry.get("grants", ()):
+            known = fold.lots.get(used["id"])
+            if known is not None and not known.left and not known.lapsed:
+                del fold.lots[used["id"]]
+        left = sum(lot.left for lot in fold.lots.values())
+        if left - fold.overdraft != fold.balance:
+            self._bad_lot(name, f"has {Fraction(left, 10**9)} in lots, which is not the balance")
+
+    def _settled(self, tenant: str, fold: Fold) -> None:
+        """What must hold between events."""
+        for name in fold.reopened:
+            if name in fold.lots and fold.lots[name].left:
+                self._bad_lot(f"{tenant}/{fold.seq}", f"leaves money in {name}, which had expired")
+        fold.reopened = set()
+        if fold.overdraft and any(lot.left for lot in fold.lots.values()):
+            self._bad_lot(f"{tenant}/{fold.seq}", "leaves a lot beside an overdraft")
+
+    def _bad_lot(self, name: str, what: str) -> None:
+        self.report.violate("lots", f"{name} {what}")
+
+    def _as_granted(self, event: Event) -> None:
+        """A grant came with its amount, not before its time, and once unless it comes again."""
+        body = event.body
+        digest = hashlib.sha256(f"{event.source}\0{event.id}".encode()).hexdigest()
+        made = f"c{digest[:12]}"
+        came = self.granted.get((event.tenant, made), [])
+        asked = nanos(body["amount"]["amount"])
+        again = body.get("every_days") or body.get("every_months")
+        since = body.get("effective_at")
+        if any(amount > asked or (not again and amount != asked) for amount, _ in came):
+            self._bad_lot(event.tenant, f"was granted another amount as {made} than asked for")
+        if since is not None and any(at < _utc(since) for _, at in came):
+            self._bad_lot(event.tenant, f"was granted {made} before its time")
+        if len(came) > 1 and not again:
+            self._bad_lot(event.tenant, f"was granted {made} {len(came)} times")
+        if since is None and not came and self.options.checkpoint_from is None:
+            self._bad_lot(event.tenant, f"was never granted {made}")
 
     def _price(self, name: str, entry: dict[str, Any], amount: int) -> None:
         rate = entry["rate"]
@@ -813,7 +918,7 @@ class _Partition:
     def _note_row(self, tenant: str, fold: Fold) -> None:
         row = self.rows.get(tenant)
         if row is not None and row[3] == fold.seq:
-            self.at_row[tenant] = Fold(fold.seq, fold.balance, fold.overdraft, fold.head)
+            self.at_row[tenant] = fold.copy()
 
     def _compare_rows(self) -> None:
         for tenant, row in self.rows.items():
@@ -842,6 +947,9 @@ class _Partition:
                 )
             if any(grant[4] < 0 for grant in grants):
                 self.report.violate("conservation", f"a grant of {tenant} is below zero")
+            left = {name: lot.left for name, lot in fold.lots.items() if lot.left}
+            if {grant[0]: grant[4] for grant in grants} != left:
+                self._bad_lot(f"the row of {tenant}", "has other lots than its entries made")
         for tenant in self.folds.keys() - self.rows.keys():
             if any(
                 self.below(place)
@@ -956,6 +1064,8 @@ class _Partition:
             if event.body.get("command") == "resolve_recharge" and event.id in applied:
                 # A person's word is an answer too.
                 self.answers.setdefault(event.body["recharge_id"], set()).add("resolved")
+            if event.body.get("command") == "grant" and event.id in applied and below:
+                self._as_granted(event)
             self._bytes_kept(record, event.place)
         for command_id, (tenant, least, most) in expected.items():
             found = notices.get(command_id, 0)
@@ -1327,7 +1437,20 @@ class _Partition:
             "paid": {"\0".join(key): said for key, said in self.paid.items()},
             "booked": [[*key, str(amount)] for key, amount in self.by_payment.items()],
             "tenants": {
-                tenant: [fold.seq, str(fold.balance), str(fold.overdraft), fold.head.hex()]
+                tenant: [
+                    fold.seq,
+                    str(fold.balance),
+                    str(fold.overdraft),
+                    fold.head.hex(),
+                    {
+                        name: [
+                            str(lot.left),
+                            None if lot.ends is None else lot.ends.isoformat(),
+                            str(lot.lapsed),
+                        ]
+                        for name, lot in fold.lots.items()
+                    },
+                ]
                 for tenant, fold in tenants.items()
             },
         }

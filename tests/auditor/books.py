@@ -4,6 +4,7 @@ import json
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
+from fractions import Fraction
 from hashlib import sha256
 from typing import Any
 
@@ -139,7 +140,12 @@ class Books:
         """The entries as bytes, chained, and the chain's head."""
         head = bytes(32)
         values = []
+        left = Fraction(0)
         for entry in self.entries:
+            # One lot for all, unless an entry names its own.
+            left += Fraction(entry["amount"])
+            one_lot = [{"id": "g1", "amount": entry["amount"], "left": f"{float(left):.9f}"}]
+            entry = {"grants": one_lot} | entry
             body = json.dumps(entry, separators=(",", ":")).encode()[:-1]
             head = sha256(head + body).digest()
             values.append(body + b',"hash":"' + head.hex().encode() + b'"}')
