@@ -4,7 +4,7 @@ A case that needs what this build does not support is skipped and says what is m
 cannot be read fails alone. What a case does not name among its needs does not decide it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from math import ceil, lcm
@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from schemas.commands import Compare, GrantKind, Method
 from schemas.money import NANOS, text_from
-from streams.billing import grants, rating, recharge
+from streams.billing import granting, grants, rating, recharge
 from streams.billing.account import Account, Grant, Policy
 from streams.billing.coverage import digits_of
 from streams.billing.outcomes import Burnt
@@ -49,6 +49,8 @@ SUPPORTED: Final = frozenset(
         "void",
         "promo_before_paid",
         "tie_break_by_id",
+        "recurrence",
+        "reset_rollover",
         # recharge
         "compare_le",
         "gap_plus_amount",
@@ -312,28 +314,45 @@ def _parts(row: dict[str, Any], name: str, least: int, per_second: int) -> int:
 # -- grants ------------------------------------------------------------------------------------
 
 
+# What happens at one instant, in this order.
+_VOID: Final = 0
+_RESET: Final = 1
+_BEGIN: Final = 2
+_USE: Final = 3
+
+
 def _grants(case: dict[str, Any], _: Tariff | None) -> tuple[Any, Any]:
     at = _at(case["at"])
     account = Account(tenant_id="vector", currency="USD", opened_at=at, billing_from=at)
-    steps: list[tuple[datetime, int, Any]] = []
     needs = _needs(case)
-    for one in case["grants"]:
-        grant = _grant(one)
-        if "promo_before_paid" not in needs:
-            grant = msgspec.structs.replace(grant, kind=GrantKind.PAID)
-        steps.append((grant.effective_at, 0, grant))
-        if one.get("voided_at") and "void" in needs:
-            steps.append((_at(one["voided_at"]), 1, grant.id))
-    steps += [(_at(one["at"]), 2, _nanos(one["amount"])) for one in case.get("usage") or ()]
-    for instant, rank, what in sorted(steps, key=lambda step: step[:2]):
+    wires = {str(one["id"]): one for one in case["grants"]}
+    lots = {name: _lot(one, needs) for name, one in wires.items()}
+    steps: list[tuple[datetime, int, int, Any]] = []
+    # What begins together pays an open overage in burn order.
+    for number, lot in enumerate(grants.ordered(lots.values())):
+        voided_at = _voided_at(wires[lot.id], needs)
+        begins = [lot.effective_at, *_recurrences(wires[lot.id], lot, at, needs)]
+        steps += [
+            (instant, _BEGIN, number, lot)
+            for instant in begins
+            if voided_at is None or instant < voided_at
+        ]
+        if voided_at is not None:
+            steps.append((voided_at, _VOID, number, lot.id))
+    if "reset_rollover" in needs:
+        steps += [(_at(one["at"]), _RESET, 0, one) for one in case.get("resets") or ()]
+    steps += [(_at(one["at"]), _USE, 0, _nanos(one["amount"])) for one in case.get("usage") or ()]
+    for instant, rank, _number, what in sorted(steps, key=lambda step: step[:3]):
         # Money that begins at the read time counts; usage at it does not.
-        if instant > at or (rank == 2 and instant == at):
+        if instant > at or (rank == _USE and instant == at):
             continue
-        if rank == 0:
-            burnt = grants.put_in(account, what)
-        elif rank == 1:
+        if rank == _BEGIN:
+            burnt, _grown = grants.set_back(account, what)
+        elif rank == _VOID:
             kept = tuple(grant for grant in account.grants if grant.id != what)
             burnt = Burnt(kept, account.overdraft_nanos, ())
+        elif rank == _RESET:
+            burnt = _reset(account, what, wires, lots, instant, needs)
         else:
             burnt = grants.burn(account, what, instant, instant)
         account = msgspec.structs.replace(
@@ -356,12 +375,13 @@ def _grants(case: dict[str, Any], _: Tariff | None) -> tuple[Any, Any]:
     return expected, got
 
 
-def _grant(one: dict[str, Any]) -> Grant:
+def _lot(one: dict[str, Any], needs: set[str]) -> Grant:
     amount_nanos = _nanos(one["amount"])
     effective_at = _at(one["effective_at"])
+    kind = GrantKind(one.get("kind", "paid"))
     return Grant(
-        id=one["id"],
-        kind=GrantKind(one.get("kind", "paid")),
+        id=str(one["id"]),
+        kind=kind if "promo_before_paid" in needs else GrantKind.PAID,
         priority=int(one.get("priority", 0)),
         amount_nanos=amount_nanos,
         left_nanos=amount_nanos,
@@ -369,6 +389,56 @@ def _grant(one: dict[str, Any]) -> Grant:
         expires_at=None if one.get("expires_at") is None else _at(one["expires_at"]),
         created_at=_at(one.get("created_at") or one["effective_at"]),
     )
+
+
+def _voided_at(one: dict[str, Any], needs: set[str]) -> datetime | None:
+    return _at(one["voided_at"]) if one.get("voided_at") and "void" in needs else None
+
+
+def _recurrences(
+    one: dict[str, Any], lot: Grant, until: datetime, needs: set[str]
+) -> Iterator[datetime]:
+    """When a lot is set back to its amount within its life, after its beginning."""
+    wire = one.get("recurrence")
+    if not wire or "recurrence" not in needs:
+        return
+    every_days = int(wire["every_days"])
+    if every_days < 1:
+        raise ValueError(f"every_days is {every_days}; write at least 1")
+    anchor = _at(wire.get("anchor") or one["effective_at"])
+    at = granting.next_day(anchor, every_days, lot.effective_at)
+    while at <= until and (lot.expires_at is None or at < lot.expires_at):
+        yield at
+        at = granting.next_day(anchor, every_days, at)
+
+
+def _reset(
+    account: Account,
+    reset: dict[str, Any],
+    wires: dict[str, dict[str, Any]],
+    lots: dict[str, Grant],
+    at: datetime,
+    needs: set[str],
+) -> Burnt:
+    """A period ends: every active lot keeps what its limits say; then an open overage is dropped,
+    or paid from the result."""
+    left = {lot.id: lot.left_nanos for lot in account.grants}
+    kept = []
+    for name, lot in lots.items():
+        wire = wires[name]
+        voided_at = _voided_at(wire, needs)
+        # What begins at this instant has not begun before it.
+        begun = lot.effective_at < at and (voided_at is None or at < voided_at)
+        if not begun or not grants.active(lot, at):
+            continue
+        least = _nanos(wire.get("rollover_min") or 0)
+        most = None if wire.get("rollover_max") is None else _nanos(wire["rollover_max"])
+        left_nanos = grants.rolled_over(left.get(name, 0), least, most)
+        if left_nanos:
+            kept.append(msgspec.structs.replace(lot, left_nanos=left_nanos))
+    open_nanos = account.overdraft_nanos if reset.get("preserve_overage") else 0
+    period = msgspec.structs.replace(account, grants=grants.ordered(kept), overdraft_nanos=0)
+    return grants.burn(period, open_nanos, at, at) if open_nanos else Burnt(period.grants, 0, ())
 
 
 # -- recharge ----------------------------------------------------------------------------------

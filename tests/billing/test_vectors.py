@@ -175,3 +175,28 @@ def test_lists_that_are_null_are_empty() -> None:
     assert run_file({"cases": [case]})[0].status == "pass"
     found = load(FOLDER / "grants.json")["cases"][5]
     assert run_file({"cases": [found | {"usage": None, "needs": None}]})[0].status == "pass"
+
+
+def test_every_case_has_a_name_of_its_own_and_says_where_its_figures_come_from() -> None:
+    cases = [(load(path).get("source"), one) for path in FILES for one in load(path)["cases"]]
+    names = [one["id"] for _, one in cases]
+    assert len(set(names)) == len(names)
+    unsaid = [one["id"] for source, one in cases if not (one.get("source") or source)]
+    assert unsaid == []
+
+
+@pytest.mark.parametrize(
+    ("name", "rests"),
+    [
+        ("an-allowance-is-full-again", {"a": "6"}),
+        ("a-maximum-cuts", {"a": "6"}),
+        ("a-minimum-fills", {"a": "6"}),
+    ],
+)
+def test_a_period_that_is_not_named_does_not_decide_a_grant(
+    name: str, rests: dict[str, str]
+) -> None:
+    cases = load(FOLDER / "grants-features.json")["cases"]
+    found = next(one for one in cases if one["id"] == name)
+    [result] = run_file({"cases": [{**found, "needs": []}]})
+    assert result.got["grants"] == rests
