@@ -615,8 +615,7 @@ class Stage:
         return await unbooked(self.settings, self.watcher.positions)
 
     async def open_transactions(self) -> list[str]:
-        """Partitions whose last stable offset is not their end. Raises KafkaError, OSError while
-        the brokers do not answer."""
+        """Partitions whose last stable offset is not their end."""
         committed = await started_reader(self.settings)
         uncommitted = log_reader(self.settings, committed=False)
         try:
@@ -624,7 +623,7 @@ class Stage:
             tps = [
                 TopicPartition(self.settings.topics.of(topic.name), number)
                 for topic in topics.MANIFEST
-                for number in range(self.settings.partitions)
+                for number in range(topic.partitions or self.settings.partitions)
             ]
             stable = await committed.end_offsets(tps)
             ends = await uncommitted.end_offsets(tps)
