@@ -41,6 +41,15 @@ class Grant(Struct, frozen=True, gc=False, array_like=True):
     warn_at: datetime | None = None
 
 
+class Spent(Struct, frozen=True, gc=False, array_like=True):
+    """A lot that has left the row, as it was, so that a correction can bring it back: used up or
+    expired, or `voided`; `at` is when."""
+
+    grant: Grant
+    at: datetime
+    voided: bool = False
+
+
 class Policy(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     """Auto-recharge as it is in force; amounts in nanos. `version` counts its changes."""
 
@@ -93,6 +102,9 @@ class Attempt(Struct, frozen=True, gc=False, array_like=True):
     epoch: int
     attempt: int
     amount_nanos: int
+    # When it was asked for, and how far below the trigger what was available stood then.
+    requested_at: datetime | None = None
+    short_nanos: int = 0
 
 
 class Period(Struct, frozen=True, gc=False, array_like=True):
@@ -209,6 +221,8 @@ class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     # In the order of `effective_from`; none: the default deck.
     decks: tuple[Assignment, ...] = ()
     watch: Watch = Watch()
+    # In the order in which they left the row.
+    spent: tuple[Spent, ...] = ()
 
     @property
     def balance_nanos(self) -> int:

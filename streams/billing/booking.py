@@ -150,6 +150,30 @@ class Draft:
             overdraft_nanos=burnt.overdraft_nanos,
             grants=burnt.grants,
         )
+        if len(burnt.grants) < len(account.grants):
+            void = kind is EntryKind.VOID
+            self.account = grants.with_spent(self.account, account.grants, self.now, void=void)
+
+    def new_lot(
+        self,
+        amount_nanos: int,
+        kind: GrantKind = GrantKind.PAID,
+        expires_at: datetime | None = None,
+    ) -> Grant:
+        """A lot that begins now, named after the entry that is booked next."""
+        if expires_at is None:
+            expires_at = months_later(self.now, PAID_MONTHS)
+        return Grant(
+            id=f"g{self.account.seq + 1}",
+            kind=kind,
+            priority=DEFAULT_PRIORITY,
+            amount_nanos=amount_nanos,
+            left_nanos=amount_nanos,
+            effective_at=self.now,
+            expires_at=expires_at,
+            created_at=self.now,
+            warn_at=grants.first_warning(expires_at, self.now),
+        )
 
     def credit(
         self,
@@ -161,21 +185,9 @@ class Draft:
         details: Mapping[str, Any] = _NOTHING,
     ) -> None:
         """Put money in: a new lot, after it has paid what was overdrawn."""
-        if expires_at is None:
-            expires_at = months_later(self.now, PAID_MONTHS)
-        grant = Grant(
-            id=f"g{self.account.seq + 1}",
-            kind=grant_kind,
-            priority=DEFAULT_PRIORITY,
-            amount_nanos=amount_nanos,
-            left_nanos=amount_nanos,
-            effective_at=self.now,
-            expires_at=expires_at,
-            created_at=self.now,
-            warn_at=grants.first_warning(expires_at, self.now),
-        )
+        grant = self.new_lot(amount_nanos, grant_kind, expires_at)
         burnt = grants.put_in(self.account, grant)
-        self.book(kind, amount_nanos, burnt, self.now, {"expires_at": expires_at, **details})
+        self.book(kind, amount_nanos, burnt, self.now, {"expires_at": grant.expires_at, **details})
 
     def debit(
         self,

@@ -12,10 +12,10 @@ import msgspec
 from msgspec.structs import asdict
 
 from schemas.commands import OpenTenant, RechargePolicy
-from schemas.ledger import Balance, EntryKind
+from schemas.ledger import Balance
 from schemas.money import Money, nanos_from, text_from
 from schemas.notices import DeadLetterReason, Notice, NoticeKind
-from streams.billing import alerts, charging, commands, grants, recharge, results
+from streams.billing import alerts, charging, commands, corrections, grants, recharge, results
 from streams.billing.account import Account
 from streams.billing.booking import Draft, RefusedError
 from streams.billing.commands import CommandRefusedError
@@ -27,7 +27,7 @@ from streams.billing.events import (
     UsageEvent,
     utc,
 )
-from streams.billing.outcomes import Burnt, Outcome, Refused, Terms
+from streams.billing.outcomes import Outcome, Refused, Terms
 from streams.billing.results import ANSWERED_WITHIN
 
 __all__ = ["LABELS", "Punctuality", "apply", "content", "public_balance"]
@@ -36,6 +36,7 @@ __all__ = ["LABELS", "Punctuality", "apply", "content", "public_balance"]
 LABELS: Final = (
     "charged",
     "free",
+    "corrected",
     "open",
     "applied",
     "refused",
@@ -138,14 +139,7 @@ def _refused(account: Account, event: Event, refused: Refused, now: datetime) ->
 def _pass_time(draft: Draft, at: datetime, terms: Terms) -> None:
     """Everything of this account that is due at an instant."""
     for grant in grants.expired(draft.account.grants, at):
-        kept = tuple(one for one in draft.account.grants if one.id != grant.id)
-        gone = msgspec.structs.replace(grant, left_nanos=0)
-        burnt = Burnt(kept, draft.account.overdraft_nanos, ((gone, -grant.left_nanos),))
-        assert grant.expires_at is not None
-        draft.book(EntryKind.EXPIRY, -grant.left_nanos, burnt, grant.expires_at)
-        draft.notify(
-            NoticeKind.GRANT_EXPIRED, grant_id=grant.id, amount=text_from(grant.left_nanos)
-        )
+        corrections.expire(draft, grant)
     alerts.warn_of_expiry(draft, at)
     recharge.time_passed(draft, at, terms.result_timeout_s)
 
