@@ -323,7 +323,9 @@ class Shard:
                 for part in taken:
                     if (part.tp, part.end) not in kept:
                         reader.done(part)
-            self._inbox[:0] = left
+            if left:
+                self._inbox[:0] = left
+                self._last_begun = 0.0  # it has lingered already
 
     def _chained(self, taken: Sequence[Slice], reader: Reader) -> list[Slice]:
         """The slices that continue, without a gap, what this shard has booked."""

@@ -43,6 +43,7 @@ INVARIANTS: Final = {
     "answered": "every command has its one answer",
     "sequence": "entries are numbered 1, 2, 3 … without gap or step back",
     "chain": "every entry's hash follows from the one before it",
+    "correction": "what is corrected is reversed once, by what it had cost, and linked both ways",
     "price": "every charge is what the deck it names says, and that version was in force for it",
     "changelog": "rows are the fold of the ledger; count and digest are those of the position row",
     "partition": "every record stands on the partition of its key",
@@ -513,9 +514,16 @@ class Event(Struct, gc=False):
                 return ended
         return counted
 
+    @property
+    def corrected(self) -> tuple[str, str] | None:
+        """The event that this one corrects, by source and id."""
+        if self.body.get("phase") != "correction" or not self.body.get("corrects"):
+            return None
+        return self.source, str(self.body["corrects"])
+
     def says(self) -> tuple[Any, ...]:
         """What matters for money: a repeat must say the same."""
-        names = ("kind", "call_type", "number_type", "capability", "callee", "currency")
+        names = ("kind", "call_type", "number_type", "capability", "callee", "currency", "corrects")
         texts = [str(self.body.get(name)) for name in names]
         return (*texts, self.body.get("phase") or "end", self.started, self.duration_s)
 
@@ -577,6 +585,7 @@ class Entry(Struct, gc=False):
     at: datetime
     booked_at: datetime
     deck: tuple[str, str] | None
+    links: dict[str, Any]
 
 
 def _deck_of(entry: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -642,6 +651,9 @@ class _Partition:
         self.identities: set[int] = set()
         self.foreign_deck: str | None = None
         self.paid: dict[tuple[str, ...], dict[str, int]] = {}
+        # Corrections by identity: those that were neither refused nor strayed, and those refused.
+        self.corrections: dict[tuple[str, str], list[Event]] = {}
+        self.refused: list[tuple[Event, datetime]] = []
         if earlier is not None:
             self.identities = set(earlier["ids"])
             self.assigned = {one: set(decks) for one, decks in earlier.get("assigned", {}).items()}
@@ -680,6 +692,7 @@ class _Partition:
         self._commands()
         self._results()
         self._usage()
+        self._corrections()
         self._causes()
 
     def _misplaced(self, record: Record, what: str) -> None:
@@ -774,6 +787,7 @@ class _Partition:
             datetime.fromisoformat(entry["at"]),
             datetime.fromisoformat(entry["booked_at"]),
             _deck_of(entry),
+            entry.get("links") or {},
         )
         self.entries.setdefault(place, []).append(kept)
         if kept.payment is not None and self.below(place):
@@ -1144,6 +1158,8 @@ class _Partition:
             if entries:
                 self.report.violate("partition", f"{event.place} was booked where it strayed")
             return
+        if event.body.get("phase") == "correction":
+            self.corrections.setdefault(identity, []).append(event)
         charges = [entry for entry in entries if entry.kind == "charge"]
         if len(charges) > 1:
             self.report.violate("at_most_once", f"{event.place} has {len(charges)} charges")
@@ -1207,8 +1223,8 @@ class _Partition:
         """What a sound event costs; None when it must not be booked. Without the deck that an
         entry names, any that can have been in force: then free wins, and unrated loses."""
         body = event.body
-        if body.get("phase", "end") != "end":
-            return 0 if body["phase"] in ("start", "progress") else None
+        if body.get("phase") in ("start", "progress"):
+            return 0
         kind = kind_of(body)
         if kind not in _KINDS or event.duration_s is None or event.duration_s < 0:
             return None
@@ -1252,6 +1268,7 @@ class _Partition:
                 right = True  # opened later, perhaps
             elif reason == "refused":
                 right = body.get("phase") == "correction"
+                self.refused.append((event, failed_at))
             elif reason == "wrong_partition":
                 right = home(event.tenant.encode(), self.partitions) != event.place[1]
             elif reason == "not_billable":
@@ -1275,6 +1292,121 @@ class _Partition:
             deck.price(callee, event.started, event.duration_s or 0) is None
             for deck in self._candidates(event)
         )
+
+    # corrections
+
+    def _corrections(self) -> None:
+        booked = [entry for entries in self.entries.values() for entry in entries]
+        charges = {(one.tenant, one.seq): one for one in booked if one.kind == "charge"}
+        of_event: dict[tuple[str, str, str], list[Entry]] = {}
+        for charge in charges.values():
+            of_event.setdefault((charge.tenant, *charge.identity), []).append(charge)
+        taken: dict[tuple[str, int], Entry] = {}
+        for back in booked:
+            if back.kind == "reversal":
+                self._one_reversal(back, charges, taken)
+        corrected_by: dict[tuple[str, str], tuple[str, str]] = {}
+        for identity, events in self.corrections.items():
+            caused = [one for one in events if self.entries.get(one.place)]
+            named = events[0].corrected
+            if named is None:
+                self._wrong(f"{events[0].place} corrects nothing, and is no dead letter")
+                continue
+            had_cost = of_event.get((events[0].tenant, *named), [])
+            if not caused:
+                if had_cost and not self._cost(events[0]):
+                    self.report.violate(
+                        "at_least_once", f"{events[0].place} has neither reversed nor been refused"
+                    )
+                continue
+            first = corrected_by.setdefault(named, identity)
+            if first != identity:
+                self._wrong(f"{named[1]} is corrected by {first[1]} and by {identity[1]}")
+            if not had_cost and _number(named) not in self.identities:
+                if any(self.log.starts.values()):
+                    self.report.unknown("correction", "what was corrected is gone from its topic")
+                else:
+                    self._wrong(f"{identity[1]} corrects {named[1]}, which was never booked")
+            for event in caused:
+                self._one_correction(event, had_cost, taken)
+        self._refused_rightly(of_event, taken)
+
+    def _one_reversal(
+        self,
+        back: Entry,
+        charges: Mapping[tuple[str, int], Entry],
+        taken: dict[tuple[str, int], Entry],
+    ) -> None:
+        name = f"{back.tenant}/{back.seq}"
+        if back.place[0] not in _USAGE or back.links.get("entry") is None:
+            self._wrong(f"{name} reverses, but does not say what")
+            return
+        key = (back.tenant, int(back.links["entry"]))
+        if taken.setdefault(key, back) is not back:
+            self._wrong(f"{name} reverses entry {key[1]}, as {taken[key].seq} did before")
+        charge = charges.get(key)
+        if charge is None:
+            if key[1] <= self.heads.get(back.tenant, Fold()).seq:
+                self.report.unknown("correction", "entries of before the checkpoint were reversed")
+            else:
+                self._wrong(f"{name} reverses entry {key[1]}, which is no charge")
+            return
+        if charge.amount != -back.amount:
+            self._wrong(
+                f"{name} gives {Fraction(back.amount, 10**9)} back for a charge of "
+                f"{Fraction(-charge.amount, 10**9)}"
+            )
+        if charge.identity != (back.identity[0], back.links.get("corrects")):
+            self._wrong(
+                f"{name} reverses entry {key[1]} of {charge.identity[1]}, but names another"
+            )
+        if charge.seq >= back.seq:
+            self._wrong(f"{name} reverses an entry that came after it")
+
+    def _one_correction(
+        self, event: Event, had_cost: Sequence[Entry], taken: Mapping[tuple[str, int], Entry]
+    ) -> None:
+        """The entries of one correction: a reversal for each charge there was, and the new one
+        says in whose place it stands."""
+        entries = self.entries[event.place]
+        corrects = event.body["corrects"]
+        for charge in had_cost:
+            back = taken.get((charge.tenant, charge.seq))
+            if charge.seq < entries[0].seq and (back is None or back.place != event.place):
+                self._wrong(f"{event.place} has not reversed {charge.tenant}/{charge.seq}")
+        reversed_seqs = [one.links.get("entry") for one in entries if one.kind == "reversal"]
+        for entry in entries:
+            name = f"{entry.tenant}/{entry.seq}"
+            if entry.kind in ("reversal", "charge") and entry.links.get("corrects") != corrects:
+                self._wrong(f"{name} does not say that it corrects {corrects}")
+            last = reversed_seqs[-1] if reversed_seqs else None
+            if entry.kind == "charge" and entry.links.get("entry") != last:
+                self._wrong(f"{name} does not say in place of which entry it stands")
+
+    def _refused_rightly(
+        self,
+        of_event: Mapping[tuple[str, str, str], Sequence[Entry]],
+        taken: Mapping[tuple[str, int], Entry],
+    ) -> None:
+        """No correction is refused of what is on the books, remembered and never reversed."""
+        for event, failed_at in self.refused:
+            if event.corrected is None:
+                continue
+            for charge in of_event.get((event.tenant, *event.corrected), ()):
+                remembered = failed_at - timedelta(days=35) <= charge.at
+                if (
+                    charge.booked_at < failed_at
+                    and remembered
+                    and (charge.tenant, charge.seq) not in taken
+                ):
+                    self.report.violate(
+                        "at_least_once",
+                        f"{event.place} is a dead letter, but {charge.tenant}/{charge.seq} could "
+                        "have been reversed",
+                    )
+
+    def _wrong(self, text: str) -> None:
+        self.report.violate("correction", text)
 
     # causes
 

@@ -14,7 +14,7 @@ from schemas.ledger import EntryKind, LedgerEntry
 from schemas.money import NANOS, text_from
 from schemas.notices import DeadLetterReason, NoticeKind
 from schemas.usage import Kind, Phase
-from streams.billing import grants
+from streams.billing import explain, grants, statement
 from streams.billing.account import Account, Grant, decode_row, encode_row
 from streams.billing.booking import Draft
 from streams.billing.events import Event, UsageEvent
@@ -479,3 +479,40 @@ def test_where_lots_make_the_order_matter_the_order_of_arrival_decides() -> None
     # First, the gift pays the call; in between it is new to the call that is corrected; last it
     # pays nothing and expires whole.
     assert totals == {(0, "100"), (1, "100"), (2, "97")}
+
+
+# -- reading -------------------------------------------------------------------------------------
+
+
+def test_an_explanation_leads_from_each_entry_of_a_correction_to_the_others() -> None:
+    book = spending("100", 10)
+    book.feed(a_correction("c1", book.entries, "fix", minutes=4))
+    entries = [decoded(one) for one in book.entries]
+    wrong, reversal, charge = entries
+    assert explain.entry(wrong, entries).considered[2:4] == [
+        "taken back by entry 3: test/fix",
+        "replaced by entry 4: test/fix",
+    ]
+    told = explain.entry(reversal, entries)
+    assert told.why == "reversal of 10 USD"
+    assert told.considered[:2] == [
+        "correction: takes back what test/c1 had caused, entry 2",
+        "together with entry 4: charge",
+    ]
+    assert "lot g1 got 10, 100 left in it" in told.considered
+    told = explain.entry(charge, entries)
+    assert "correction: stands in place of what test/c1 had caused, entry 2" in told.considered
+    assert "together with entry 3: reversal" in told.considered
+
+
+def test_a_statement_shows_what_was_corrected_and_foots() -> None:
+    book = Book()
+    book.feed(a_command(opening(opening_balance="100")))
+    book.feed(named("c1", minutes=10))
+    book.feed(a_correction("c1", book.entries, "fix", minutes=4))
+    text = statement.compose("t-1", "USD", book.entries)
+    checked = statement.check(text)
+    assert (checked.faults, checked.closing_balance) == ([], "96")
+    reversal, charge = text.splitlines()[-3:-1]
+    assert "corrects c1,10,100,USD" in reversal
+    assert "corrects c1,-4,96,USD" in charge
