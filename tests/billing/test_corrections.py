@@ -32,6 +32,7 @@ from tests.billing.builders import (
     chain_holds,
     closing,
     decoded,
+    entries_of,
     minutes,
     opening,
     requested,
@@ -42,11 +43,6 @@ from tests.billing.builders import (
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 _read = msgspec.json.Decoder(LedgerEntry).decode
-
-
-def entries_of(entries: list[bytes] | tuple[bytes, ...], name: str) -> tuple[LedgerEntry, ...]:
-    """What an event has caused."""
-    return tuple(one for one in map(_read, entries) if one.caused_by.id == name)
 
 
 def named(name: str, **changes: Any) -> UsageEvent:
