@@ -1304,6 +1304,7 @@ class _Partition:
         taken: dict[tuple[str, int], Entry] = {}
         for back in booked:
             if back.kind == "reversal":
+                self.report.count("reversals")
                 self._one_reversal(back, charges, taken)
         corrected_by: dict[tuple[str, str], tuple[str, str]] = {}
         for identity, events in self.corrections.items():
