@@ -80,6 +80,7 @@ _STORY: Final = {
     NoticeKind.RECHARGE_OVERDUE: "no answer in time: asked again under the same id",
     NoticeKind.RECHARGE_UNRESOLVED: "no answer for a day: a person must decide",
     NoticeKind.RECHARGE_RESOLVED: "a person has decided: {rule}",
+    NoticeKind.RECHARGE_UNNEEDED: "a correction shows that it was not needed; it stands",
     NoticeKind.RECHARGE_PAUSED: "auto-recharge paused ({rule})",
     NoticeKind.ORPHAN_PAYMENT: "paid: {amount} by payment {payment_id}, for no request we know",
 }

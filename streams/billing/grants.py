@@ -18,8 +18,8 @@ from streams.billing.outcomes import Burnt
 _LAST: Final = datetime.max.replace(tzinfo=UTC)
 # Expiry is told this long before it.
 WARNINGS: Final = (timedelta(days=30), timedelta(days=7))
-# An event can be corrected as long as its id is remembered: to the end of a week, and 35 days.
-SPENT_KEPT: Final = timedelta(days=42)
+# An event can be corrected as long as its id is remembered: to the end of its week, and 35 days.
+SPENT_KEPT: Final = timedelta(days=43)
 # Of one account; what an older one burnt comes back as a lot of its own.
 MOST_SPENT: Final = 100
 
@@ -127,7 +127,11 @@ def give_back(
     """
     pays = min(account.overdraft_nanos, amount_nanos)
     left = amount_nanos - pays
-    lots = {one.grant.id: one.grant for one in account.spent}
+    now = fresh.effective_at
+    lots = {
+        one.grant.id: replace(one.grant, warn_at=first_warning(one.grant.expires_at, now))
+        for one in account.spent
+    }
     lots.update((grant.id, grant) for grant in account.grants)
     got: dict[str, int] = {}
     for grant_id, share in reversed(shares):

@@ -224,7 +224,7 @@ def test_a_lot_that_was_used_up_comes_back_as_it_was() -> None:
     book.feed(a_correction("c1", book.entries, minutes=1))
     assert book.account is not None
     back = book.account.grants[0]
-    assert replace(back, left_nanos=first.left_nanos, warn_at=first.warn_at) == first
+    assert replace(back, left_nanos=first.left_nanos) == first
     assert lots(book.account) == {"g1": "4", "g2": "20"}
 
 
@@ -301,7 +301,7 @@ def test_a_lot_that_nobody_remembers_comes_back_as_a_lot_of_its_own() -> None:
     assert lots(outcome.account) == {"g3": "6"}
 
 
-def test_lots_that_left_the_row_are_kept_for_six_weeks_and_never_too_many() -> None:
+def test_lots_that_left_the_row_are_kept_for_43_days_and_never_too_many() -> None:
     account = an_account()
     a_lot = Grant("g", "paid", 100, 1, 1, NOW, None, NOW)  # type: ignore[arg-type]
     for number in range(grants.MOST_SPENT + 5):
