@@ -77,6 +77,8 @@ _CREDITS: Final = {"recharge", "purchase", "orphan"}
 _ZEROS: Final = bytes(32)
 # A worker may not book by a view of the decks that is older, and a batch takes its time.
 _SEEN_WITHIN: Final = timedelta(minutes=6)
+# An id is remembered to the end of its week, and 35 days.
+_CORRECTED_WITHIN: Final = timedelta(days=43)
 
 
 class Record(Struct, frozen=True, gc=False):
@@ -593,6 +595,19 @@ def _deck_of(entry: Mapping[str, Any]) -> tuple[str, str] | None:
     return None if rate is None else (rate.get("deck", "default"), rate["version"])
 
 
+class Charge(Struct, gc=False):
+    """A charge that may be corrected: the number of its event's identity, and the entry that has
+    reversed it."""
+
+    tenant: str
+    seq: int
+    number: int
+    amount: int
+    at: datetime
+    booked_at: datetime
+    taken: int | None = None
+
+
 class Fold(Struct):
     """A tenant's ledger, folded."""
 
@@ -654,6 +669,7 @@ class _Partition:
         # Corrections by identity: those that were neither refused nor strayed, and those refused.
         self.corrections: dict[tuple[str, str], list[Event]] = {}
         self.refused: list[tuple[Event, datetime]] = []
+        self.charges: dict[tuple[str, int], Charge] = {}
         if earlier is not None:
             self.identities = set(earlier["ids"])
             self.assigned = {one: set(decks) for one, decks in earlier.get("assigned", {}).items()}
@@ -664,6 +680,8 @@ class _Partition:
                 (tenant, payment, group): int(amount)
                 for tenant, payment, group, amount in earlier["booked"]
             }
+            known = [msgspec.convert(one, Charge) for one in earlier.get("charges", ())]
+            self.charges = {(one.tenant, one.seq): one for one in known}
             self.heads = {
                 tenant: Fold(seq, int(balance), int(overdraft), bytes.fromhex(head))
                 for tenant, (seq, balance, overdraft, head) in earlier["tenants"].items()
@@ -1297,15 +1315,19 @@ class _Partition:
 
     def _corrections(self) -> None:
         booked = [entry for entries in self.entries.values() for entry in entries]
-        charges = {(one.tenant, one.seq): one for one in booked if one.kind == "charge"}
-        of_event: dict[tuple[str, str, str], list[Entry]] = {}
-        for charge in charges.values():
-            of_event.setdefault((charge.tenant, *charge.identity), []).append(charge)
-        taken: dict[tuple[str, int], Entry] = {}
+        for one in booked:
+            if one.kind == "charge":
+                number = _number(one.identity)
+                self.charges[one.tenant, one.seq] = Charge(
+                    one.tenant, one.seq, number, one.amount, one.at, one.booked_at
+                )
+        of_event: dict[tuple[str, int], list[Charge]] = {}
+        for charge in self.charges.values():
+            of_event.setdefault((charge.tenant, charge.number), []).append(charge)
         for back in booked:
             if back.kind == "reversal":
                 self.report.count("reversals")
-                self._one_reversal(back, charges, taken)
+                self._one_reversal(back)
         corrected_by: dict[tuple[str, str], tuple[str, str]] = {}
         for identity, events in self.corrections.items():
             caused = [one for one in events if self.entries.get(one.place)]
@@ -1313,9 +1335,9 @@ class _Partition:
             if named is None:
                 self._wrong(f"{events[0].place} corrects nothing, and is no dead letter")
                 continue
-            had_cost = of_event.get((events[0].tenant, *named), [])
+            had_cost = of_event.get((events[0].tenant, _number(named)), [])
             if not caused:
-                if had_cost and not self._cost(events[0]):
+                if any(charge.taken is None for charge in had_cost):
                     self.report.violate(
                         "at_least_once", f"{events[0].place} has neither reversed nor been refused"
                     )
@@ -1329,51 +1351,43 @@ class _Partition:
                 else:
                     self._wrong(f"{identity[1]} corrects {named[1]}, which was never booked")
             for event in caused:
-                self._one_correction(event, had_cost, taken)
-        self._refused_rightly(of_event, taken)
+                self._one_correction(event, had_cost)
+        self._refused_rightly(of_event)
 
-    def _one_reversal(
-        self,
-        back: Entry,
-        charges: Mapping[tuple[str, int], Entry],
-        taken: dict[tuple[str, int], Entry],
-    ) -> None:
+    def _one_reversal(self, back: Entry) -> None:
         name = f"{back.tenant}/{back.seq}"
         if back.place[0] not in _USAGE or back.links.get("entry") is None:
             self._wrong(f"{name} reverses, but does not say what")
             return
-        key = (back.tenant, int(back.links["entry"]))
-        if taken.setdefault(key, back) is not back:
-            self._wrong(f"{name} reverses entry {key[1]}, as {taken[key].seq} did before")
-        charge = charges.get(key)
+        seq = int(back.links["entry"])
+        charge = self.charges.get((back.tenant, seq))
         if charge is None:
-            if key[1] <= self.heads.get(back.tenant, Fold()).seq:
+            if seq <= self.heads.get(back.tenant, Fold()).seq:
                 self.report.unknown("correction", "entries of before the checkpoint were reversed")
             else:
-                self._wrong(f"{name} reverses entry {key[1]}, which is no charge")
+                self._wrong(f"{name} reverses entry {seq}, which is no charge")
             return
+        if charge.taken is not None:
+            self._wrong(f"{name} reverses entry {seq}, as {charge.taken} did before")
+        charge.taken = back.seq
         if charge.amount != -back.amount:
             self._wrong(
                 f"{name} gives {Fraction(back.amount, 10**9)} back for a charge of "
                 f"{Fraction(-charge.amount, 10**9)}"
             )
-        if charge.identity != (back.identity[0], back.links.get("corrects")):
-            self._wrong(
-                f"{name} reverses entry {key[1]} of {charge.identity[1]}, but names another"
-            )
+        if charge.number != _number((back.identity[0], str(back.links.get("corrects")))):
+            self._wrong(f"{name} reverses entry {seq}, but names another event")
         if charge.seq >= back.seq:
             self._wrong(f"{name} reverses an entry that came after it")
 
-    def _one_correction(
-        self, event: Event, had_cost: Sequence[Entry], taken: Mapping[tuple[str, int], Entry]
-    ) -> None:
+    def _one_correction(self, event: Event, had_cost: Sequence["Charge"]) -> None:
         """The entries of one correction: a reversal for each charge there was, and the new one
         says in whose place it stands."""
         entries = self.entries[event.place]
         corrects = event.body["corrects"]
+        numbers = {one.seq for one in entries if one.kind == "reversal"}
         for charge in had_cost:
-            back = taken.get((charge.tenant, charge.seq))
-            if charge.seq < entries[0].seq and (back is None or back.place != event.place):
+            if charge.seq < entries[0].seq and charge.taken not in numbers:
                 self._wrong(f"{event.place} has not reversed {charge.tenant}/{charge.seq}")
         reversed_seqs = [one.links.get("entry") for one in entries if one.kind == "reversal"]
         for entry in entries:
@@ -1384,22 +1398,14 @@ class _Partition:
             if entry.kind == "charge" and entry.links.get("entry") != last:
                 self._wrong(f"{name} does not say in place of which entry it stands")
 
-    def _refused_rightly(
-        self,
-        of_event: Mapping[tuple[str, str, str], Sequence[Entry]],
-        taken: Mapping[tuple[str, int], Entry],
-    ) -> None:
+    def _refused_rightly(self, of_event: Mapping[tuple[str, int], Sequence["Charge"]]) -> None:
         """No correction is refused of what is on the books, remembered and never reversed."""
         for event, failed_at in self.refused:
             if event.corrected is None:
                 continue
-            for charge in of_event.get((event.tenant, *event.corrected), ()):
+            for charge in of_event.get((event.tenant, _number(event.corrected)), ()):
                 remembered = failed_at - timedelta(days=35) <= charge.at
-                if (
-                    charge.booked_at < failed_at
-                    and remembered
-                    and (charge.tenant, charge.seq) not in taken
-                ):
+                if charge.booked_at < failed_at and remembered and charge.taken is None:
                     self.report.violate(
                         "at_least_once",
                         f"{event.place} is a dead letter, but {charge.tenant}/{charge.seq} could "
@@ -1452,7 +1458,13 @@ class _Partition:
     def checkpoint(self) -> dict[str, Any]:
         """What a later run needs to go on from here."""
         tenants = {**self.heads, **self.folds}
+        last = max((one.booked_at for one in self.charges.values()), default=None)
         return {
+            "charges": [
+                msgspec.to_builtins(one)
+                for one in self.charges.values()
+                if last is not None and one.at >= last - _CORRECTED_WITHIN
+            ],
             "ids": sorted(self.identities),
             "assigned": {one: sorted(decks) for one, decks in self.assigned.items()},
             "requests": self.requests,

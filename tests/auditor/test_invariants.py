@@ -1,7 +1,7 @@
 """Every invariant has a breach that turns it red; correct books turn none."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ import pytest
 from schemas import topics
 from streams.settings import Settings
 from streams.testbed import auditor
-from streams.testbed.auditor import HOLDS, INVARIANTS, UNKNOWN, VIOLATED, Deck, Options
-from tests.auditor.books import DECK, RECHARGE, Books, record, usage, violated
+from streams.testbed.auditor import HOLDS, INVARIANTS, UNKNOWN, VIOLATED, Deck, Options, Report
+from tests.auditor.books import DECK, NAMES, RECHARGE, Books, record, usage, violated
 
 
 def test_correct_books_hold() -> None:
@@ -452,3 +452,33 @@ def test_own_arithmetic_agrees_with_the_published_figures() -> None:
 )
 def test_the_key_hash_is_kafkas(key: bytes, hashed: int) -> None:
     assert auditor.murmur2(key) == hashed & 0xFFFFFFFF
+
+
+def test_what_was_charged_before_a_checkpoint_is_corrected_after_it_and_only_once() -> None:
+    def audited(books: Books, since: Mapping[str, int], earlier: Any) -> tuple[Report, Any]:
+        log = books.log()
+        for topic, records in log.records.items():
+            log.records[topic] = [one for one in records if one.offset >= since.get(topic, 99)]
+        options = Options(checkpoint_from=Path("earlier"))
+        report, reached = auditor.audit(
+            [log], names=NAMES, partitions=1, deck=DECK, options=options, earlier=earlier
+        )
+        return report, json.loads(json.dumps(reached))
+
+    books = Books()
+    _, before = auditor.audit([books.log()], names=NAMES, partitions=1, deck=DECK)
+    before = json.loads(json.dumps(before))
+    corrected(books)
+    report, after = audited(books, {topics.LEDGER: 3, topics.CALL_USAGE: 4}, before)
+    assert report.exit_code == HOLDS, report.lines()
+    # A repeat of the correction says nothing new; a second correction does.
+    again = books.records[topics.CALL_USAGE][-1].value
+    books.records[topics.CALL_USAGE].append(record(topics.CALL_USAGE, 5, again))
+    books.next[topics.CALL_USAGE] = 6
+    report, _ = audited(books, {topics.LEDGER: 5, topics.CALL_USAGE: 5}, after)
+    assert report.exit_code == HOLDS, report.lines()
+
+    books = Books()
+    corrected_twice(books)
+    report, _ = audited(books, {topics.LEDGER: 5, topics.CALL_USAGE: 5}, after)
+    assert violated(report) == {"correction"}, report.lines()
