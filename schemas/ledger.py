@@ -73,6 +73,15 @@ class GrantUsed(Struct, frozen=True, gc=False):
     left: Amount
 
 
+class Links(Struct, frozen=True, gc=False, omit_defaults=True):
+    """What a correction has to do with what it corrects. `corrects` is the id of the corrected
+    event, whose source is that of `caused_by`; `entry` is the number of the entry it had caused: a
+    reversal takes it back, a charge stands in its place. Absent when it had cost nothing."""
+
+    corrects: Id
+    entry: Ordinal | None = None
+
+
 class LedgerEntry(Struct, frozen=True, gc=False, omit_defaults=True):
     """One booked movement: `credits.ledger.entry.v1`, key = tenant.
 
@@ -103,6 +112,7 @@ class LedgerEntry(Struct, frozen=True, gc=False, omit_defaults=True):
     payment_id: str | None = None
     expires_at: Timestamp | None = None
     reason: str | None = None
+    links: Links | None = None
     hash: Hash | None = None
 
 

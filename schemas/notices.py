@@ -27,6 +27,7 @@ class NoticeKind(StrEnum):
     RECHARGE_RESOLVED = "recharge_resolved"
     RECHARGE_NEEDS_APPROVAL = "recharge_needs_approval"
     GRANT_ACTIVE = "grant_active"
+    RECHARGE_UNNEEDED = "recharge_unneeded"
     GRANT_EXPIRED = "grant_expired"
     GRANT_EXPIRING = "grant_expiring"
     BALANCE_LOW = "balance_low"

@@ -87,7 +87,7 @@ DEFINITIONS: Final = (
     Definition(
         name="credits_charged_total",
         kind=Counter,
-        meaning="Money charged, in units of the currency.",
+        meaning="Money charged, in units of the currency; corrections take nothing off.",
         remedy="A jump is a price, a flood or fraud: compare with events.",
         labels=("currency", "kind"),
         values=(None, ("charge",)),

@@ -57,6 +57,15 @@ class Planned(Struct, frozen=True, gc=False, array_like=True):
     every_months: int = 0
 
 
+class Spent(Struct, frozen=True, gc=False, array_like=True):
+    """A lot that has left the row, as it was, so that a correction can bring it back: used up or
+    expired, or `voided`; `at` is when."""
+
+    grant: Grant
+    at: datetime
+    voided: bool = False
+
+
 class Policy(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     """Auto-recharge as it is in force; amounts in nanos. `version` counts its changes."""
 
@@ -109,6 +118,9 @@ class Attempt(Struct, frozen=True, gc=False, array_like=True):
     epoch: int
     attempt: int
     amount_nanos: int
+    # When it was asked for, and how far below the trigger what was available stood then.
+    requested_at: datetime | None = None
+    short_nanos: int = 0
 
 
 class Period(Struct, frozen=True, gc=False, array_like=True):
@@ -231,6 +243,8 @@ class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     lapsed: tuple[Grant, ...] = ()
     # Percentages of the last funding below which people want to know.
     alert_levels: tuple[int, ...] = (50, 20)
+    # In the order in which they left the row.
+    spent: tuple[Spent, ...] = ()
 
     @property
     def balance_nanos(self) -> int:

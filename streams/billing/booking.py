@@ -159,6 +159,30 @@ class Draft:
             overdraft_nanos=burnt.overdraft_nanos,
             grants=burnt.grants,
         )
+        if len(burnt.grants) < len(account.grants):
+            void = kind is EntryKind.VOID
+            self.account = grants.with_spent(self.account, account.grants, self.now, void=void)
+
+    def new_lot(
+        self,
+        amount_nanos: int,
+        kind: GrantKind = GrantKind.PAID,
+        expires_at: datetime | None = None,
+    ) -> Grant:
+        """A lot that begins now, named after the entry that is booked next."""
+        if expires_at is None:
+            expires_at = months_later(self.now, PAID_MONTHS)
+        return Grant(
+            id=f"g{self.account.seq + 1}",
+            kind=kind,
+            priority=DEFAULT_PRIORITY,
+            amount_nanos=amount_nanos,
+            left_nanos=amount_nanos,
+            effective_at=self.now,
+            expires_at=expires_at,
+            created_at=self.now,
+            warn_at=grants.first_warning(expires_at, self.now),
+        )
 
     def credit(
         self,
@@ -170,20 +194,7 @@ class Draft:
         details: Mapping[str, Any] = _NOTHING,
     ) -> None:
         """Put money in: a new lot, after it has paid what was overdrawn."""
-        if expires_at is None:
-            expires_at = months_later(self.now, PAID_MONTHS)
-        grant = Grant(
-            id=f"g{self.account.seq + 1}",
-            kind=grant_kind,
-            priority=DEFAULT_PRIORITY,
-            amount_nanos=amount_nanos,
-            left_nanos=amount_nanos,
-            effective_at=self.now,
-            expires_at=expires_at,
-            created_at=self.now,
-            warn_at=grants.first_warning(expires_at, self.now),
-        )
-        self.put_in(kind, grant, self.now, details)
+        self.put_in(kind, self.new_lot(amount_nanos, grant_kind, expires_at), self.now, details)
 
     def put_in(
         self, kind: EntryKind, grant: Grant, at: datetime, details: Mapping[str, Any] = _NOTHING
@@ -198,6 +209,8 @@ class Draft:
         if merged:
             burnt = replace(burnt, touched=merged + burnt.touched)
         self.book(kind, amount_nanos, burnt, at, {"expires_at": grant.expires_at, **details})
+        if self.account.spent:
+            self.account = grants.trimmed(self.account)
 
     def debit(
         self,

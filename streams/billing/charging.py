@@ -6,7 +6,7 @@ from typing import Final
 from schemas.ledger import EntryKind, RateUsed
 from schemas.notices import DeadLetterReason
 from schemas.usage import Phase
-from streams.billing import coverage, rating, recharge
+from streams.billing import corrections, coverage, rating, recharge
 from streams.billing.account import Account
 from streams.billing.booking import Draft, RefusedError
 from streams.billing.events import UsageEvent
@@ -24,17 +24,19 @@ FORMER_KEPT: Final = LATEST + LONGEST_CALL
 
 # An enum's member read from its class costs as much as a call.
 _END: Final = Phase.END
+_CORRECTION: Final = Phase.CORRECTION
 _CHARGE: Final = EntryKind.CHARGE
 
 
-def charge(draft: Draft, event: UsageEvent, terms: Terms) -> str:
-    """Book what a leg costs; returns the outcome's label. Raises RefusedError."""
+def charge(
+    draft: Draft, event: UsageEvent, terms: Terms, back: corrections.Back | None = None
+) -> str:
+    """Book what a leg costs; returns the outcome's label. `back`: in place of what was taken back.
+    Raises RefusedError."""
     usage = event.usage
     account = draft.account
-    if usage.phase is not _END:
-        if usage.phase is Phase.CORRECTION:
-            raise RefusedError(DeadLetterReason.REFUSED, "$.phase")
-        return "open"
+    if usage.phase is not _END and back is None:
+        return correct(draft, event, terms) if usage.phase is _CORRECTION else "open"
     duration_s = event.duration_s
     if duration_s is None or duration_s < 0:
         raise RefusedError(DeadLetterReason.SCHEMA_VIOLATION, "$.duration_s")
@@ -64,34 +66,43 @@ def charge(draft: Draft, event: UsageEvent, terms: Terms) -> str:
         priced, rate = found, found.rate
     if not priced.amount_nanos:
         return "free"
-    draft.debit(
-        _CHARGE,
-        priced.amount_nanos,
-        event.ended_at,
-        {
-            "usage_kind": kind,
-            "call_id": usage.call_id,
-            "callee": coverage.masked(rate.prefix, digits),
-            "late": event.ended_at < draft.now - GRACE,
-            "duration_disagrees": event.disagrees,
-            "rate": RateUsed(
-                tariff.deck,
-                tariff.version,
-                coverage.shown_prefix(rate.prefix, digits),
-                rate.per_minute_text,
-                rate.connect_fee_text,
-                rate.initial_increment_s,
-                rate.increment_s,
-                priced.billed_s,
-                duration_s,
-                # The usual row costs the same at any time.
-                None if rate.special is None else event.started_at,
-            ),
-        },
-    )
+    details = {
+        "usage_kind": kind,
+        "call_id": usage.call_id,
+        "callee": coverage.masked(rate.prefix, digits),
+        "late": event.ended_at < draft.now - GRACE,
+        "duration_disagrees": event.disagrees,
+        "rate": RateUsed(
+            tariff.deck,
+            tariff.version,
+            coverage.shown_prefix(rate.prefix, digits),
+            rate.per_minute_text,
+            rate.connect_fee_text,
+            rate.initial_increment_s,
+            rate.increment_s,
+            priced.billed_s,
+            duration_s,
+            # The usual row costs the same at any time.
+            None if rate.special is None else event.started_at,
+        ),
+    }
+    if back is None:
+        draft.debit(_CHARGE, priced.amount_nanos, event.ended_at, details)
+    else:
+        corrections.charge_anew(draft, priced.amount_nanos, event.ended_at, details, back)
     if rate.risk_class:
         recharge.spent(draft, rate.risk_class, priced.amount_nanos)
     return "charged"
+
+
+def correct(draft: Draft, event: UsageEvent, terms: Terms) -> str:
+    """Take back what an earlier event has caused, and book what this one says in its place; of
+    no length or a free kind, that is nothing. Raises RefusedError."""
+    back = corrections.take_back(draft, event)
+    charge(draft, event, terms, back)
+    corrections.let_go(draft, back)
+    corrections.report(draft, back)
+    return "corrected"
 
 
 def _tariff_of(account: Account, event: UsageEvent, terms: Terms, duration_s: int) -> Tariff:

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from schemas.commands import AnyCommand
 from schemas.funding import RechargeResult
-from schemas.ledger import CausedBy
+from schemas.ledger import CausedBy, LedgerEntry
 from schemas.usage import CallUsage, ConferenceUsage
 from streams.billing.account import Payment
 
@@ -24,7 +24,10 @@ Cause = CausedBy
 
 class UsageEvent(Struct, frozen=True, gc=False):
     """A call leg or conference stay. `duration_s` is None when nothing says how long it took,
-    negative when it ended before it began; `disagrees`: its times contradict its duration."""
+    negative when it ended before it began; `disagrees`: its times contradict its duration.
+
+    `original`: the entries that the event it corrects has caused. None: it corrects nothing, or
+    something that nobody remembers or that is corrected already."""
 
     usage: CallUsage | ConferenceUsage
     cause: Cause
@@ -32,6 +35,7 @@ class UsageEvent(Struct, frozen=True, gc=False):
     ended_at: datetime
     duration_s: int | None
     disagrees: bool = False
+    original: tuple[LedgerEntry, ...] | None = None
 
 
 class CommandEvent(Struct, frozen=True, gc=False):

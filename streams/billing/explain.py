@@ -80,6 +80,7 @@ _STORY: Final = {
     NoticeKind.RECHARGE_OVERDUE: "no answer in time: asked again under the same id",
     NoticeKind.RECHARGE_UNRESOLVED: "no answer for a day: a person must decide",
     NoticeKind.RECHARGE_RESOLVED: "a person has decided: {rule}",
+    NoticeKind.RECHARGE_UNNEEDED: "a correction shows that it was not needed; it stands",
     NoticeKind.RECHARGE_PAUSED: "auto-recharge paused ({rule})",
     NoticeKind.ORPHAN_PAYMENT: "paid: {amount} by payment {payment_id}, for no request we know",
 }
@@ -89,6 +90,7 @@ _TOLD: Final = frozenset(
     {
         *("tenant_id", "seq", "kind", "amount", "currency", "balance_after", "at", "booked_at"),
         *("caused_by", "overdraft_after", "grants", "rate", "late", "duration_disagrees", "hash"),
+        "links",
     }
 )
 _RATE_TOLD: Final = frozenset(
@@ -119,8 +121,9 @@ class _Blank(dict[str, Any]):
         return "–"
 
 
-def entry(booked: Mapping[str, Any]) -> Explanation:
-    """Why a ledger entry has its amount; `booked` is the entry as it was published."""
+def entry(booked: Mapping[str, Any], others: Iterable[Mapping[str, Any]] = ()) -> Explanation:
+    """Why a ledger entry has its amount; `booked` is the entry as it was published, `others` are
+    its tenant's entries, among which those that a correction has linked with it are found."""
     amount, currency = booked["amount"], booked["currency"]
     rate = booked.get("rate")
     considered: list[str] = []
@@ -139,6 +142,7 @@ def entry(booked: Mapping[str, Any]) -> Explanation:
         ]
     if booked["kind"] == EntryKind.ORPHAN:
         why += ", for no request we know"
+    considered += _links(booked, others)
     considered += [
         f"{name}: {value}" for name, value in booked.items() if name not in _TOLD and value
     ]
@@ -167,6 +171,28 @@ def entry(booked: Mapping[str, Any]) -> Explanation:
         offset=cause["offset"],
         considered=considered,
     )
+
+
+def _links(booked: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What an entry has to do with a correction, told from either side."""
+    seq, links = booked["seq"], booked.get("links")
+    told: list[str] = []
+    if links is not None:
+        wrong = f"{booked['caused_by']['source']}/{links['corrects']}"
+        at = f", entry {links['entry']}" if "entry" in links else ", which had cost nothing"
+        verb = "takes back" if booked["kind"] == EntryKind.REVERSAL else "stands in place of"
+        told.append(f"correction: {verb} what {wrong} had caused{at}")
+    for other in others:
+        named = other.get("links")
+        if named is None or other["seq"] == seq:
+            continue
+        cause = other["caused_by"]
+        if named.get("entry") == seq:
+            verb = "taken back" if other["kind"] == EntryKind.REVERSAL else "replaced"
+            told.append(f"{verb} by entry {other['seq']}: {cause['source']}/{cause['id']}")
+        elif links is not None and cause == booked["caused_by"]:
+            told.append(f"together with entry {other['seq']}: {other['kind']}")
+    return told
 
 
 def guard(asked: Mapping[str, Any]) -> str:

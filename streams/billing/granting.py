@@ -161,7 +161,7 @@ def void(draft: Draft, command: Void) -> str:
         )
     draft.account = replace(account, planned=planned)
     if lot is not None:
-        _take(draft, EntryKind.VOID, lot, draft.now, reason=command.reason)
+        take(draft, EntryKind.VOID, lot, draft.now, reason=command.reason)
     return grant_id
 
 
@@ -172,7 +172,22 @@ def _may_have_been(grant_id: str, seq: int) -> bool:
     return grant_id[:1] == "c" and len(grant_id) == 1 + _ID_LENGTH
 
 
-def _take(
+def expire(draft: Draft, lot: Grant) -> None:
+    """Book that the rest of a lot has expired, at its instant, keep it for usage of before that
+    comes late, and tell of it."""
+    assert lot.expires_at is not None
+    take(draft, EntryKind.EXPIRY, lot, lot.expires_at)
+    if draft.now < forgotten_at(lot):
+        lapsed = draft.account.lapsed
+        # What a correction has given back to it joins what was left before.
+        rest_nanos = sum(one.left_nanos for one in lapsed if one.id == lot.id)
+        kept = tuple(one for one in lapsed if one.id != lot.id)
+        rest = replace(lot, left_nanos=lot.left_nanos + rest_nanos)
+        draft.account = replace(draft.account, lapsed=(*kept, rest))
+    draft.notify(NoticeKind.GRANT_EXPIRED, grant_id=lot.id, amount=text_from(lot.left_nanos))
+
+
+def take(
     draft: Draft, kind: EntryKind, lot: Grant, at: datetime, reason: str | None = None
 ) -> None:
     """Book that all that is left of a lot is gone."""
@@ -185,10 +200,7 @@ def _take(
 def pass_time(draft: Draft, at: datetime) -> None:
     """Lots that have ended by an instant, those that begin, and what is needed no more."""
     for lot in grants.expired(draft.account.grants, at):
-        assert lot.expires_at is not None
-        _take(draft, EntryKind.EXPIRY, lot, lot.expires_at)
-        draft.account = replace(draft.account, lapsed=(*draft.account.lapsed, lot))
-        draft.notify(NoticeKind.GRANT_EXPIRED, grant_id=lot.id, amount=text_from(lot.left_nanos))
+        expire(draft, lot)
     if draft.account.planned:
         _begin(draft, at)
     if any(forgotten_at(one) <= at for one in draft.account.lapsed):

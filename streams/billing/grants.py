@@ -9,7 +9,7 @@ go; when there is none, the two lots of one kind and priority that expire neares
 become one, with the later expiry.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import combinations
 from typing import Final
@@ -17,7 +17,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from schemas.commands import GrantKind
-from streams.billing.account import Account, Grant, forgotten_at
+from streams.billing.account import Account, Grant, Spent, forgotten_at
 from streams.billing.outcomes import Burnt
 
 _LAST: Final = datetime.max.replace(tzinfo=UTC)
@@ -25,6 +25,8 @@ _LAST: Final = datetime.max.replace(tzinfo=UTC)
 WARNINGS: Final = (timedelta(days=30), timedelta(days=7))
 # Lots of a row: active, to come, and expired within grace. With them it stays below 4 KB.
 MOST_LOTS: Final = 24
+# An event can be corrected as long as its id is remembered: to the end of its week, and 35 days.
+SPENT_KEPT: Final = timedelta(days=43)
 
 
 def burn_order(grant: Grant) -> tuple[int, datetime, bool, datetime, str]:
@@ -194,6 +196,92 @@ def _nearest(account: Account, *, alike: bool) -> tuple[Grant, Grant] | None:
         key=lambda pair: (pair[1].expires_at or _LAST) - (pair[0].expires_at or _LAST),
         default=None,
     )
+
+
+def with_spent(
+    account: Account, before: tuple[Grant, ...], now: datetime, *, void: bool
+) -> Account:
+    """Remember the lots that were in the row and are no longer. One that was voided once stays so,
+    whatever becomes of what a correction gives back to it."""
+    here = {grant.id for grant in account.grants}
+    left = [grant for grant in before if grant.id not in here]
+    voided = {one.grant.id for one in account.spent if one.voided}
+    gone = {grant.id for grant in left} | here
+    first = now - SPENT_KEPT
+    kept = [one for one in account.spent if one.at > first and one.grant.id not in gone]
+    for grant in left:
+        bare = replace(grant, left_nanos=0, warn_at=None)
+        kept.append(Spent(bare, now, void or grant.id in voided))
+    return trimmed(replace(account, spent=tuple(kept)))
+
+
+def trimmed(account: Account) -> Account:
+    """No more lots remembered than have place among those of the row: the last that left it. What
+    an older one burnt comes back as a lot of its own."""
+    room = max(0, MOST_LOTS - lots_of(account))
+    if len(account.spent) <= room:
+        return account
+    return replace(account, spent=account.spent[len(account.spent) - room :])
+
+
+def give_back(
+    account: Account, shares: Sequence[tuple[str, int]], amount_nanos: int, fresh: Grant
+) -> Burnt:
+    """Undo a burning: pay the overdraft, then return to the lots what they gave (`shares`, in the
+    order in which they burnt).
+
+    The lots that burnt last get theirs first, for what the overdraft takes would burn the first
+    ones. What is left over had been overdrawn and paid by other money since, or came from a lot
+    that nobody remembers: it becomes the lot `fresh`. Lots that are dead by now come back too;
+    who calls lets them go again.
+    """
+    pays = min(account.overdraft_nanos, amount_nanos)
+    left = amount_nanos - pays
+    now = fresh.effective_at
+    lots = {
+        one.grant.id: replace(one.grant, warn_at=first_warning(one.grant.expires_at, now))
+        for one in account.spent
+    }
+    lots.update((grant.id, grant) for grant in account.grants)
+    got: dict[str, int] = {}
+    for grant_id, share in reversed(shares):
+        if left and grant_id in lots:
+            part = min(share, left)
+            got[grant_id] = part
+            left -= part
+    touched: list[tuple[Grant, int]] = []
+    for grant_id, part in got.items():
+        grant = lots[grant_id]
+        touched.append((replace(grant, left_nanos=grant.left_nanos + part), part))
+    if left:
+        touched.append((replace(fresh, amount_nanos=left, left_nanos=left), left))
+    grants = account.grants
+    if touched:
+        untouched = [grant for grant in grants if grant.id not in got]
+        grants = tuple(sorted((*untouched, *(grant for grant, _ in touched)), key=burn_order))
+    return Burnt(grants, account.overdraft_nanos - pays, tuple(touched))
+
+
+def burn_first(
+    account: Account, first: Collection[str], amount_nanos: int, at: datetime, now: datetime
+) -> Burnt:
+    """Take an amount from certain lots, dead or alive, and what they cannot give as `burn` does."""
+    left = amount_nanos
+    kept: list[Grant] = []
+    touched: list[tuple[Grant, int]] = []
+    for grant in account.grants:
+        taken = min(grant.left_nanos, left) if grant.id in first else 0
+        left -= taken
+        after = grant
+        if taken:
+            after = replace(grant, left_nanos=grant.left_nanos - taken)
+            touched.append((after, -taken))
+        if after.left_nanos:
+            kept.append(after)
+    if not left:
+        return Burnt(tuple(kept), account.overdraft_nanos, tuple(touched))
+    rest = burn(replace(account, grants=tuple(kept)), left, at, now)
+    return Burnt(rest.grants, rest.overdraft_nanos, (*touched, *rest.touched))
 
 
 def expired(grants: Iterable[Grant], at: datetime) -> tuple[Grant, ...]:

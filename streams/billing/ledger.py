@@ -35,6 +35,7 @@ __all__ = ["LABELS", "Punctuality", "apply", "content", "public_balance"]
 LABELS: Final = (
     "charged",
     "free",
+    "corrected",
     "open",
     "applied",
     "refused",

@@ -77,6 +77,19 @@ class Ask(Struct, frozen=True, gc=False):
         return wanted(self.policy, self.available_nanos, self.account.currency)
 
 
+def unneeded(account: Account, since: datetime, nanos: int) -> tuple[Attempt, ...]:
+    """The auto-recharges asked for at an instant or later that would not have been with that much
+    more on the account, as the policy compares now."""
+    le = account.policy.compare is Compare.LE
+    return tuple(
+        one
+        for one in account.recharging.attempts
+        if one.requested_at is not None
+        and one.requested_at >= since
+        and (one.short_nanos < nanos if le else one.short_nanos <= nanos)
+    )
+
+
 def minimum_recharge_nanos(currency: str) -> int:
     """The least a recharge or purchase may be."""
     return _MINIMUM_RECHARGE.get(currency, MINIMUM_RECHARGE) * NANOS
@@ -442,7 +455,8 @@ def _request(
         requested_at=draft.now,
         expires_at=draft.now + timedelta(seconds=result_timeout_s),
     )
-    made = Attempt(asked.recharge_id, epoch, attempt, amount_nanos)
+    short_nanos = account.policy.trigger_nanos - account.balance_nanos
+    made = Attempt(asked.recharge_id, epoch, attempt, amount_nanos, draft.now, short_nanos)
     _move(
         draft,
         stage=Stage.REQUESTED,

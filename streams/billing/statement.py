@@ -114,7 +114,10 @@ def _bound(
 
 
 def _row(entry: dict[str, Any], value: bytes) -> list[str]:
-    described = " ".join(str(entry[name]) for name in _DESCRIBED if entry.get(name))
+    said = [str(entry[name]) for name in _DESCRIBED if entry.get(name)]
+    if entry.get("links"):
+        said.append(f"corrects {entry['links']['corrects']}")
+    described = " ".join(said)
     return [
         ENTRY,
         entry["tenant_id"],

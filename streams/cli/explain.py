@@ -59,10 +59,11 @@ def explain(
         ]
 
     if entry is not None:
-        booked = next((one for one in read(topics.LEDGER) if one["seq"] == entry), None)
+        entries = read(topics.LEDGER)
+        booked = next((one for one in entries if one["seq"] == entry), None)
         if booked is None:
             fail(EXIT_NOT_FOUND, f"{tenant} has no entry {entry}; the last one is {public['seq']}.")
-        show(output, why.entry(booked))
+        show(output, why.entry(booked, entries))
         return
     notices = read(topics.NOTIFICATION)
     if recharge is None:

@@ -135,6 +135,7 @@ def load(
     duplicates: Annotated[str, typer.Option(help="Per cent sent twice.")] = "1",
     conflicts: Annotated[str, typer.Option(help="Per cent with an id used before.")] = "0",
     late: Annotated[str, typer.Option(help="Per cent days late.")] = "0.5",
+    corrections: Annotated[str, typer.Option(help="Per cent that correct earlier ones.")] = "0",
     malformed: Annotated[str, typer.Option(help="Per cent that is broken.")] = "0.2",
     wrong_partition: Annotated[str, typer.Option(help="Per cent on a wrong partition.")] = "0.1",
     open_first: Annotated[
@@ -167,6 +168,7 @@ def load(
             duplicates_ppm=ppm_from(duplicates, "duplicates"),
             conflicts_ppm=ppm_from(conflicts, "conflicts"),
             late_ppm=ppm_from(late, "late"),
+            corrections_ppm=ppm_from(corrections, "corrections"),
             malformed_ppm=ppm_from(malformed, "malformed"),
             wrong_partition_ppm=ppm_from(wrong_partition, "wrong-partition"),
         )

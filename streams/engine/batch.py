@@ -30,7 +30,7 @@ from schemas.ledger import EntryKind
 from schemas.money import text_from
 from schemas.notices import DeadLetterReason, Notice, NoticeKind
 from schemas.topics import Names
-from schemas.usage import CallUsage, ConferenceUsage
+from schemas.usage import CallUsage, ConferenceUsage, Phase
 from streams import VERSION
 from streams.billing import ledger
 from streams.billing.account import (
@@ -42,6 +42,7 @@ from streams.billing.account import (
     encode_payment,
     encode_row,
 )
+from streams.billing.charging import FUTURE
 from streams.billing.events import (
     Cause,
     CommandEvent,
@@ -81,6 +82,7 @@ T = TypeVar("T")
 _encode: Final = msgspec.json.Encoder().encode
 _MICROSECOND: Final = timedelta(microseconds=1)
 _CHARGE: Final = EntryKind.CHARGE
+_CORRECTION: Final = Phase.CORRECTION
 WRONG_PARTITION: Final = DeadLetterReason.WRONG_PARTITION
 
 
@@ -179,6 +181,8 @@ class Decider:
             try:
                 if isinstance(data, (CallUsage, ConferenceUsage)):
                     event: Event = usage_event(data, cause)
+                    if data.phase is _CORRECTION:
+                        work.corrects = True
                 else:
                     event = _funding_event(decoded, cause)
                 late = judge(event)
@@ -271,6 +275,7 @@ class Decider:
     ) -> None:
         fresh, weeks, accounts = work.fresh, work.weeks, work.accounts
         apply, terms, now = ledger.apply, work.terms, work.now
+        corrects = work.corrects
         week_of, this_week = seen.week_of, seen.week_of(work.now)
         outcomes: dict[str, int] = {}
         for at in places:
@@ -292,6 +297,8 @@ class Decider:
                     # Usage is remembered under the week it ended in, all else under this one.
                     if isinstance(event, UsageEvent):
                         week = week_of(event.ended_at)
+                        if corrects and event.usage.phase is _CORRECTION:
+                            event = _with_original(work, event)
                     else:
                         week = this_week
                         event = self._with_payment(work, event, key)
@@ -309,6 +316,8 @@ class Decider:
                 else:
                     fresh[fingerprint] = candidate.check
                     weeks.append(week)
+                    if corrects and isinstance(event, UsageEvent) and event.original is not None:
+                        _remember_corrected(work, event)
                 # Free usage changes nothing and tells nothing; a refused command must be told.
                 if outcome.account is not account or outcome.notices:
                     self._announce(work, key, outcome, event.cause, record.headers)
@@ -588,6 +597,26 @@ class Decider:
         outputs.append(
             self._changelog_topic, partition, POSITION_KEY, encode_position(work.position)
         )
+
+
+def _with_original(work: Work, event: UsageEvent) -> UsageEvent:
+    """A correction and what its original has caused; alone, when it has none or comes second."""
+    source, corrects = event.cause.source, event.usage.corrects
+    if corrects is None or seen.corrected(source, corrects) in work.fresh:
+        return event
+    original = work.originals.get((source, corrects))
+    return msgspec.structs.replace(event, original=original)
+
+
+def _remember_corrected(work: Work, event: UsageEvent) -> None:
+    """Under the last week in which the original can be: as long as that is remembered, it is known
+    that it is corrected."""
+    corrects = event.usage.corrects
+    assert corrects is not None
+    work.fresh[seen.corrected(event.cause.source, corrects)] = seen.check_of(
+        event.cause.id.encode()
+    )
+    work.weeks.append(seen.week_of(work.now + FUTURE))
 
 
 def _funding_event(decoded: Decoded, cause: Cause) -> Event:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from aiokafka import TopicPartition
 from msgspec import Struct
+from msgspec.structs import replace
 
 from streams.engine.kafka import log_reader
 from streams.settings import Settings
@@ -35,6 +36,15 @@ class Slice(Struct, frozen=True, eq=False):
     seek: int
     follows: int
     end: int
+
+
+def split(part: Slice, offset: int) -> tuple[list[Slice], Slice]:
+    """What of a slice comes before an offset, if anything does, and the rest."""
+    before = [record for record in part.records if record.offset < offset]
+    rest = replace(
+        part, records=[one for one in part.records if one.offset >= offset], follows=offset
+    )
+    return [replace(part, records=before, end=offset)] if before else [], rest
 
 
 class Reader:

@@ -63,8 +63,8 @@ class Marks:
 
     async def stop(self) -> None:
         """Disconnect."""
-        await _stop(self._uncommitted)
-        await _stop(self._committed)
+        await stop_reader(self._uncommitted)
+        await stop_reader(self._committed)
 
     async def starts(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         """The first offset that still exists."""
@@ -79,7 +79,8 @@ class Marks:
         return dict(await self._committed.end_offsets(list(tps)))
 
 
-async def _stop(consumer: AIOKafkaConsumer) -> None:
+async def stop_reader(consumer: AIOKafkaConsumer) -> None:
+    """End a consumer, however young it is."""
     # Stopping too soon after starting raises CancelledError into the caller; one turn is enough.
     await asyncio.sleep(0)
     await consumer.stop()
@@ -107,7 +108,7 @@ async def wait_stable(marks: Marks, tps: list[TopicPartition]) -> dict[TopicPart
         await asyncio.sleep(0.1)
 
 
-async def _records_of(
+async def records_of(
     consumer: AIOKafkaConsumer, ends: dict[TopicPartition, int]
 ) -> AsyncIterator[tuple[TopicPartition, list[Any]]]:
     """Records of assigned partitions until every position has reached its end."""
@@ -182,7 +183,7 @@ async def _read(
         reader.assign([changelog, ids])
         for tp in (changelog, ids):
             reader.seek(tp, starts[tp])
-        async for tp, records in _records_of(reader, {tp: ends[tp] for tp in (changelog, ids)}):
+        async for tp, records in records_of(reader, {tp: ends[tp] for tp in (changelog, ids)}):
             restored.records += len(records)
             if tp == ids:
                 for record in records:
@@ -201,7 +202,7 @@ async def _read(
                 f"{changelog.topic}; restore the topic from a backup",
             )
     finally:
-        await _stop(reader)
+        await stop_reader(reader)
     restored.rows.index_due()
     if position_row is not None:
         restored.position = _checked(position_row, restored, partition, changelog.topic)
@@ -271,7 +272,7 @@ async def _ever_committed(
     reader.assign(list(filled))
     for tp in filled:
         reader.seek(tp, 0)
-    async for _ in _records_of(reader, filled):
+    async for _ in records_of(reader, filled):
         return True
     return False
 
@@ -331,7 +332,7 @@ async def _check_last_records(
         for tp, source in held.items():
             reader.seek(tp, source.last)
         waiting = dict(held)
-        async for tp, records in _records_of(
+        async for tp, records in records_of(
             reader, {tp: min(source.last + 1, ends[tp]) for tp, source in held.items()}
         ):
             source = waiting.pop(tp, None)
@@ -347,7 +348,7 @@ async def _check_last_records(
         for tp, source in waiting.items():
             raise _lost(tp, source, f"has no record at offset {source.last}", 0)
     finally:
-        await _stop(reader)
+        await stop_reader(reader)
 
 
 def clock_back_by(stored: datetime, wall: datetime) -> bool:

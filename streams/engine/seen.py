@@ -7,6 +7,7 @@ swallow money. Ids live in generations, a week each by the instant they are reme
 generation goes as a whole.
 """
 
+from array import array
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from struct import Struct as Packing
@@ -38,6 +39,8 @@ _GROWTH: Final = (5, 4)
 _MOVED_PER_ID: Final = 4
 _MOVED_AT_LEAST: Final = 256
 _MOVED_AT_ONCE: Final = 1 << 14
+# Places in the ledger that are kept: eight bytes each.
+_MOST_STARTS: Final = 1 << 18
 # Ids put into place at once when a log is restored: the loop turns in between.
 _LOADED_AT_ONCE: Final = 1 << 16
 _UNPACKED_AT_ONCE: Final = 1_000
@@ -58,6 +61,12 @@ def fingerprint(source: str, event_id: str) -> int:
     The seed tells ("a", "b NUL c") from ("a NUL b", "c").
     """
     return xxh3_64_intdigest(f"{source}\0{event_id}".encode(), len(source)) or 1
+
+
+def corrected(source: str, event_id: str) -> int:
+    """The 64 bits that say that an event is corrected already. No event has a source as long as
+    the seed says, so that no event can take the place."""
+    return xxh3_64_intdigest(f"corrected\0{source}\0{event_id}".encode(), 1 << 32) or 1
 
 
 def check_of(content: bytes) -> int:
@@ -95,8 +104,8 @@ class _Table:
     @property
     def size_bytes(self) -> int:
         """What the table takes in memory."""
-        arrays = (self._fingerprints, self._checks, self._ordinals, self._used)
-        return sum(array.nbytes for array in arrays)
+        columns = (self._fingerprints, self._checks, self._ordinals, self._used)
+        return sum(column.nbytes for column in columns)
 
     def _homes(self, fingerprints: Words) -> NDArray[np.int64]:
         """The buckets they belong to."""
@@ -192,8 +201,8 @@ class _Table:
 
     def _resize(self, buckets: int) -> None:
         # In place: the kernel moves the pages of a large array, it does not copy them.
-        for array in (self._fingerprints, self._checks, self._ordinals):
-            array.resize((buckets, _WIDTH), refcheck=False)
+        for column in (self._fingerprints, self._checks, self._ordinals):
+            column.resize((buckets, _WIDTH), refcheck=False)
         self._used.resize(buckets, refcheck=False)
 
     def _move(self, buckets: int) -> None:
@@ -269,11 +278,41 @@ def unpack(value: bytes) -> Ids:
     )
 
 
+class _Starts:
+    """Where in the ledger the entries of batches begin, by ordinal: of every batch, or of every
+    second, fourth … when there are too many, so that it stays within two megabytes."""
+
+    def __init__(self) -> None:
+        self._first = -1
+        self._step = 1
+        self._offsets = array("q")
+
+    def note(self, ordinal: int, ledger_from: int) -> None:
+        """One more batch; they come in their order."""
+        if self._first < 0:
+            self._first = ordinal
+        if (ordinal - self._first) // self._step < len(self._offsets):
+            return
+        self._offsets.append(ledger_from)
+        if len(self._offsets) >= _MOST_STARTS:
+            self._offsets = self._offsets[::2]
+            self._step *= 2
+
+    def range_of(self, ordinal: int, end: int) -> tuple[int, int]:
+        """Offsets of the ledger between which a batch's entries are; `end` is the ledger's."""
+        at = (ordinal - self._first) // self._step
+        following = at + 1
+        if following < len(self._offsets):
+            end = self._offsets[following]
+        return self._offsets[at], end
+
+
 class Seen:
     """All remembered ids of one partition."""
 
     def __init__(self) -> None:
         self._generations: dict[int, _Table] = {}
+        self._starts = _Starts()
 
     def __len__(self) -> int:
         return sum(table.count for table in self._generations.values())
@@ -299,8 +338,22 @@ class Seen:
             known.update(zip(places.tolist(), checks.tolist(), strict=True))
         return known
 
+    def ordinal_of(self, fingerprint: int) -> int | None:
+        """Which packed record an id came in; None when it is not remembered."""
+        for table in self._generations.values():
+            hit = table.find_one(fingerprint)
+            if hit is not None:
+                return hit[1]
+        return None
+
+    def ledger_range(self, ordinal: int, ledger_end: int) -> tuple[int, int]:
+        """The offsets of the ledger, the second excluded, between which are the entries of the
+        batch with that packed record. `ledger_end` is where the ledger ends."""
+        return self._starts.range_of(ordinal, ledger_end)
+
     def remember(self, ids: Ids) -> None:
         """Add the ids of a committed batch."""
+        self._starts.note(ids.ordinal, ids.ledger_from)
         for week in _weeks_of(ids):
             self._table(week).insert(*_of_week(ids, week))
 
@@ -311,6 +364,7 @@ class Seen:
         by_week: dict[int, list[Ids]] = {}
         totals: dict[int, int] = {}
         for number, ids in enumerate(log):
+            self._starts.note(ids.ordinal, ids.ledger_from)
             for week in _weeks_of(ids):
                 by_week.setdefault(week, []).append(ids)
                 of_week = int(np.count_nonzero(ids.weeks == week))

@@ -26,7 +26,8 @@ from streams.engine.errors import (
     UnknownOutcomeError,
 )
 from streams.engine.lag import Lag
-from streams.engine.reader import SLICES_IN_FLIGHT, Reader, Slice
+from streams.engine.originals import Originals, wanted_by
+from streams.engine.reader import SLICES_IN_FLIGHT, Reader, Slice, split
 from streams.engine.restore import (
     Marks,
     check_sources,
@@ -43,7 +44,7 @@ from streams.engine.rows import (
 from streams.engine.seen import EPOCH, Seen
 from streams.engine.transaction import Transactor
 from streams.engine.unanswered import Unanswered
-from streams.engine.work import Skipped, Work
+from streams.engine.work import Candidate, Skipped, Work
 from streams.metrics import Meters
 from streams.settings import Settings
 
@@ -82,6 +83,7 @@ class Shard:
         partition: int,
         *,
         marks: Marks,
+        originals: Originals,
         meters: Meters,
         terms: Terms,
         accepted_losses: dict[str, int],
@@ -95,6 +97,7 @@ class Shard:
         self._names: Names = settings.topics
         self._manifest_of = {self._names.of(name): name for name in topics.SOURCES}
         self._marks = marks
+        self._originals = originals
         self._meters = meters
         self._accepted_losses = accepted_losses
         self._wall = wall
@@ -310,12 +313,19 @@ class Shard:
             await self._work_waits(gate)
             taken = self._take()
             self._quiet.clear()
+            left: Sequence[Slice] = ()
             try:
-                await self._book(self._chained(taken, reader))
+                left = await self._book(self._chained(taken, reader))
             finally:
                 self._quiet.set()
+                # What the batch had to leave goes on being in flight.
+                kept = {(part.tp, part.end) for part in left}
                 for part in taken:
-                    reader.done(part)
+                    if (part.tp, part.end) not in kept:
+                        reader.done(part)
+            if left:
+                self._inbox[:0] = left
+                self._last_begun = 0.0  # it has lingered already
 
     def _chained(self, taken: Sequence[Slice], reader: Reader) -> list[Slice]:
         """The slices that continue, without a gap, what this shard has booked."""
@@ -383,20 +393,24 @@ class Shard:
         self._inbox = [part for part in self._inbox if id(part) not in left]
         return taken
 
-    async def _book(self, taken: Sequence[Slice]) -> None:
+    async def _book(self, slices: Sequence[Slice]) -> Sequence[Slice]:
+        """Book a batch; returns what must wait for the next one."""
         started = monotonic()
-        work = await self._decide(taken)
+        work = await self._decide(slices)
+        taken = work.taken
         if work.position is None:
             self._unanswered.stale.difference_update(work.caught_up)
             offsets = self._due_offsets(self._sources)
             if offsets:
                 await self._transactor.commit(self._transactor.outputs(0), offsets)
                 self._note_told(offsets)
-            return
+            return work.left
         offsets = self._due_offsets(work.position.sources)
         committing = monotonic()
-        await self._transactor.commit(work.outputs, offsets)
+        ends = await self._transactor.commit(work.outputs, offsets)
         ended = monotonic()
+        ledger = (self._names.of(topics.LEDGER), self.partition)
+        self._ledger_end = ends.get(ledger, self._ledger_end)
         self._note_told(offsets)
         before = self._sources
         self._publish(work)
@@ -411,6 +425,7 @@ class Shard:
             age = us_from(self._wall()) / 1e6 - taken[-1].records[-1].timestamp / 1000
             self._meters["credits_event_age_seconds",].observe(max(0.0, age))
         work.tally.publish(self._meters)
+        return work.left
 
     def _untold(self, sources: Mapping[str, SourcePosition]) -> dict[TopicPartition, int]:
         """The offsets of the sources that the group has not been told.
@@ -482,7 +497,7 @@ class Shard:
                 defect.skip(skipped)
         self._decider.close(
             work,
-            slices,
+            work.taken,
             self._sources,
             seen_next=self._seen_next,
             ledger_from=self._ledger_end,
@@ -490,9 +505,11 @@ class Shard:
         return work
 
     async def _decide_records(self, work: Work, slices: Sequence[Slice], skipped: Skipped) -> None:
+        """Decide the slices, or as much of them as comes before a correction of what is in this
+        very batch: that is not in the ledger yet."""
         reached = {topic: source.next for topic, source in self._sources.items()}
         at_once = 0
-        for part in slices:
+        for at, part in enumerate(slices):
             name = part.tp.topic
             topic = self._manifest_of[name]
             cost = 1 if topic in _USAGE else COMMAND_COSTS
@@ -503,10 +520,38 @@ class Shard:
                 if at_once > YIELD_EVERY:
                     await asyncio.sleep(0)
                     at_once = len(records) * cost
+                counts = dict(work.tally.counts)
+                work.corrects = False
                 candidates, fates = self._decider.read(work, topic, records, reached[name], skipped)
                 known = self._seen.probe([candidate.fingerprint for candidate in candidates])
+                if work.corrects:
+                    cut = await self._find_originals(work, candidates, known)
+                    if cut is not None:
+                        # Read again without what is left for the next batch.
+                        work.tally.counts = counts
+                        before = [one for one in records if one.offset < cut]
+                        candidates, fates = self._decider.read(
+                            work, topic, before, reached[name], skipped
+                        )
+                        self._decider.apply(work, topic, candidates, fates, known)
+                        part_taken, part_left = split(part, cut)
+                        work.taken += [*slices[:at], *part_taken]
+                        work.left += [part_left, *slices[at + 1 :]]
+                        return
                 self._decider.apply(work, topic, candidates, fates, known)
             reached[name] = max(reached[name], part.end)
+        work.taken += slices
+
+    async def _find_originals(
+        self, work: Work, candidates: Sequence[Candidate], known: Mapping[int, int]
+    ) -> int | None:
+        """Read what the corrections among the candidates correct. Returns the offset at which the
+        batch must end, if it must."""
+        wanted = wanted_by(candidates, known, work.fresh, self._seen, self._ledger_end)
+        if wanted.ranges:
+            ledger = TopicPartition(self._names.of(topics.LEDGER), self.partition)
+            work.originals |= await self._originals.read(ledger, wanted.ranges)
+        return None if wanted.cut is None else int(candidates[wanted.cut].record.offset)
 
     def _note_defect(self, cause: Exception) -> None:
         now = monotonic()

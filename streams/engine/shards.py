@@ -30,6 +30,7 @@ from streams.engine.errors import (
     StoppedError,
     UnknownOutcomeError,
 )
+from streams.engine.originals import Originals
 from streams.engine.reader import Reader, Slice
 from streams.engine.restore import Marks
 from streams.engine.shard import Shard
@@ -105,6 +106,7 @@ class Shards:
         self._wall = wall
         self._exit = exit_process
         self._marks = Marks(settings)
+        self._originals = Originals(settings)
         self._reader = Reader(settings)
         # Open while this worker is in its group and knows the rate decks.
         self._gate = asyncio.Event()
@@ -147,6 +149,7 @@ class Shards:
         await self._decks.stop()
         await self._reader.stop()
         await self._marks.stop()
+        await self._originals.stop()
 
     def give_up(self, why: str) -> None:
         """End the process (70): a supervisor starts a fresh one, Kafka has the truth."""
@@ -348,6 +351,7 @@ class Shards:
             self._settings,
             partition,
             marks=self._marks,
+            originals=self._originals,
             meters=self._meters,
             terms=self._terms,
             accepted_losses={

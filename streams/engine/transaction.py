@@ -97,19 +97,25 @@ class Transactor:
         assert self._producer is not None
         return Outputs(self._producer, timestamp_ms)
 
-    async def commit(self, outputs: Outputs, offsets: Mapping[TopicPartition, int]) -> None:
-        """Write everything and the offsets in one transaction; return when it is committed.
+    async def commit(
+        self, outputs: Outputs, offsets: Mapping[TopicPartition, int]
+    ) -> dict[tuple[str, int], int]:
+        """Write everything and the offsets in one transaction; return when it is committed. Says
+        behind which offset each topic and partition's records end.
 
         Raises FencedError when another owner has our id, UnknownOutcomeError for everything
         else: the transaction may have been committed all the same.
         """
-        await self._guarded(self._commit(outputs, offsets), COMMIT_TIMEOUT_S)
+        return await self._guarded(self._commit(outputs, offsets), COMMIT_TIMEOUT_S)
 
-    async def _commit(self, outputs: Outputs, offsets: Mapping[TopicPartition, int]) -> None:
+    async def _commit(
+        self, outputs: Outputs, offsets: Mapping[TopicPartition, int]
+    ) -> dict[tuple[str, int], int]:
         producer = self._producer
         assert producer is not None
         await producer.begin_transaction()
         sent: list[Awaitable[Any]] = []
+        order: list[tuple[str, int, BatchBuilder]] = []
         waiting: list[tuple[str, int, BatchBuilder]] = []
         seen: set[tuple[str, int]] = set()
         for topic, partition, batch in outputs.batches():
@@ -118,16 +124,22 @@ class Transactor:
                 waiting.append((topic, partition, batch))
                 continue
             seen.add((topic, partition))
+            order.append((topic, partition, batch))
             sent.append(await _sent(producer, topic, partition, batch))
         for topic, partition, batch in waiting:
             sent.append(await _sent(producer, topic, partition, batch))
+        order += waiting
         # Every one: a failed batch alone does not fail the commit.
-        await asyncio.gather(*sent)
+        acknowledged = await asyncio.gather(*sent)
         if offsets:
             await producer.send_offsets_to_transaction(
                 {tp: OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}, self._group
             )
         await producer.commit_transaction()
+        return {
+            (topic, partition): written.offset + batch.record_count()
+            for (topic, partition, batch), written in zip(order, acknowledged, strict=True)
+        }
 
     async def _guarded(self, work: Awaitable[T], timeout_s: float) -> T:
         started = monotonic()

@@ -5,12 +5,13 @@ from typing import Any
 
 from msgspec import Struct
 
-from schemas.ledger import EntryKind
+from schemas.ledger import EntryKind, LedgerEntry
 from schemas.money import NANOS
 from schemas.notices import DeadLetterReason
 from streams.billing.account import Account, Payment
 from streams.billing.events import Event
 from streams.billing.outcomes import Terms
+from streams.engine.reader import Slice
 from streams.engine.rows import Position, Totals
 from streams.engine.seen import Ids
 from streams.engine.transaction import Outputs
@@ -83,6 +84,12 @@ class Work:
         self.fresh: dict[int, int] = {}
         self.weeks: list[int] = []
         self.notices = 0
+        # Whether a correction was read; entries of corrected events by (source, id) of the event.
+        self.corrects = False
+        self.originals: dict[tuple[str, str], tuple[LedgerEntry, ...]] = {}
+        # What this batch takes, and what must wait for the next one.
+        self.taken: list[Slice] = []
+        self.left: list[Slice] = []
         # Tenants whose recharge had been withheld for a stale balance, asked again.
         self.caught_up: list[bytes] = []
         # None: nothing was decided, not even an offset moves.

@@ -44,6 +44,7 @@ INVARIANTS: Final = {
     "answered": "every command has its one answer",
     "sequence": "entries are numbered 1, 2, 3 … without gap or step back",
     "chain": "every entry's hash follows from the one before it",
+    "correction": "what is corrected is reversed once, by what it had cost, and linked both ways",
     "price": "every charge is what the deck it names says, and that version was in force for it",
     "changelog": "rows are the fold of the ledger; count and digest are those of the position row",
     "partition": "every record stands on the partition of its key",
@@ -81,6 +82,8 @@ _GRACE: Final = timedelta(hours=48)
 _MAKES: Final = {"purchase", "recharge", "orphan", "grant", "adjustment", "dispute_won"}
 # A worker may not book by a view of the decks that is older, and a batch takes its time.
 _SEEN_WITHIN: Final = timedelta(minutes=6)
+# An id is remembered to the end of its week, and 35 days.
+_CORRECTED_WITHIN: Final = timedelta(days=43)
 
 
 class Record(Struct, frozen=True, gc=False):
@@ -518,9 +521,16 @@ class Event(Struct, gc=False):
                 return ended
         return counted
 
+    @property
+    def corrected(self) -> tuple[str, str] | None:
+        """The event that this one corrects, by source and id."""
+        if self.body.get("phase") != "correction" or not self.body.get("corrects"):
+            return None
+        return self.source, str(self.body["corrects"])
+
     def says(self) -> tuple[Any, ...]:
         """What matters for money: a repeat must say the same."""
-        names = ("kind", "call_type", "number_type", "capability", "callee", "currency")
+        names = ("kind", "call_type", "number_type", "capability", "callee", "currency", "corrects")
         texts = [str(self.body.get(name)) for name in names]
         return (*texts, self.body.get("phase") or "end", self.started, self.duration_s)
 
@@ -582,6 +592,7 @@ class Entry(Struct, gc=False):
     at: datetime
     booked_at: datetime
     deck: tuple[str, str] | None
+    links: dict[str, Any]
 
 
 def _deck_of(entry: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -595,6 +606,19 @@ class Lot(Struct):
     left: int = 0
     ends: datetime | None = None
     lapsed: int = 0
+
+
+class Charge(Struct, gc=False):
+    """A charge that may be corrected: the number of its event's identity, and the entry that has
+    reversed it."""
+
+    tenant: str
+    seq: int
+    number: int
+    amount: int
+    at: datetime
+    booked_at: datetime
+    taken: int | None = None
 
 
 class Fold(Struct):
@@ -664,6 +688,10 @@ class _Partition:
         self.identities: set[int] = set()
         self.foreign_deck: str | None = None
         self.paid: dict[tuple[str, ...], dict[str, int]] = {}
+        # Corrections by identity: those that were neither refused nor strayed, and those refused.
+        self.corrections: dict[tuple[str, str], list[Event]] = {}
+        self.refused: list[tuple[Event, datetime]] = []
+        self.charges: dict[tuple[str, int], Charge] = {}
         if earlier is not None:
             self.identities = set(earlier["ids"])
             self.assigned = {one: set(decks) for one, decks in earlier.get("assigned", {}).items()}
@@ -674,6 +702,8 @@ class _Partition:
                 (tenant, payment, group): int(amount)
                 for tenant, payment, group, amount in earlier["booked"]
             }
+            known = [msgspec.convert(one, Charge) for one in earlier.get("charges", ())]
+            self.charges = {(one.tenant, one.seq): one for one in known}
             self.heads = {
                 tenant: Fold(
                     seq,
@@ -711,6 +741,7 @@ class _Partition:
         self._commands()
         self._results()
         self._usage()
+        self._corrections()
         self._causes()
 
     def _misplaced(self, record: Record, what: str) -> None:
@@ -809,6 +840,7 @@ class _Partition:
             datetime.fromisoformat(entry["at"]),
             datetime.fromisoformat(entry["booked_at"]),
             _deck_of(entry),
+            entry.get("links") or {},
         )
         self.entries.setdefault(place, []).append(kept)
         if kept.payment is not None and self.below(place):
@@ -1254,6 +1286,8 @@ class _Partition:
             if entries:
                 self.report.violate("partition", f"{event.place} was booked where it strayed")
             return
+        if event.body.get("phase") == "correction":
+            self.corrections.setdefault(identity, []).append(event)
         charges = [entry for entry in entries if entry.kind == "charge"]
         if len(charges) > 1:
             self.report.violate("at_most_once", f"{event.place} has {len(charges)} charges")
@@ -1317,8 +1351,8 @@ class _Partition:
         """What a sound event costs; None when it must not be booked. Without the deck that an
         entry names, any that can have been in force: then free wins, and unrated loses."""
         body = event.body
-        if body.get("phase", "end") != "end":
-            return 0 if body["phase"] in ("start", "progress") else None
+        if body.get("phase") in ("start", "progress"):
+            return 0
         kind = kind_of(body)
         if kind not in _KINDS or event.duration_s is None or event.duration_s < 0:
             return None
@@ -1362,6 +1396,7 @@ class _Partition:
                 right = True  # opened later, perhaps
             elif reason == "refused":
                 right = body.get("phase") == "correction"
+                self.refused.append((event, failed_at))
             elif reason == "wrong_partition":
                 right = home(event.tenant.encode(), self.partitions) != event.place[1]
             elif reason == "not_billable":
@@ -1385,6 +1420,110 @@ class _Partition:
             deck.price(callee, event.started, event.duration_s or 0) is None
             for deck in self._candidates(event)
         )
+
+    # corrections
+
+    def _corrections(self) -> None:
+        booked = [entry for entries in self.entries.values() for entry in entries]
+        for one in booked:
+            if one.kind == "charge":
+                number = _number(one.identity)
+                self.charges[one.tenant, one.seq] = Charge(
+                    one.tenant, one.seq, number, one.amount, one.at, one.booked_at
+                )
+        of_event: dict[tuple[str, int], list[Charge]] = {}
+        for charge in self.charges.values():
+            of_event.setdefault((charge.tenant, charge.number), []).append(charge)
+        for back in booked:
+            if back.kind == "reversal":
+                self.report.count("reversals")
+                self._one_reversal(back)
+        corrected_by: dict[tuple[str, str], tuple[str, str]] = {}
+        for identity, events in self.corrections.items():
+            caused = [one for one in events if self.entries.get(one.place)]
+            named = events[0].corrected
+            if named is None:
+                self._wrong(f"{events[0].place} corrects nothing, and is no dead letter")
+                continue
+            had_cost = of_event.get((events[0].tenant, _number(named)), [])
+            if not caused:
+                if any(charge.taken is None for charge in had_cost):
+                    self.report.violate(
+                        "at_least_once", f"{events[0].place} has neither reversed nor been refused"
+                    )
+                continue
+            first = corrected_by.setdefault(named, identity)
+            if first != identity:
+                self._wrong(f"{named[1]} is corrected by {first[1]} and by {identity[1]}")
+            if not had_cost and _number(named) not in self.identities:
+                if any(self.log.starts.values()):
+                    self.report.unknown("correction", "what was corrected is gone from its topic")
+                else:
+                    self._wrong(f"{identity[1]} corrects {named[1]}, which was never booked")
+            for event in caused:
+                self._one_correction(event, had_cost)
+        self._refused_rightly(of_event)
+
+    def _one_reversal(self, back: Entry) -> None:
+        name = f"{back.tenant}/{back.seq}"
+        if back.place[0] not in _USAGE or back.links.get("entry") is None:
+            self._wrong(f"{name} reverses, but does not say what")
+            return
+        seq = int(back.links["entry"])
+        charge = self.charges.get((back.tenant, seq))
+        if charge is None:
+            if seq <= self.heads.get(back.tenant, Fold()).seq:
+                self.report.unknown("correction", "entries of before the checkpoint were reversed")
+            else:
+                self._wrong(f"{name} reverses entry {seq}, which is no charge")
+            return
+        if charge.taken is not None:
+            self._wrong(f"{name} reverses entry {seq}, as {charge.taken} did before")
+        charge.taken = back.seq
+        if charge.amount != -back.amount:
+            self._wrong(
+                f"{name} gives {Fraction(back.amount, 10**9)} back for a charge of "
+                f"{Fraction(-charge.amount, 10**9)}"
+            )
+        if charge.number != _number((back.identity[0], str(back.links.get("corrects")))):
+            self._wrong(f"{name} reverses entry {seq}, but names another event")
+        if charge.seq >= back.seq:
+            self._wrong(f"{name} reverses an entry that came after it")
+
+    def _one_correction(self, event: Event, had_cost: Sequence["Charge"]) -> None:
+        """The entries of one correction: a reversal for each charge there was, and the new one
+        says in whose place it stands."""
+        entries = self.entries[event.place]
+        corrects = event.body["corrects"]
+        numbers = {one.seq for one in entries if one.kind == "reversal"}
+        for charge in had_cost:
+            if charge.seq < entries[0].seq and charge.taken not in numbers:
+                self._wrong(f"{event.place} has not reversed {charge.tenant}/{charge.seq}")
+        reversed_seqs = [one.links.get("entry") for one in entries if one.kind == "reversal"]
+        for entry in entries:
+            name = f"{entry.tenant}/{entry.seq}"
+            if entry.kind in ("reversal", "charge") and entry.links.get("corrects") != corrects:
+                self._wrong(f"{name} does not say that it corrects {corrects}")
+            last = reversed_seqs[-1] if reversed_seqs else None
+            if entry.kind == "charge" and entry.links.get("entry") != last:
+                self._wrong(f"{name} does not say in place of which entry it stands")
+
+    def _refused_rightly(self, of_event: Mapping[tuple[str, int], Sequence["Charge"]]) -> None:
+        """No correction is refused of what is on the books, remembered and never reversed."""
+        for event, failed_at in self.refused:
+            if event.corrected is None:
+                continue
+            for charge in of_event.get((event.tenant, _number(event.corrected)), ()):
+                remembered = failed_at - timedelta(days=35) <= charge.at
+                if charge.booked_at < failed_at and remembered and charge.taken is None:
+                    self.report.violate(
+                        "at_least_once",
+                        f"{event.place} is a dead letter, but {charge.tenant}/{charge.seq} could "
+                        "have been reversed",
+                    )
+
+    def _wrong(self, text: str) -> None:
+        self.report.violate("correction", text)
 
     # causes
 
@@ -1429,7 +1568,13 @@ class _Partition:
     def checkpoint(self) -> dict[str, Any]:
         """What a later run needs to go on from here."""
         tenants = {**self.heads, **self.folds}
+        last = max((one.booked_at for one in self.charges.values()), default=None)
         return {
+            "charges": [
+                msgspec.to_builtins(one)
+                for one in self.charges.values()
+                if last is not None and one.at >= last - _CORRECTED_WITHIN
+            ],
             "ids": sorted(self.identities),
             "assigned": {one: sorted(decks) for one, decks in self.assigned.items()},
             "requests": self.requests,

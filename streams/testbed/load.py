@@ -78,6 +78,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     late_ppm: int = 5_000
     malformed_ppm: int = 2_000
     wrong_partition_ppm: int = 1_000
+    corrections_ppm: int = 0
     envelope: Envelope = Envelope.MIXED
     zipf: bool = True
 
@@ -233,6 +234,7 @@ def events(plan: Plan, start: datetime) -> Iterator[Planned]:
         accumulate(scale // number if plan.zipf else 1 for number in range(1, plan.tenants + 1))
     )
     recent: list[Planned] = []
+    corrected: set[str] = set()
     for index in range(plan.events):
         roll = dice.randrange(PER_MILLION)
         if roll < plan.duplicates_ppm and recent:
@@ -260,6 +262,15 @@ def events(plan: Plan, start: datetime) -> Iterator[Planned]:
             yield _conflict(dice, recent)
             continue
         roll -= plan.conflicts_ppm
+        if 0 <= roll < plan.corrections_ppm and recent:
+            earlier = dice.choice(recent)
+            if earlier.event_id not in corrected:
+                corrected.add(earlier.event_id)
+                planned = _correction(dice, earlier, event["event_id"])
+                recent[dice.randrange(len(recent))] = planned
+                yield planned
+                continue
+        roll -= plan.corrections_ppm
         misplaced = 0
         if 0 <= roll < plan.wrong_partition_ppm:
             misplaced = 1 + dice.randrange(3)
@@ -355,6 +366,23 @@ def _conflict(dice: random.Random, recent: Sequence[Planned]) -> Planned:
     return Planned(
         earlier.topic, earlier.key, orjson.dumps(event), earlier.headers,
         Expected.DEAD_LETTER, DeadLetterReason.CONFLICT, 0, earlier.event_id,
+    )  # fmt: skip
+
+
+def _correction(dice: random.Random, earlier: Planned, event_id: str) -> Planned:
+    """What an earlier event should have said: another duration, or that it was free. It goes
+    where that went, and so comes after it; a correction may be corrected like anything else."""
+    event = orjson.loads(earlier.value or b"{}")
+    data = event.get("data", event)
+    named = {"event_id": event_id, "source": SOURCE}
+    data |= named | {"phase": "correction", "corrects": earlier.event_id}
+    # Never longer, or it would end in the future.
+    data["duration_s"] = dice.randrange(int(data.get("duration_s", 0)) + 1)
+    if not dice.randrange(4):
+        data["kind"] = "free"
+    key = earlier.key or b""
+    return Planned(
+        earlier.topic, key, orjson.dumps(data), (), Expected.BOOK, None, 0, event_id
     )  # fmt: skip
 
 

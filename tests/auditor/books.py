@@ -114,11 +114,13 @@ class Books:
         return self.entry(seq, "charge", amount, after, cause, rate=rate)
 
     @staticmethod
-    def letter(offset: int, value: bytes, reason: str = "malformed_json") -> Record:
+    def letter(
+        offset: int, value: bytes, reason: str = "malformed_json", failed_at: str = AT
+    ) -> Record:
         return record(
             topics.dead_letters_of(topics.CALL_USAGE), 0, value,
             credits_dlq_partition="0", credits_dlq_offset=str(offset), credits_dlq_reason=reason,
-            credits_dlq_path="$", credits_dlq_failed_at=AT,
+            credits_dlq_path="$", credits_dlq_failed_at=failed_at,
         )  # fmt: skip
 
     @staticmethod

@@ -1,16 +1,17 @@
 """Every invariant has a breach that turns it red; correct books turn none."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from schemas import topics
 from streams.settings import Settings
 from streams.testbed import auditor
-from streams.testbed.auditor import HOLDS, INVARIANTS, UNKNOWN, VIOLATED, Deck, Options
-from tests.auditor.books import DECK, RECHARGE, Books, record, usage, violated
+from streams.testbed.auditor import HOLDS, INVARIANTS, UNKNOWN, VIOLATED, Deck, Options, Report
+from tests.auditor.books import DECK, NAMES, RECHARGE, Books, record, usage, violated
 
 
 def test_correct_books_hold() -> None:
@@ -174,6 +175,91 @@ def cause_not_there(books: Books) -> None:
     books.next[topics.COMMAND] = 8
 
 
+def corrected(books: Books, **changes: Any) -> None:
+    """The call of 0.60 was one of two minutes."""
+    event = usage("fix", phase="correction", corrects="e1", duration_s=120)
+    books.records[topics.CALL_USAGE].append(record(topics.CALL_USAGE, 4, event))
+    books.next[topics.CALL_USAGE] = 5
+    cause = (topics.CALL_USAGE, 4, "pbx", "fix")
+    links = {"corrects": "e1", "entry": 2}
+    reversal = books.entry(4, "reversal", "0.6", "150", cause, links=links)
+    charge = books.charge(5, 4, "fix", "-1.2", "148.8") | {"links": links}
+    charge["rate"]["duration_s"] = 120
+    books.entries += [reversal | changes, charge]
+
+
+def reversed_wrongly(books: Books) -> None:
+    corrected(books, amount="0.7", balance_after="150.1")
+    books.entries[-1]["balance_after"] = "148.9"
+
+
+def reversed_another_event(books: Books) -> None:
+    corrected(books, links={"corrects": "e2", "entry": 2})
+
+
+def reversed_no_charge(books: Books) -> None:
+    corrected(books, links={"corrects": "e1", "entry": 3})
+
+
+def reversed_what_nobody_says(books: Books) -> None:
+    corrected(books, links=None)
+
+
+def new_charge_without_links(books: Books) -> None:
+    corrected(books)
+    del books.entries[-1]["links"]
+
+
+def corrected_without_reversal(books: Books) -> None:
+    corrected(books)
+    charge = books.charge(4, 4, "fix", "-1.2", "148.2")
+    charge["rate"]["duration_s"] = 120
+    books.entries[3:] = [charge | {"links": {"corrects": "e1"}}]
+
+
+def corrected_twice(books: Books) -> None:
+    corrected(books)
+    event = usage("fix2", phase="correction", corrects="e1", duration_s=0)
+    books.records[topics.CALL_USAGE].append(record(topics.CALL_USAGE, 5, event))
+    books.next[topics.CALL_USAGE] = 6
+    cause = (topics.CALL_USAGE, 5, "pbx", "fix2")
+    links = {"corrects": "e1", "entry": 2}
+    books.entries.append(books.entry(6, "reversal", "0.6", "149.4", cause, links=links))
+
+
+def corrected_what_never_was(books: Books) -> None:
+    event = usage("fix", phase="correction", corrects="e99")
+    books.records[topics.CALL_USAGE].append(record(topics.CALL_USAGE, 4, event))
+    books.next[topics.CALL_USAGE] = 5
+    charge = books.charge(4, 4, "fix", "-0.6", "148.8")
+    books.entries.append(charge | {"links": {"corrects": "e99"}})
+
+
+def correction_lost(books: Books) -> None:
+    corrected(books)
+    del books.entries[3:]
+
+
+def reversal_lost(books: Books) -> None:
+    event = usage("fix", phase="correction", corrects="e1", duration_s=0)
+    books.records[topics.CALL_USAGE].append(record(topics.CALL_USAGE, 4, event))
+    books.next[topics.CALL_USAGE] = 5
+
+
+def correction_priced_wrongly(books: Books) -> None:
+    corrected(books)
+    books.entries[-1]["amount"], books.entries[-1]["balance_after"] = "-0.6", "149.4"
+
+
+def refused_wrongly(books: Books) -> None:
+    event = usage("fix", phase="correction", corrects="e1", duration_s=0)
+    value = json.dumps(event, separators=(",", ":")).encode()
+    books.records[topics.CALL_USAGE].append(record(topics.CALL_USAGE, 4, value))
+    books.next[topics.CALL_USAGE] = 5
+    letter = books.letter(4, value, "refused", failed_at="2026-03-02T10:05:00Z")
+    books.records[topics.dead_letters_of(topics.CALL_USAGE)].append(letter)
+
+
 BREACHES: list[tuple[Callable[[Books], None], set[str]]] = [
     (charged_twice, {"at_most_once"}),
     (charged_twice_at_one_place, {"at_most_once"}),
@@ -201,6 +287,18 @@ BREACHES: list[tuple[Callable[[Books], None], set[str]]] = [
     (wrong_row_count, {"changelog"}),
     (wrong_cause, {"cause"}),
     (cause_not_there, {"cause"}),
+    (reversed_wrongly, {"correction"}),
+    (reversed_another_event, {"correction"}),
+    (reversed_no_charge, {"correction"}),
+    (reversed_what_nobody_says, {"correction"}),
+    (new_charge_without_links, {"correction"}),
+    (corrected_without_reversal, {"correction"}),
+    (corrected_twice, {"correction"}),
+    (corrected_what_never_was, {"correction"}),
+    (correction_lost, {"at_least_once"}),
+    (reversal_lost, {"at_least_once"}),
+    (correction_priced_wrongly, {"price"}),
+    (refused_wrongly, {"at_least_once"}),
 ]
 
 
@@ -221,6 +319,16 @@ def test_a_persons_word_is_an_answer_like_any_other() -> None:
     books = Books()
     resolved(books)
     assert violated(books.audited()) == set()
+
+
+def test_a_correction_and_its_repeat_hold() -> None:
+    books = Books()
+    corrected(books)
+    again = books.records[topics.CALL_USAGE][-1].value
+    books.records[topics.CALL_USAGE].append(record(topics.CALL_USAGE, 5, again))
+    books.next[topics.CALL_USAGE] = 6
+    report = books.audited()
+    assert report.exit_code == HOLDS, report.lines()
 
 
 def test_every_invariant_can_turn_red() -> None:
@@ -344,3 +452,33 @@ def test_own_arithmetic_agrees_with_the_published_figures() -> None:
 )
 def test_the_key_hash_is_kafkas(key: bytes, hashed: int) -> None:
     assert auditor.murmur2(key) == hashed & 0xFFFFFFFF
+
+
+def test_what_was_charged_before_a_checkpoint_is_corrected_after_it_and_only_once() -> None:
+    def audited(books: Books, since: Mapping[str, int], earlier: Any) -> tuple[Report, Any]:
+        log = books.log()
+        for topic, records in log.records.items():
+            log.records[topic] = [one for one in records if one.offset >= since.get(topic, 99)]
+        options = Options(checkpoint_from=Path("earlier"))
+        report, reached = auditor.audit(
+            [log], names=NAMES, partitions=1, deck=DECK, options=options, earlier=earlier
+        )
+        return report, json.loads(json.dumps(reached))
+
+    books = Books()
+    _, before = auditor.audit([books.log()], names=NAMES, partitions=1, deck=DECK)
+    before = json.loads(json.dumps(before))
+    corrected(books)
+    report, after = audited(books, {topics.LEDGER: 3, topics.CALL_USAGE: 4}, before)
+    assert report.exit_code == HOLDS, report.lines()
+    # A repeat of the correction says nothing new; a second correction does.
+    again = books.records[topics.CALL_USAGE][-1].value
+    books.records[topics.CALL_USAGE].append(record(topics.CALL_USAGE, 5, again))
+    books.next[topics.CALL_USAGE] = 6
+    report, _ = audited(books, {topics.LEDGER: 5, topics.CALL_USAGE: 5}, after)
+    assert report.exit_code == HOLDS, report.lines()
+
+    books = Books()
+    corrected_twice(books)
+    report, _ = audited(books, {topics.LEDGER: 5, topics.CALL_USAGE: 5}, after)
+    assert violated(report) == {"correction"}, report.lines()

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any
@@ -23,6 +24,7 @@ from schemas.commands import (
     Void,
 )
 from schemas.funding import RechargeRequest, RechargeResult, Status
+from schemas.ledger import LedgerEntry
 from schemas.money import NANOS, Money
 from schemas.usage import CallUsage, Kind
 from streams.billing import ledger
@@ -197,6 +199,12 @@ class Book:
     def stage(self) -> str:
         assert self.account is not None
         return self.account.recharging.stage
+
+
+def entries_of(entries: Iterable[bytes], name: str) -> tuple[LedgerEntry, ...]:
+    """What an event has caused, as a correction of it brings it along."""
+    read = (msgspec.json.decode(one, type=LedgerEntry) for one in entries)
+    return tuple(one for one in read if one.caused_by.id == name)
 
 
 def chain_holds(entries: list[bytes], head: bytes = NO_HASH, seq: int = 0) -> bool:

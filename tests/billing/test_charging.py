@@ -122,7 +122,7 @@ def test_other_caller_texts_are_no_e164(number: str | None) -> None:
         ({"duration_s": None}, DeadLetterReason.SCHEMA_VIOLATION, "$.duration_s"),
         ({"kind": None}, DeadLetterReason.SCHEMA_VIOLATION, "$.kind"),
         ({"currency": "EUR"}, DeadLetterReason.CURRENCY_MISMATCH, "$.currency"),
-        ({"phase": Phase.CORRECTION}, DeadLetterReason.REFUSED, "$.phase"),
+        ({"phase": Phase.CORRECTION}, DeadLetterReason.REFUSED, "$.corrects"),
         (
             {"started_at": NOW - timedelta(days=41)},
             DeadLetterReason.NOT_BILLABLE,

@@ -36,6 +36,7 @@ from tests.billing.builders import (
     chain_holds,
     closing,
     decoded,
+    entries_of,
     minutes,
     opening,
     requested,
@@ -327,6 +328,7 @@ STEPS = st.one_of(
     st.tuples(st.just("call"), st.integers(0, 200)),
     st.tuples(st.just("late"), st.integers(1, 200)),
     st.tuples(st.just("overnight"), st.tuples(st.integers(1, 200), st.integers(1, 60))),
+    st.tuples(st.just("correct"), st.tuples(st.integers(0, 5), st.integers(0, 200))),
     st.tuples(st.just("pay"), AMOUNTS),
     st.tuples(st.just("adjust"), st.integers(-300, 300)),
     st.tuples(st.just("short"), AMOUNTS),
@@ -385,6 +387,8 @@ def _event(book: Book, number: int, what: str, value: Any, now: datetime) -> Eve
             known = [one.id for one in (*account.grants, *account.lapsed)]
             known += [one.id for one in account.planned]
             return a_command(a_void(known[back % len(known)] if known else "g1"), name)
+        case "correct", (back, count):
+            return _correction(book, back, count, now)
         case "pay", int(amount):
             return a_command(a_payment(str(amount), f"wire-{amount % 7}"), name)
         case "adjust", int(amount):
@@ -409,11 +413,25 @@ def _event(book: Book, number: int, what: str, value: Any, now: datetime) -> Eve
             return a_call(kind="free", **at)
 
 
+def _correction(book: Book, back: int, count: int, now: datetime) -> Event:
+    """Another length for one of the last calls that still stand; of nothing when there is none."""
+    entries = [decoded(one) for one in book.entries]
+    undone = {one["links"]["entry"] for one in entries if one["kind"] == "reversal"}
+    standing = [one for one in entries if one["kind"] == "charge" and one["seq"] not in undone]
+    if not standing:
+        return a_call(phase="correction", corrects="nobody")
+    name = standing[-1 - back % len(standing)]["caused_by"]["id"]
+    event = a_call(phase="correction", corrects=name, duration_s=60 * count, started_at=now)
+    return msgspec.structs.replace(event, original=entries_of(book.entries, name))
+
+
 def check_laws(book: Book) -> None:
     account = book.account
     assert account is not None
     assert account.balance_nanos == book.moved, "money is conserved"
-    assert all(grant.left_nanos > 0 for grant in account.grants), "no lot at or below zero"
+    assert all(0 < grant.left_nanos <= grant.amount_nanos for grant in account.grants), (
+        "no lot at or below zero, or above what was put in"
+    )
     assert list(account.grants) == sorted(account.grants, key=grants.burn_order)
     if account.overdraft_nanos:
         assert not account.grants, "overdrawn beside a lot that could pay"

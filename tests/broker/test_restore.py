@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from schemas import topics
 from streams.engine import seen
+from streams.engine.originals import Originals
 from streams.engine.reader import Reader
 from streams.engine.restore import Marks, restore
 from streams.engine.shard import Shard
@@ -46,6 +47,7 @@ async def test_a_restored_shard_knows_every_id_and_row_of_the_live_one(
             installation,
             partition,
             marks=marks,
+            originals=Originals(installation),
             meters=Meters(CollectorRegistry()),
             terms=some_terms(),
             accepted_losses={},

@@ -414,6 +414,7 @@ class Stage:
             rate=max(200, self.options.events // max(1, self.options.for_s)),
             seed=self.options.seed,
             conflicts_ppm=2_000,
+            corrections_ppm=5_000,
         )
         self.watcher = Watcher(self.settings)
         self._go(self.watcher.run())

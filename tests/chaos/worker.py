@@ -85,10 +85,11 @@ def _points_of_a_batch(points: _Points) -> None:
     offsets = AIOKafkaProducer.send_offsets_to_transaction
     answered = aiokafka.producer.sender.EndTxnHandler.handle_response
 
-    async def committed(self: Any, *arguments: Any) -> None:
+    async def committed(self: Any, *arguments: Any) -> dict[tuple[str, int], int]:
         points.reached("after_compute")
-        await commit(self, *arguments)
+        ends = await commit(self, *arguments)
         points.reached("after_commit")
+        return ends
 
     async def begun(self: Any) -> None:
         await begin(self)
@@ -110,7 +111,7 @@ def _points_of_a_batch(points: _Points) -> None:
 
 
 def _points_of_a_restore(points: _Points) -> None:
-    records_of = restore._records_of
+    records_of = restore.records_of
 
     async def watched(consumer: Any, ends: Any) -> AsyncIterator[Any]:
         total = sum(ends.values())
@@ -124,7 +125,7 @@ def _points_of_a_restore(points: _Points) -> None:
         points.reached("restore_99")
 
     _replace(restore, "RESTORE_FETCH_BYTES", FETCH_BYTES)
-    _replace(restore, "_records_of", watched)
+    _replace(restore, "records_of", watched)
 
 
 def _points_of_a_rebalance(points: _Points) -> None:

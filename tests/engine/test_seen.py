@@ -217,3 +217,54 @@ def test_a_damaged_record_is_refused(value: bytes) -> None:
 def test_no_identity_has_the_mark_of_an_empty_slot() -> None:
     assert seen.fingerprint("a", "b") != 0
     assert seen.fingerprint("a", "b\0c") != seen.fingerprint("a\0b", "c")
+
+
+def batch_at(ordinal: int, ledger_from: int, fingerprint: int) -> Ids:
+    """A batch of one id whose ledger entries begin there."""
+    return unpack(
+        pack(
+            ordinal=ordinal,
+            ledger_from=ledger_from,
+            now_us=0,
+            fingerprints=[fingerprint],
+            checks=[1],
+            weeks=[2900],
+        )
+    )
+
+
+def test_an_id_leads_to_the_ledger_entries_of_its_batch() -> None:
+    remembered = Seen()
+    for number in range(5):
+        remembered.remember(batch_at(100 + number, 10 * number, 7 + number))
+    assert remembered.ordinal_of(99) is None
+    ordinal = remembered.ordinal_of(9)
+    assert ordinal == 102
+    assert remembered.ledger_range(ordinal, 77) == (20, 30)
+    assert remembered.ledger_range(104, 77) == (40, 77)
+    restored = Seen()
+    log = [batch_at(100 + number, 10 * number, 7 + number) for number in range(5)]
+    for _ in restored.load(log, MONDAY):
+        pass
+    assert restored.ledger_range(102, 77) == (20, 30)
+
+
+def test_places_in_the_ledger_stay_few_and_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seen, "_MOST_STARTS", 16)
+    remembered = Seen()
+    for number in range(1_000):
+        remembered.remember(batch_at(50 + number, 3 * number, 1 + number))
+        assert len(remembered._starts._offsets) < 16
+    for number in range(1_000):
+        first, end = remembered.ledger_range(50 + number, 3_000)
+        assert first <= 3 * number < 3 * number + 3 <= end
+        assert end - first <= 3 * 128
+
+
+def test_that_something_is_corrected_is_no_events_id() -> None:
+    mark = seen.corrected("pbx", "e1")
+    assert mark != seen.corrected("pbx", "e2")
+    assert mark not in (
+        seen.fingerprint("corrected\0pbx", "e1"),
+        seen.fingerprint("corrected", "pbx\0e1"),
+    )

@@ -1,5 +1,6 @@
 """A shard without a broker: batches are decided and believed to be committed."""
 
+import asyncio
 import json
 from collections.abc import Sequence
 from datetime import timedelta
@@ -9,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.errors import OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord
 from prometheus_client import CollectorRegistry
 
@@ -16,7 +18,10 @@ from schemas import topics
 from schemas.money import NANOS
 from streams.billing.account import Account
 from streams.billing.tariff import Decks, Rate, Tariff
+from streams.engine import originals
+from streams.engine.errors import UnknownOutcomeError
 from streams.engine.lag import Lag
+from streams.engine.originals import Originals
 from streams.engine.reader import Slice
 from streams.engine.restore import Marks
 from streams.engine.rows import SourcePosition, Totals
@@ -48,17 +53,37 @@ class Recorded:
         self.by_topic.setdefault(topic, []).append((key, value, dict(headers)))
 
 
+class Entries(Originals):
+    """The ledger as a list; what was read of it."""
+
+    def __init__(self, options: Settings) -> None:
+        super().__init__(options)
+        self.values: list[bytes] = []
+        self.reads: list[tuple[int, int]] = []
+        self.trouble: Exception | None = None
+
+    async def _read(self, tp: TopicPartition, first: int, end: int, found: Any) -> None:
+        if self.trouble is not None:
+            raise self.trouble
+        self.reads.append((first, end))
+        for value in self.values[first:end]:
+            originals._keep(value, found)
+
+
 class Bench:
     """One shard of one partition, its clock, and what it has written."""
 
     def __init__(self) -> None:
         self.now = NOW
+        self.left: list[Slice] = []
         self.meters = Meters(CollectorRegistry())
         options = Settings(partitions=1)
+        self.ledger = Entries(options)
         self.shard = Shard(
             options,
             0,
             marks=Marks(options),
+            originals=self.ledger,
             meters=self.meters,
             terms=some_terms(),
             accepted_losses={},
@@ -84,12 +109,16 @@ class Bench:
 
     async def book(self, topic: str | None = None, *values: Any) -> Recorded:
         """Decide a batch and publish it, as after a commit."""
-        slices = [] if topic is None else [self.slice(topic, *values)]
+        slices = self.left if topic is None else [self.slice(topic, *values)]
         work: Work = await self.shard._decide(slices)
         self.shard._publish(work)
         work.tally.publish(self.meters)
         outputs: Any = work.outputs
         assert isinstance(outputs, Recorded)
+        self.left = work.left
+        written = outputs.by_topic.get(topics.LEDGER, [])
+        self.ledger.values += [value or b"" for _, value, _ in written]
+        self.shard._ledger_end = len(self.ledger.values)
         return outputs
 
     def metric(self, name: str, **labels: str) -> float | None:
@@ -261,8 +290,9 @@ async def test_the_group_is_told_offsets_now_and_then_and_at_the_end(
 ) -> None:
     told: list[dict[str, int]] = []
 
-    async def commit(_: Any, offsets: dict[TopicPartition, int]) -> None:
+    async def commit(_: Any, offsets: dict[TopicPartition, int]) -> dict[tuple[str, int], int]:
         told.append({tp.topic: offset for tp, offset in offsets.items()})
+        return {}
 
     async def stop() -> None:
         told.append({})
@@ -304,3 +334,176 @@ async def test_decks_that_are_published_count_from_the_next_batch(bench: Bench) 
         read = json.loads(entry or b"")
         versions.append((read["rate"]["version"], read["amount"]))
     assert versions == [("file-test", "-1"), ("dear", "-5")]
+
+
+def a_correction(number: int, of: int, **changes: Any) -> dict[str, Any]:
+    return a_call(number, phase="correction", corrects=f"e-{of}", **changes)
+
+
+def moved_in(outputs: Recorded) -> list[tuple[str, str, str]]:
+    """Of every entry: what caused it, kind and amount."""
+    entries = [json.loads(value or b"") for _, value, _ in outputs.by_topic.get(topics.LEDGER, ())]
+    return [(one["caused_by"]["id"], one["kind"], one["amount"]) for one in entries]
+
+
+async def test_a_correction_reads_its_original_from_the_batch_it_was_booked_in(
+    bench: Bench,
+) -> None:
+    await bench.book(topics.CALL_USAGE, a_call(1, duration_s=180), a_call(2))
+    await bench.book(topics.CALL_USAGE, a_call(3), a_call(4))
+    outputs = await bench.book(topics.CALL_USAGE, a_correction(5, 1, duration_s=120), a_call(6))
+    assert moved_in(outputs) == [
+        ("e-5", "reversal", "3"),
+        ("e-5", "charge", "-2"),
+        ("e-6", "charge", "-1"),
+    ]
+    # The opening entry stands at 0, the first batch of calls at 1 and 2.
+    assert bench.ledger.reads == [(1, 3)]
+    assert bench.metric("credits_events_total", topic=topics.CALL_USAGE, outcome="corrected") == 1
+
+
+async def test_what_is_corrected_already_or_unknown_is_refused(bench: Bench) -> None:
+    await bench.book(topics.CALL_USAGE, a_call(1))
+    await bench.book(topics.CALL_USAGE, a_correction(2, 1, duration_s=120))
+    outputs = await bench.book(
+        topics.CALL_USAGE,
+        a_correction(3, 1),
+        a_correction(4, 77),
+        a_correction(5, 5),
+        a_correction(6, 1, source="another-pbx"),
+        a_call(7, phase="correction"),
+    )
+    assert [reason for _, reason in letters_in(outputs)] == ["refused"] * 5
+    letter = outputs.by_topic[topics.dead_letters_of(topics.CALL_USAGE)][0]
+    assert letter[2]["credits-dlq-path"] == b"$.corrects"
+    assert moved_in(outputs) == []
+    # A letter keeps its id: after the cause is gone it can be written again.
+    outputs = await bench.book(topics.CALL_USAGE, a_call(77), a_call(8))
+    outputs = await bench.book(topics.CALL_USAGE, a_correction(4, 77, duration_s=0))
+    assert moved_in(outputs) == [("e-4", "reversal", "1")]
+
+
+async def test_two_corrections_of_one_call_in_a_batch_book_the_first(bench: Bench) -> None:
+    await bench.book(topics.CALL_USAGE, a_call(1))
+    outputs = await bench.book(
+        topics.CALL_USAGE, a_correction(2, 1, duration_s=120), a_correction(3, 1)
+    )
+    assert moved_in(outputs) == [("e-2", "reversal", "1"), ("e-2", "charge", "-2")]
+    assert [reason for _, reason in letters_in(outputs)] == ["refused"]
+
+
+async def test_a_correction_that_could_not_be_booked_corrects_nothing(bench: Bench) -> None:
+    await bench.book(topics.CALL_USAGE, a_call(1))
+    outputs = await bench.book(
+        topics.CALL_USAGE, a_correction(2, 1, callee="+999"), a_correction(3, 1, duration_s=0)
+    )
+    assert [reason for _, reason in letters_in(outputs)] == ["unrated"]
+    assert moved_in(outputs) == [("e-3", "reversal", "1")]
+
+
+async def test_repeats_and_conflicts_of_corrections_are_those_of_any_usage(bench: Bench) -> None:
+    await bench.book(topics.CALL_USAGE, a_call(1))
+    correction = a_correction(2, 1, duration_s=120)
+    await bench.book(topics.CALL_USAGE, correction)
+    outputs = await bench.book(
+        topics.CALL_USAGE, correction, correction | {"corrects": "e-9"}, a_call(3)
+    )
+    assert moved_in(outputs) == [("e-3", "charge", "-1")]
+    assert [reason for _, reason in letters_in(outputs)] == ["conflict"]
+
+
+async def test_a_correction_of_what_is_in_its_batch_ends_the_batch_before_it(
+    bench: Bench,
+) -> None:
+    values = [
+        a_call(1),
+        b"{",
+        a_correction(2, 1, duration_s=120),
+        b"{",
+        a_correction(3, 2, duration_s=0),
+        a_call(4, unheard_of=1),
+    ]
+    first = await bench.book(topics.CALL_USAGE, *values)
+    assert moved_in(first) == [("e-1", "charge", "-1")]
+    assert letters_in(first) == [(1, "malformed_json")]
+    assert bench.shard.next_of(topics.CALL_USAGE) == 2
+    second = await bench.book()
+    assert moved_in(second) == [("e-2", "reversal", "1"), ("e-2", "charge", "-2")]
+    assert letters_in(second) == [(3, "malformed_json")]
+    third = await bench.book()
+    assert moved_in(third) == [("e-3", "reversal", "2"), ("e-4", "charge", "-1")]
+    assert bench.left == []
+    assert bench.shard.next_of(topics.CALL_USAGE) == 6
+    # What was read twice is counted once.
+    assert bench.metric("credits_unknown_fields_total", topic=topics.CALL_USAGE) == 1
+
+
+async def test_slices_behind_the_cut_wait_too(bench: Bench) -> None:
+    conference = a_call(2, conference_id="f", phase="correction", corrects="e-1", duration_s=120)
+    slices = [
+        bench.slice(topics.CALL_USAGE, a_call(1)),
+        bench.slice(topics.CONFERENCE_USAGE, conference, a_call(3, conference_id="f")),
+    ]
+    work = await bench.shard._decide(slices)
+    assert work.taken == slices[:1]
+    [left] = work.left
+    assert (left.follows, left.end, len(left.records)) == (0, 2, 2)
+
+
+async def test_a_ledger_that_cannot_be_read_makes_no_dead_letter(bench: Bench) -> None:
+    await bench.book(topics.CALL_USAGE, a_call(1))
+    bench.ledger.trouble = UnknownOutcomeError("away")
+    part = bench.slice(topics.CALL_USAGE, a_correction(2, 1))
+    with pytest.raises(UnknownOutcomeError):
+        await bench.shard._decide([part])
+    bench.ledger.trouble = OffsetOutOfRangeError({})
+    outputs = await bench.book(topics.CALL_USAGE, a_correction(2, 1))
+    assert [reason for _, reason in letters_in(outputs)] == ["refused"]
+
+
+async def test_only_corrections_read_the_ledger(bench: Bench) -> None:
+    await bench.book(topics.CALL_USAGE, a_call(1), a_call(2))
+    await bench.book(topics.CALL_USAGE, a_call(1), a_call(3, phase="start"))
+    assert bench.ledger.reads == []
+
+
+async def test_what_waits_for_the_next_batch_stays_in_flight(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reading:
+        """Knows which slices are done."""
+
+        def __init__(self) -> None:
+            self.ended: list[int] = []
+
+        def current(self, _: Slice) -> bool:
+            return True
+
+        def done(self, part: Slice) -> None:
+            self.ended.append(part.end)
+            if booked.is_set():
+                done.set()
+
+    async def commit(outputs: Any, _: Any) -> dict[tuple[str, int], int]:
+        bench.ledger.values += [value for _, value, _ in outputs.by_topic.get(topics.LEDGER, ())]
+        return {(topics.LEDGER, 0): len(bench.ledger.values)}
+
+    def publish(work: Work) -> None:
+        published(work)
+        if not work.left:
+            booked.set()
+
+    booked, done = asyncio.Event(), asyncio.Event()
+    published = bench.shard._publish
+    monkeypatch.setattr(bench.shard, "_publish", publish)
+    monkeypatch.setattr(bench.shard._transactor, "commit", commit)
+    reader, gate = Reading(), asyncio.Event()
+    gate.set()
+    bench.shard.deliver(bench.slice(topics.CALL_USAGE, a_call(1), a_correction(2, 1)))
+    running = asyncio.ensure_future(bench.shard.run(gate, reader))  # type: ignore[arg-type]
+    async with asyncio.timeout(10):
+        await done.wait()
+    running.cancel()
+    assert reader.ended == [2]
+    kinds = [json.loads(value)["kind"] for value in bench.ledger.values]
+    assert kinds == ["grant", "charge", "reversal", "charge"]

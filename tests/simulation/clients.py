@@ -190,6 +190,12 @@ class Batch:
         return len(self.contents)
 
 
+class Written(Struct):
+    """Where an acknowledged batch begins."""
+
+    offset: int
+
+
 class _Connections:
     async def close(self) -> None:
         """Nothing to close."""
@@ -343,7 +349,7 @@ class Producer:
         for (tp, batch, acknowledged), offset in zip(group, offsets, strict=True):
             self._sequences[tp] = first[tp] + len(batch.contents)
             if not acknowledged.done():
-                acknowledged.set_result(offset)
+                acknowledged.set_result(Written(offset))
 
     async def send_offsets_to_transaction(
         self, offsets: Mapping[TopicPartition, Any], group: str

@@ -38,6 +38,18 @@ def usage(number: int, tenant: str, began: datetime, *, conflict: bool = False) 
     return json.dumps(members).encode()
 
 
+@cache
+def correction(number: int, of: int, tenant: str, began: datetime) -> bytes:
+    """Another length for an earlier call, or none at all."""
+    members = json.loads(usage(of, tenant, began)) | {
+        "event_id": f"u{number}",
+        "phase": "correction",
+        "corrects": f"u{of}",
+        "duration_s": 60 * (number % 4),
+    }
+    return json.dumps(members).encode()
+
+
 _POLICY: Final = {"enabled": True, "trigger": "100", "amount": "150", "cooldown_s": 2,
                   "max_per_day": 50}  # fmt: skip
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Final
 from unittest import mock
 
-from streams.engine import restore, rows, seen, shard, transaction
+from streams.engine import batch, restore, rows, seen, shard, transaction
 from streams.engine.errors import FencedError, UnknownOutcomeError
 from streams.engine.rows import Rows, SourcePosition
 from streams.settings import Settings
@@ -205,6 +205,21 @@ def sources_read_aborted() -> AbstractContextManager[Any]:
     return _patched(clients, "source_reader", uncommitted)
 
 
+def corrected_again() -> AbstractContextManager[Any]:
+    """That an event is corrected is not remembered."""
+    return _patched(batch, "_remember_corrected", lambda *_: None)
+
+
+def originals_one_batch_off() -> AbstractContextManager[Any]:
+    """What a correction corrects is looked for in the batch before."""
+    found = seen.Seen.ledger_range
+
+    def before(self: Any, ordinal: int, ledger_end: int) -> tuple[int, int]:
+        return found(self, max(self._starts._first, ordinal - 1), ledger_end)
+
+    return _patched(seen.Seen, "ledger_range", before)
+
+
 MUTANTS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "no_fence": no_fence,
     "fence_last": fence_last,
@@ -220,4 +235,6 @@ MUTANTS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "restore_reads_aborted": restore_reads_aborted,
     "restore_blames_the_log": restore_blames_the_log,
     "sources_read_aborted": sources_read_aborted,
+    "corrected_again": corrected_again,
+    "originals_one_batch_off": originals_one_batch_off,
 }

@@ -110,6 +110,7 @@ def draw(seed: int) -> Schedule:
             steps.append(_step(dice, kind, sent, partitions))
             if kind == "command":
                 sent += 1
+    _correct(random.Random(f"{seed} corrects"), sent, steps)
     return Schedule(
         seed=seed,
         partitions=partitions,
@@ -118,6 +119,17 @@ def draw(seed: int) -> Schedule:
         most=dice.choice((1, 3, 1_000)),
         steps=tuple(steps),
     )
+
+
+def _correct(dice: random.Random, sent: int, steps: list[Step]) -> None:
+    """Add corrections, with dice of their own, so that all other steps stay what they were. Some
+    come twice, some name what is corrected already, and some what never was."""
+    for _ in range(dice.randint(0, 4) if sent else 0):
+        of = dice.randint(1, sent)
+        # Six: of the same tenant, however many there are.
+        number = 6 * (5_000 + dice.randrange(2)) + of % 6
+        step = Step("correct", _gap(dice), n=number, word=str(of))
+        steps.insert(dice.randint(1, len(steps)), step)
 
 
 def _gap(dice: random.Random) -> float:

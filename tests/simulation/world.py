@@ -24,7 +24,7 @@ from schemas import topics
 from schemas.envelope import binary_headers
 from schemas.funding import RechargeRequest
 from streams.billing.outcomes import Terms
-from streams.engine import reader, restore, shard, shards, transaction
+from streams.engine import originals, reader, restore, shard, shards, transaction
 from streams.engine.reader import Slice
 from streams.engine.rows import POSITION_KEY, Position, decode_position
 from streams.engine.shards import Shards
@@ -488,6 +488,9 @@ class World:
             case "conflict":
                 value = events.usage(step.n, tenant, BEGAN, conflict=True)
                 self.send(events.topic_of(step.word), tenant, value)
+            case "correct":
+                value = events.correction(step.n, int(step.word), tenant, BEGAN)
+                self.send(topics.CALL_USAGE, tenant, value)
             case "command":
                 self.send(topics.COMMAND, tenant, events.command(step.n, step.word, tenant, BEGAN))
             case "junk":
@@ -710,6 +713,7 @@ def _engine_on_the_model(world: World) -> Iterator[None]:
     places += [
         (reader, "log_reader", clients.source_reader),
         (restore, "log_reader", clients.restore_reader),
+        (originals, "log_reader", clients.restore_reader),
         (transaction, "transactional_producer", clients.transactional_producer),
         (shards, "log", _EngineLog(world)),
         (shards, "DeckView", _NoDecks),

@@ -229,6 +229,29 @@ def test_shares_are_kept_to_a_fifth() -> None:
         assert abs(share_ppm(count, plan) - wanted[name]) * 5 <= wanted[name], name
 
 
+def test_corrections_correct_earlier_usage_of_the_same_place_once() -> None:
+    plan = msgspec.structs.replace(EVERYTHING_WRONG, corrections_ppm=100_000)
+    planned = records(plan)
+    booked: dict[str, Planned] = {}
+    corrected: set[str] = set()
+    corrections = 0
+    for one in planned:
+        if one.expected is not Expected.BOOK:
+            continue
+        event = orjson.loads(one.value or b"{}")
+        data = event.get("data", event)
+        if data.get("phase") == "correction":
+            corrections += 1
+            earlier = booked[data["corrects"]]
+            assert (earlier.topic, earlier.key, earlier.misplaced) == (one.topic, one.key, 0)
+            assert data["corrects"] not in corrected
+            corrected.add(data["corrects"])
+        booked[one.event_id] = one
+    assert abs(share_ppm(corrections, plan) - 100_000) * 5 <= 100_000
+    # Some correct a correction.
+    assert any("phase" in orjson.loads(booked[name].value or b"{}") for name in corrected)
+
+
 def started_at(planned: Planned) -> str:
     event = orjson.loads(planned.value or b"{}")
     return str(event.get("data", event)["started_at"])

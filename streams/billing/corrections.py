@@ -1,0 +1,130 @@
+"""Corrections: what an event has caused is taken back, and what it should have said is booked.
+
+A correction names an event of its own source. The entries which that event has caused enter with
+it; every charge among them is reversed, once. The new content is charged like any usage and may
+be nothing at all. Entries say both ways what belongs together: see `schemas.ledger.Links`.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from schemas import topics
+from schemas.ledger import EntryKind, Links
+from schemas.money import nanos_from, text_from
+from schemas.notices import DeadLetterReason, NoticeKind
+from streams.billing import granting, grants, recharge
+from streams.billing.account import Grant
+from streams.billing.booking import Draft, RefusedError
+from streams.billing.events import UsageEvent
+from streams.billing.outcomes import Burnt
+
+_USAGE: Final = frozenset({topics.CALL_USAGE, topics.CONFERENCE_USAGE})
+
+
+class Back(Struct, frozen=True, gc=False):
+    """What was taken back: the links for the new charge, how much money came back, when the first
+    of it had been charged, and the lots that got some although they had expired or been voided."""
+
+    links: Links
+    nanos: int
+    booked_at: datetime | None
+    dead: frozenset[str]
+
+
+def take_back(draft: Draft, event: UsageEvent) -> Back:
+    """Reverse every charge of the event that this one corrects.
+
+    Raises RefusedError (`refused`) when nobody remembers such an event, when it is corrected
+    already, when it was another tenant's, or when it was no usage.
+    """
+    corrects, original = event.usage.corrects, event.original
+    if corrects is None or original is None:
+        raise RefusedError(DeadLetterReason.REFUSED, "$.corrects")
+    for entry in original:
+        if entry.tenant_id != draft.account.tenant_id or entry.caused_by.topic not in _USAGE:
+            raise RefusedError(DeadLetterReason.REFUSED, "$.corrects")
+    links = Links(corrects)
+    total_nanos = 0
+    booked_at: datetime | None = None
+    voided = {one.grant.id for one in draft.account.spent if one.voided}
+    dead: set[str] = set()
+    for entry in original:
+        # Minutes of a pool (kind `pool`) have their place here: they return to their month.
+        if entry.kind is not EntryKind.CHARGE:
+            continue
+        amount_nanos = -nanos_from(entry.amount)
+        shares = [(used.id, -nanos_from(used.amount)) for used in entry.grants]
+        fresh = draft.new_lot(amount_nanos)
+        burnt = _given_back(draft, shares, amount_nanos, fresh)
+        dead.update(
+            grant.id
+            for grant, _ in burnt.touched
+            if grant.id in voided or not grants.active(grant, draft.now)
+        )
+        links = Links(corrects, entry.seq)
+        details: dict[str, Any] = {
+            "usage_kind": entry.usage_kind,
+            "call_id": entry.call_id,
+            "callee": entry.callee,
+            "links": links,
+        }
+        if any(grant.id == fresh.id for grant, _ in burnt.touched):
+            details["expires_at"] = fresh.expires_at
+        draft.book(EntryKind.REVERSAL, amount_nanos, burnt, entry.at, details)
+        total_nanos += amount_nanos
+        booked_at = booked_at or entry.booked_at
+    return Back(links, total_nanos, booked_at, frozenset(dead))
+
+
+def _given_back(
+    draft: Draft, shares: Sequence[tuple[str, int]], amount_nanos: int, fresh: Grant
+) -> Burnt:
+    """What the lots are with their money back. A row that is full makes room for those that have
+    left it."""
+    merged: tuple[tuple[Grant, int], ...] = ()
+    while True:
+        burnt = grants.give_back(draft.account, shares, amount_nanos, fresh)
+        more = len(burnt.grants) - len(draft.account.grants)
+        if grants.lots_of(draft.account) + more <= grants.MOST_LOTS:
+            return replace(burnt, touched=merged + burnt.touched)
+        draft.account, moved = grants.make_room(draft.account)
+        merged += moved
+
+
+def charge_anew(
+    draft: Draft, amount_nanos: int, at: datetime, details: Mapping[str, Any], back: Back
+) -> None:
+    """Charge the new content. Money of dead lots pays first: it can do nothing else any more."""
+    burnt = grants.burn_first(draft.account, back.dead, amount_nanos, at, draft.now)
+    draft.book(EntryKind.CHARGE, -amount_nanos, burnt, at, {**details, "links": back.links})
+
+
+def let_go(draft: Draft, back: Back) -> None:
+    """What came back to dead lots and was not needed goes again as it went before."""
+    for grant in draft.account.grants:
+        if grant.id in back.dead:
+            if grant.expires_at is not None and grant.expires_at <= draft.now:
+                granting.expire(draft, grant)
+            else:
+                granting.take(draft, EntryKind.VOID, grant, draft.now)
+
+
+def report(draft: Draft, back: Back) -> None:
+    """Tell of recharges asked for since the wrong charge that the right one would not have
+    brought about. They are never undone."""
+    if back.booked_at is None:
+        return
+    # Both are on the books by now; what lies between them is what was charged too much.
+    charged = sum(nanos for kind, nanos in draft.moved if kind is EntryKind.CHARGE)
+    for attempt in recharge.unneeded(draft.account, back.booked_at, back.nanos + charged):
+        draft.notify(
+            NoticeKind.RECHARGE_UNNEEDED,
+            recharge_id=attempt.recharge_id,
+            amount=text_from(attempt.amount_nanos),
+            epoch=attempt.epoch,
+            attempt=attempt.attempt,
+        )
