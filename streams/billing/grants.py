@@ -23,7 +23,7 @@ from streams.billing.outcomes import Burnt
 _LAST: Final = datetime.max.replace(tzinfo=UTC)
 # Expiry is told this long before it.
 WARNINGS: Final = (timedelta(days=30), timedelta(days=7))
-# Lots of a row: active, to come, and expired within grace. With them it stays below 4 KB.
+# Lots of a row: active, to come, and expired within grace. They take two kilobytes at most.
 MOST_LOTS: Final = 24
 
 
