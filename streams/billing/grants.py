@@ -23,7 +23,7 @@ from streams.billing.outcomes import Burnt
 _LAST: Final = datetime.max.replace(tzinfo=UTC)
 # Expiry is told this long before it.
 WARNINGS: Final = (timedelta(days=30), timedelta(days=7))
-# Lots of a row: active, to come, and expired within grace. With them it stays below 4 KB.
+# Lots of a row: active, to come, and expired within grace. They take two kilobytes at most.
 MOST_LOTS: Final = 24
 # An event can be corrected as long as its id is remembered: to the end of its week, and 35 days.
 SPENT_KEPT: Final = timedelta(days=43)
