@@ -45,7 +45,7 @@ def charge(draft: Draft, event: UsageEvent, terms: Terms) -> str:
     kind = coverage.kind_of(usage)
     if kind is None:
         raise RefusedError(DeadLetterReason.SCHEMA_VIOLATION, "$.kind")
-    if kind in coverage.FREE_KINDS:
+    if kind in terms.coverage.free:
         return "free"
     if terms.decks is None and not account.decks:
         tariff = terms.tariff

@@ -70,7 +70,7 @@ def apply(account: Account | None, event: Event, terms: Terms, now: datetime) ->
         if not watch.fall_nanos < draft.balance_nanos < watch.rise_nanos or not isinstance(
             event, UsageEvent
         ):
-            alerts.review(draft)
+            alerts.review(draft, terms.coverage.free)
     except RefusedError as error:
         return _refused(account, event, error.refused, now)
     except CommandRefusedError as refusal:  # a name of its own: mypyc types a name once
@@ -89,7 +89,7 @@ def _without_account(event: Event, terms: Terms, now: datetime) -> Outcome:
                 account = commands.opened(command, _tenant_of(event), now)
                 draft = Draft(account, event.cause, now)
                 commands.open_with_money(draft, command)
-                alerts.review(draft)
+                alerts.review(draft, terms.coverage.free)
             except CommandRefusedError as error:
                 return _command_refused(event, error, now)
             draft.check_books()
@@ -191,6 +191,7 @@ def content(event: Event) -> bytes:
                 usage.call_type,
                 usage.number_type,
                 usage.capability,
+                usage.user_country,
                 usage.phase,
                 usage.callee,
                 event.started_at,
