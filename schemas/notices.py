@@ -34,6 +34,7 @@ class NoticeKind(StrEnum):
     BALANCE_EXHAUSTED = "balance_exhausted"
     BALANCE_NEGATIVE = "balance_negative"
     ORPHAN_PAYMENT = "orphan_payment"
+    POOL_USED = "pool_used"
     SETTINGS_CHANGED = "settings_changed"
     SUSPENDED = "suspended"
     RESUMED = "resumed"
@@ -107,6 +108,8 @@ class Notice(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
     reason: Reason | None = None
     level: Amount | None = None
     percent: Count | None = None
+    pool: Text | None = None
+    month: Text | None = None
     hours: Count | None = None
     expires_at: Timestamp | None = None
     scopes: list[Kind] = []

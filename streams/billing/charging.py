@@ -3,15 +3,15 @@
 from datetime import datetime, timedelta
 from typing import Final
 
-from schemas.ledger import EntryKind, RateUsed
+from schemas.ledger import EntryKind, PoolUsed, RateUsed
 from schemas.notices import DeadLetterReason
 from schemas.usage import Phase
-from streams.billing import coverage, rating, recharge
+from streams.billing import coverage, pools, rating, recharge
 from streams.billing.account import Account
 from streams.billing.booking import Draft, RefusedError
 from streams.billing.events import UsageEvent
-from streams.billing.outcomes import Terms
-from streams.billing.tariff import Tariff
+from streams.billing.outcomes import Charge, Terms
+from streams.billing.tariff import Rate, Tariff
 
 # Usage reports arrive 24 to 48 hours late; past that a charge is marked as late.
 GRACE: Final = timedelta(hours=48)
@@ -25,6 +25,8 @@ FORMER_KEPT: Final = LATEST + LONGEST_CALL
 # An enum's member read from its class costs as much as a call.
 _END: Final = Phase.END
 _CHARGE: Final = EntryKind.CHARGE
+_POOL: Final = EntryKind.POOL
+_MINUTE_S: Final = 60
 
 
 def charge(draft: Draft, event: UsageEvent, terms: Terms) -> str:
@@ -64,34 +66,56 @@ def charge(draft: Draft, event: UsageEvent, terms: Terms) -> str:
         priced, rate = found, found.rate
     if not priced.amount_nanos:
         return "free"
-    draft.debit(
-        _CHARGE,
-        priced.amount_nanos,
-        event.ended_at,
-        {
-            "usage_kind": kind,
-            "call_id": usage.call_id,
-            "callee": coverage.masked(rate.prefix, digits),
-            "late": event.ended_at < draft.now - GRACE,
-            "duration_disagrees": event.disagrees,
-            "rate": RateUsed(
-                tariff.deck,
-                tariff.version,
-                coverage.shown_prefix(rate.prefix, digits),
-                rate.per_minute_text,
-                rate.connect_fee_text,
-                rate.initial_increment_s,
-                rate.increment_s,
-                priced.billed_s,
-                duration_s,
-                # The usual row costs the same at any time.
-                None if rate.special is None else event.started_at,
-            ),
-        },
-    )
+    taken: tuple[PoolUsed, ...] = ()
+    if account.pools:
+        taken = pools.take(draft, event, kind, rate, terms.coverage)
+        if taken:
+            priced = _rest(tariff, rate, digits, event, duration_s, pools.minutes_of(taken))
+    details = {
+        "usage_kind": kind,
+        "call_id": usage.call_id,
+        "callee": coverage.masked(rate.prefix, digits),
+        "late": event.ended_at < draft.now - GRACE,
+        "duration_disagrees": event.disagrees,
+        "rate": RateUsed(
+            tariff.deck,
+            tariff.version,
+            coverage.shown_prefix(rate.prefix, digits),
+            rate.per_minute_text,
+            rate.connect_fee_text,
+            rate.initial_increment_s,
+            rate.increment_s,
+            priced.billed_s,
+            duration_s,
+            # The usual row costs the same at any time.
+            None if rate.special is None else event.started_at,
+        ),
+    }
+    if taken:
+        details["pools"] = taken
+        if not priced.amount_nanos:
+            draft.note(_POOL, event.ended_at, details)
+            return "included"
+    draft.debit(_CHARGE, priced.amount_nanos, event.ended_at, details)
     if rate.risk_class:
         recharge.spent(draft, rate.risk_class, priced.amount_nanos)
     return "charged"
+
+
+def _rest(
+    tariff: Tariff, rate: Rate, digits: str, event: UsageEvent, duration_s: int, minutes: int
+) -> Charge:
+    """What a call costs after its first minutes, which a pool has paid: the rest like a call of
+    its own, at the prices of its place in this one; nothing when nothing is left, no fee either."""
+    begin = minutes * _MINUTE_S
+    if begin >= duration_s:
+        return Charge(0, rate, 0)
+    if rate.special is None:
+        return rating.price(rate, duration_s - begin)
+    rest = rating.price_special(tariff, digits, event.started_at, duration_s, begin)
+    if rest is None:
+        raise unrated(tariff, digits, duration_s)
+    return rest
 
 
 def _tariff_of(account: Account, event: UsageEvent, terms: Terms, duration_s: int) -> Tariff:

@@ -15,10 +15,11 @@ from schemas.commands import OpenTenant, RechargePolicy
 from schemas.ledger import Balance, EntryKind
 from schemas.money import Money, nanos_from, text_from
 from schemas.notices import DeadLetterReason, Notice, NoticeKind
-from streams.billing import alerts, charging, commands, grants, recharge, results
+from streams.billing import alerts, charging, commands, grants, pools, recharge, results
 from streams.billing.account import Account
 from streams.billing.booking import Draft, RefusedError
 from streams.billing.commands import CommandRefusedError
+from streams.billing.coverage_table import Coverage
 from streams.billing.events import (
     CommandEvent,
     Event,
@@ -35,6 +36,7 @@ __all__ = ["LABELS", "Punctuality", "apply", "content", "public_balance"]
 # What an event came to; the closed label set of `credits_events_total`.
 LABELS: Final = (
     "charged",
+    "included",
     "free",
     "open",
     "applied",
@@ -58,7 +60,7 @@ def apply(account: Account | None, event: Event, terms: Terms, now: datetime) ->
             case ResultEvent():
                 label = results.answer(draft, event)
             case CommandEvent():
-                commands.obey(draft, event, terms.result_timeout_s)
+                commands.obey(draft, event, terms)
                 label = "applied"
             case Tick():
                 _pass_time(draft, event.at, terms)
@@ -243,7 +245,7 @@ def _canonical(name: str, value: Any) -> Any:
     return value
 
 
-def public_balance(account: Account, now: datetime) -> Balance:
+def public_balance(account: Account, now: datetime, coverage: Coverage) -> Balance:
     """What everybody may read of an account."""
     asked = account.recharging.asked
     balance = text_from(account.balance_nanos)
@@ -260,5 +262,6 @@ def public_balance(account: Account, now: datetime) -> Balance:
         settings_version=account.settings_version,
         policy_version=account.policy.version,
         closed=account.closed_at is not None,
+        pools=pools.states(account, now, coverage) if account.pools else [],
         as_of=now,
     )

@@ -114,7 +114,13 @@ def _bound(
 
 
 def _row(entry: dict[str, Any], value: bytes) -> list[str]:
-    described = " ".join(str(entry[name]) for name in _DESCRIBED if entry.get(name))
+    texts = [str(entry[name]) for name in _DESCRIBED if entry.get(name)]
+    taken = entry.get("pools")
+    if isinstance(taken, list):
+        texts += [
+            f"{one.get('minutes')} min {one.get('pool')}" for one in taken if isinstance(one, dict)
+        ]
+    described = " ".join(texts)
     return [
         ENTRY,
         entry["tenant_id"],
