@@ -218,14 +218,15 @@ def _plan(
 def _by_country(
     said: dict[str, Any], where: str, regions: Mapping[str, frozenset[str]], faults: list[str]
 ) -> dict[str, int]:
-    # A country's own minutes go before those of its region.
+    # A country's own minutes go before those of its region, the first region before another.
     minutes: dict[str, int] = {}
     for own in (False, True):
         for name, count in said.items():
             if type(count) is not int or not 0 < count <= _MOST_MINUTES:
                 faults.append(f"{where}: {count!r} is no number of minutes above zero")
             elif name in regions and not own:
-                minutes |= dict.fromkeys(regions[name], count)
+                for country in regions[name]:
+                    minutes.setdefault(country, count)
             elif name not in regions and (name == ANY_COUNTRY or _COUNTRY.fullmatch(name)):
                 minutes[name] = count
             elif name not in regions:

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from schemas.ledger import PoolState, PoolUsed
 from schemas.notices import NoticeKind
-from schemas.usage import CallUsage, ConferenceUsage, Kind
+from schemas.usage import Kind
 from streams.billing import rating
 from streams.billing.account import Account, Licensed, Used
 from streams.billing.booking import Draft
@@ -83,10 +83,11 @@ def take(
         for at in range(len(account.pools)):
             held = draft.account.pools[at]
             plan = coverage.plans.get(held.plan)
-            if plan is None or not _draws_on(account, held, plan, event.usage):
+            if plan is None or not _draws_on(account, held, plan, event):
                 continue
-            included = plan.minutes_of(pool, held.country) * licences(held, event.started_at)
-            left = _left(held, plan, pool, month, event.started_at)
+            started_at = event.started_at
+            included = plan.minutes_of(pool, held.country) * licences(held, started_at)
+            left = _left(held, plan, pool, month, started_at)
             minutes = rating.take_minutes(rest_s, left * _MINUTE_S, _MINUTE_S) // _MINUTE_S
             if minutes > 0:
                 taken += (_move(draft, at, pool, month, minutes, included),)
@@ -151,20 +152,19 @@ def states(account: Account, now: datetime, coverage: Coverage) -> list[PoolStat
     return found
 
 
-def _draws_on(
-    account: Account, held: Licensed, plan: Plan, usage: CallUsage | ConferenceUsage
-) -> bool:
+def _draws_on(account: Account, held: Licensed, plan: Plan, event: UsageEvent) -> bool:
     """Whether a call's user has a licence of that pool: the plan is the event's capability. An
-    event that does not say the user's country means the only one there is."""
+    event that does not say the user's country means the only one with licences at its start."""
     if plan.shared:
         return True
+    usage = event.usage
     if usage.capability != held.plan:
         return False
     if usage.user_country is not None:
         return usage.user_country == held.country
     countries = 0
     for one in account.pools:
-        if one.plan == held.plan:
+        if one.plan == held.plan and licences(one, event.started_at):
             countries += 1
     return countries == 1
 

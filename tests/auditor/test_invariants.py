@@ -225,8 +225,8 @@ def test_a_persons_word_is_an_answer_like_any_other() -> None:
 
 def test_every_invariant_can_turn_red() -> None:
     covered = {name for _, names in BREACHES for name in names}
-    # These three have tests of their own below.
-    assert covered | {"partition", "stable", "expectation"} == set(INVARIANTS)
+    # These have tests of their own, here and in test_minutes.
+    assert covered | {"partition", "stable", "expectation", "pools"} == set(INVARIANTS)
 
 
 def test_records_on_a_partition_of_another_key_are_noticed() -> None:

@@ -213,8 +213,11 @@ def test_calling_plans_have_a_pool_for_each_country_of_their_users() -> None:
 
 def test_an_event_without_a_country_means_the_only_one_there_is() -> None:
     office = Office("10", licences("MCOPSTN5", country="US"))
+    office.command(licences("MCOPSTN5", country="FR", effective_from=NOW + timedelta(days=1)))
     entry = the_entry(office.call(60, **domestic(None, "MCOPSTN5")))
     assert entry["pools"][0]["pool"] == "domestic/MCOPSTN5/US"
+    entry = the_entry(office.call(60, NOW + timedelta(days=1), **domestic(None, "MCOPSTN5")))
+    assert entry["kind"] == "charge"
 
 
 def test_a_coupled_pool_ends_both_when_one_ends() -> None:
@@ -341,8 +344,11 @@ def test_a_month_that_is_over_for_good_gives_no_minutes() -> None:
     after = datetime(2026, 5, 6, 0, 0, 1, tzinfo=UTC)
     # A call of six days that began in March.
     start = datetime(2026, 3, 31, 23, 0, tzinfo=UTC)
-    outcome = office.call(6 * 86_400, after, started_at=start)
-    assert the_entry(outcome)["kind"] == "charge"
+    late = the_entry(office.call(6 * 86_400, after, started_at=start))
+    assert (late["kind"], "pools" in late) == ("charge", False)
+    in_time = Office("10", licences())
+    entry = the_entry(in_time.call(6 * 86_400, after - timedelta(seconds=1), started_at=start))
+    assert entry["pools"][0]["minutes"] == 60
 
 
 @pytest.mark.parametrize(
