@@ -68,7 +68,7 @@ def charge(draft: Draft, event: UsageEvent, terms: Terms) -> str:
         return "free"
     taken: tuple[PoolUsed, ...] = ()
     if account.pools:
-        taken = pools.take(draft, event, kind, rate, terms.coverage)
+        taken = pools.take(draft, event, duration_s, kind, rate, terms.coverage)
         if taken:
             priced = _rest(tariff, rate, digits, event, duration_s, pools.minutes_of(taken))
     details = {

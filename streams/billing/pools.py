@@ -63,10 +63,11 @@ def name_of(pool: str, held: Licensed) -> str:
 
 
 def take(
-    draft: Draft, event: UsageEvent, kind: Kind, rate: Rate, coverage: Coverage
+    draft: Draft, event: UsageEvent, duration_s: int, kind: Kind, rate: Rate, coverage: Coverage
 ) -> tuple[PoolUsed, ...]:
-    """Take what pools can pay of a call, in the order of its kind's sources; whoever asks charges
-    the rest. `rate` is the row that prices the call. Nothing when no pool can pay."""
+    """Take what pools can pay of so many seconds of a call, in the order of its kind's sources;
+    whoever asks charges the rest. `rate` is the row that prices the call. Nothing when no pool
+    can pay."""
     sources = coverage.pooled.get(kind)
     if sources is None:
         return ()
@@ -74,8 +75,7 @@ def take(
     month = month_of(event.started_at, account.time_zone)
     if draft.now > closes_at(month, account.time_zone):
         return ()
-    assert event.duration_s is not None
-    rest_s = event.duration_s
+    rest_s = duration_s
     taken: tuple[PoolUsed, ...] = ()
     for pool in sources:
         if not coverage.reaches[pool].covers(rate.country, rate.type):

@@ -97,13 +97,18 @@ def show_tenant(context: typer.Context, tenant: Tenant) -> None:
     """Everything public about a tenant."""
     output = output_of(context)
     public = known(tenant)
-    if not output.as_json:
-        for pool in public.pop("pools", ()):
-            public[f"pool {pool['pool']}"] = (
-                f"{pool['used']} of {pool['included']} minutes of {pool['month']} used, "
-                f"{pool['left']} left"
-            )
-    output.row(public)
+    output.row(public if output.as_json else with_pools_as_lines(public))
+
+
+def with_pools_as_lines(public: dict[str, Any]) -> dict[str, Any]:
+    """A public balance for a person: each pool is a line of its own."""
+    lines = {name: value for name, value in public.items() if name != "pools"}
+    for pool in public.get("pools", ()):
+        lines[f"pool {pool['pool']}"] = (
+            f"{pool['used']} of {pool['included']} minutes of {pool['month']} used, "
+            f"{pool['left']} left"
+        )
+    return lines
 
 
 @tenant_app.command("licences")

@@ -110,14 +110,15 @@ class Reckoning:
         unknown, so only what the entries say of themselves is held against each other."""
         for entry in sorted(entries, key=lambda one: one.seq):
             lines = [(one["pool"], one["month"], one["minutes"]) for one in entry.lines]
-            if complete and entry.call is not None and entry.kind in ("charge", "pool"):
+            booked = entry.kind in ("charge", "pool")
+            if complete and booked and entry.call is not None:
                 right = [
                     self._due(entry.call, entry.booked_at, known)
                     for known in self._known(entry.booked_at)
                 ]
                 if lines not in right:
                     yield f"{entry.seq} took {_said(lines)}, where {_said(right[-1])} was due"
-            if lines and (entry.kind == "pool") != (entry.amount == 0):
+            if lines and booked and (entry.kind == "pool") != (entry.amount == 0):
                 yield f"{entry.seq} is of kind {entry.kind}, its amount is {entry.amount}"
             for one in entry.lines:
                 bucket = (one["pool"], one["month"])

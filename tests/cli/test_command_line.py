@@ -15,6 +15,7 @@ from schemas.usage import Kind
 from streams import VERSION
 from streams.cli import app
 from streams.cli.output import Output
+from streams.cli.tenants import with_pools_as_lines
 from streams.coverage import coverage_bytes
 from streams.settings import PREFIX, Settings
 from streams.testbed import load as generator
@@ -252,6 +253,15 @@ def test_config_show_works_with_wrong_settings_for_it_is_what_errors_point_to(sa
 
 
 ROWS = [{"tenant_id": "t-1", "balance": "20.5"}, {"tenant_id": "[red]t-2", "balance": "-1"}]
+
+
+def test_a_person_gets_a_line_a_pool() -> None:
+    pool = {"pool": "conference/MCOMEETADV", "month": "2026-03", "included": 60, "used": 48,
+            "left": 12}  # fmt: skip
+    assert with_pools_as_lines({"tenant_id": "t-1", "pools": [pool]}) == {
+        "tenant_id": "t-1",
+        "pool conference/MCOMEETADV": "48 of 60 minutes of 2026-03 used, 12 left",
+    }
 
 
 def test_a_terminal_gets_a_table_as_it_stands(
