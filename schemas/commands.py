@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 from schemas.decks import DeckName
 from schemas.funding import Count
 from schemas.money import Amount, Currency, Money
-from schemas.usage import Id, TenantId, Text, Timestamp
+from schemas.usage import Country, Id, TenantId, Text, Timestamp
 
 
 class Method(StrEnum):
@@ -165,6 +165,19 @@ class TariffAssignment(Command, kw_only=True, frozen=True, gc=False, tag="tariff
     effective_from: Timestamp | None = None
 
 
+class Licences(Command, kw_only=True, frozen=True, gc=False, tag="licences"):
+    """How many licences of a plan a tenant has from `effective_from` (now, when absent) on.
+
+    `capability` is the plan, such as MCOMEETADV or MCOPSTN1; `country` is where its users are, for
+    calling plans, whose minutes are counted by country.
+    """
+
+    capability: Annotated[str, Meta(min_length=1, max_length=32)]
+    count: Annotated[int, Meta(ge=0, le=1_000_000)]
+    country: Country | None = None
+    effective_from: Timestamp | None = None
+
+
 class Approve(Command, kw_only=True, frozen=True, gc=False, tag="approve"):
     """What looked like fraud is none: ask for the money that is missing."""
 
@@ -202,6 +215,7 @@ AnyCommand = (
     | Grant
     | Void
     | TariffAssignment
+    | Licences
     | Approve
     | Deny
     | ResolveRecharge

@@ -10,6 +10,9 @@ from schemas.money import Amount, Currency
 from schemas.usage import Id, TenantId, Text, Timestamp
 
 Ordinal = Annotated[int, Meta(ge=1)]
+# Pool, plan and, for a calling plan, the users' country.
+Pool = Annotated[str, Meta(max_length=64, examples=["domestic/MCOPSTN1/US"])]
+Month = Annotated[str, Meta(pattern=r"^[0-9]{4}-[0-9]{2}$(?!\n)", examples=["2026-03"])]
 Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 
 
@@ -82,13 +85,26 @@ class Links(Struct, frozen=True, gc=False, omit_defaults=True):
     entry: Ordinal | None = None
 
 
+class PoolUsed(Struct, frozen=True, gc=False, omit_defaults=True):
+    """Included minutes that an entry took (positive) or gave back (negative): which pool, which
+    month of the tenant's time zone, and the minutes used in that month after it. `included` is
+    the allowance that the use was held against."""
+
+    pool: Pool
+    month: Month
+    minutes: int
+    used: Count
+    included: Count | None = None
+
+
 class LedgerEntry(Struct, frozen=True, gc=False, omit_defaults=True):
     """One booked movement: `credits.ledger.entry.v1`, key = tenant.
 
     `seq` counts 1, 2, 3 … per tenant without a gap. `amount` is what the balance changed by;
     `balance_after` is the sum of all amounts so far. `hash` is the last member: SHA-256 over the
     previous entry's hash (32 bytes; zeros before the first) and this value's bytes up to
-    `,"hash"`.
+    `,"hash"`. `pools` are the included minutes of a call: of kind `pool` when they paid all of it,
+    a `charge` when they ended within it and money paid the rest.
     """
 
     tenant_id: TenantId
@@ -113,7 +129,19 @@ class LedgerEntry(Struct, frozen=True, gc=False, omit_defaults=True):
     expires_at: Timestamp | None = None
     reason: str | None = None
     links: Links | None = None
+    pools: tuple[PoolUsed, ...] = ()
     hash: Hash | None = None
+
+
+class PoolState(Struct, frozen=True, gc=False):
+    """A pool in the month of the balance's `as_of`: minutes included, used and left. A pool that
+    is coupled to one that has ended has nothing left either."""
+
+    pool: Pool
+    month: Month
+    included: Count
+    used: Count
+    left: Count
 
 
 class Balance(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
@@ -131,4 +159,5 @@ class Balance(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
     settings_version: Count
     policy_version: Count = 0
     closed: bool = False
+    pools: list[PoolState] = []
     as_of: Timestamp

@@ -36,6 +36,7 @@ class NoticeKind(StrEnum):
     BALANCE_EXHAUSTED = "balance_exhausted"
     BALANCE_NEGATIVE = "balance_negative"
     ORPHAN_PAYMENT = "orphan_payment"
+    POOL_USED = "pool_used"
     SETTINGS_CHANGED = "settings_changed"
     DECK_CHANGED = "deck_changed"
     SUSPENDED = "suspended"
@@ -110,6 +111,8 @@ class Notice(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
     reason: Reason | None = None
     level: Amount | None = None
     percent: Count | None = None
+    pool: Text | None = None
+    month: Text | None = None
     hours: Count | None = None
     expires_at: Timestamp | None = None
     scopes: list[Kind] = []

@@ -17,6 +17,7 @@ TenantId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:-]{1,64}$(?!\n)", example
 Timestamp = Annotated[datetime, Meta(tz=True, description="RFC 3339 with an offset")]
 # No call lasts longer; a larger number is a counter in the wrong unit.
 Seconds = Annotated[int, Meta(ge=0, le=31 * 86_400)]
+Country = Annotated[str, Meta(pattern=r"^[A-Z]{2}$(?!\n)", description="ISO 3166-1 alpha-2")]
 Text = Annotated[str, Meta(max_length=255)]
 
 
@@ -65,7 +66,7 @@ class Usage(Struct, kw_only=True, frozen=True, gc=False):
     conference_id: Id | None = None
     organizer_id: Id | None = None
     user_id: Id | None = None
-    user_country: Annotated[str, Meta(pattern=r"^[A-Z]{2}$(?!\n)")] | None = None
+    user_country: Country | None = None
     caller: Text | None = None
     callee: Text | None = None
     started_at: Timestamp

@@ -19,8 +19,10 @@ from yarl import URL
 from schemas import topics
 from streams import telemetry
 from streams.agents.ledger import ledger_agent
+from streams.billing.coverage_table import CoverageError
 from streams.billing.outcomes import Terms
 from streams.billing.tariff import DeckError
+from streams.coverage import load_coverage
 from streams.decks import load_deck
 from streams.engine.kafka import connection, hand_out_plain_records, tune_client
 from streams.engine.shards import Loss, Shards, loss_from
@@ -101,11 +103,15 @@ class CreditsApp(faust.App):
 
 
 def create_app(settings: Settings, losses: Sequence[Loss] = ()) -> CreditsApp:
-    """Wire a worker. Raises DeckError when the rate deck cannot be used."""
+    """Wire a worker. Raises DeckError or CoverageError when a file cannot be used."""
     tune_client()
     hand_out_plain_records()
     meters = Meters(CollectorRegistry())
-    terms = Terms(tariff=load_deck(settings.deck), result_timeout_s=settings.result_timeout_s)
+    terms = Terms(
+        tariff=load_deck(settings.deck),
+        result_timeout_s=settings.result_timeout_s,
+        coverage=load_coverage(settings.coverage),
+    )
     shards = Shards(settings, meters=meters, terms=terms, losses=losses)
 
     def probe() -> Health:
@@ -172,6 +178,8 @@ def run_worker(settings: Settings, *, accept_source_loss: Sequence[str] = ()) ->
         app = create_app(settings, losses)
     except (DeckError, OSError) as error:
         return _refuse(EXIT_USAGE, f"CREDITS_DECK: {error}")
+    except CoverageError as error:
+        return _refuse(EXIT_USAGE, f"CREDITS_COVERAGE: {error}")
     _calm_collector()
     worker = faust.Worker(
         app, loop=loop, quiet=True, override_logging=False, redirect_stdouts=False

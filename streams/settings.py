@@ -72,6 +72,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     deck: Annotated[
         Path | None, Meta(description="CSV file of the default rate deck; absent: the packaged one")
     ] = None
+    coverage: Annotated[
+        Path | None,
+        Meta(description="TOML file: who pays for which kind of usage; absent: the packaged one"),
+    ] = None
     linger_ms: Annotated[
         int,
         Meta(

@@ -212,6 +212,32 @@ class Assignment(Struct, frozen=True, gc=False, array_like=True):
     effective_from: datetime
 
 
+class LicenceCount(Struct, frozen=True, gc=False, array_like=True):
+    """How many licences there are from an instant on."""
+
+    since: datetime
+    count: int
+
+
+class Used(Struct, frozen=True, gc=False, array_like=True):
+    """Minutes of a pool used in a month (202603). `told` are bits of what has been told."""
+
+    pool: str
+    month: int
+    minutes: int
+    told: int = 0
+
+
+class Licensed(Struct, frozen=True, gc=False, array_like=True):
+    """Licences of one plan, in one country where the plan counts by country, and what was used of
+    the pools they fill. Changes are in the order of `since`, uses in that of months."""
+
+    plan: str
+    country: str | None
+    counts: tuple[LicenceCount, ...]
+    used: tuple[Used, ...] = ()
+
+
 class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     """One tenant. The first seven members keep their places for ever: other programs read them."""
 
@@ -245,6 +271,7 @@ class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     alert_levels: tuple[int, ...] = (50, 20)
     # In the order in which they left the row.
     spent: tuple[Spent, ...] = ()
+    pools: tuple[Licensed, ...] = ()
 
     @property
     def balance_nanos(self) -> int:

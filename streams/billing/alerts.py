@@ -5,6 +5,7 @@ it. Everything that could change is put into one band of balances: nearly every 
 balance inside it, and two comparisons say so.
 """
 
+from collections.abc import Set
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -38,17 +39,11 @@ RUNWAY_OVER: Final = timedelta(hours=24)
 # A suspension ends by itself when we do not renew it: a dead worker must not silence anybody.
 LEASE: Final = timedelta(minutes=10)
 RENEWED_AFTER: Final = timedelta(minutes=8)
-# Groups of kinds that are suspended together, and their bits in `scopes`. Toll-free stops at zero,
-# the rest at the overdraft floor; what needs no money stops only with the account. Emergency calls
-# are in no group.
+# Groups of kinds that are suspended together, as bits in `scopes`.
 _TOLL_FREE: Final = 1
 _PAID: Final = 2
 _FREE: Final = 4
-SCOPES: Final[dict[int, list[Kind]]] = {
-    _TOLL_FREE: [Kind.TOLL_FREE_IN],
-    _PAID: [kind for kind in Kind if kind not in FREE_KINDS and kind is not Kind.TOLL_FREE_IN],
-    _FREE: [kind for kind in Kind if kind in FREE_KINDS and kind is not Kind.EMERGENCY],
-}
+_SCOPES: Final = (_TOLL_FREE, _PAID, _FREE)
 _CLOSED: Final = _TOLL_FREE | _PAID | _FREE
 
 _FUNDING: Final = frozenset(
@@ -60,8 +55,18 @@ _HOUR_US: Final = 3_600_000_000
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
-def review(draft: Draft) -> None:
-    """Tell what the balance has crossed, suspend or resume, and set the band anew."""
+def kinds_of(scope: int, free: Set[Kind]) -> list[Kind]:
+    """The kinds of a group. Toll-free stops at zero, the rest at the overdraft floor; what needs
+    no money (`free`) stops only with the account. Emergency calls are in no group."""
+    if scope == _FREE:
+        return [kind for kind in Kind if kind in free and kind is not Kind.EMERGENCY]
+    toll_free = scope == _TOLL_FREE
+    return [kind for kind in Kind if kind not in free and (kind is Kind.TOLL_FREE_IN) == toll_free]
+
+
+def review(draft: Draft, free: Set[Kind] = FREE_KINDS) -> None:
+    """Tell what the balance has crossed, suspend or resume, and set the band anew. `free` are the
+    kinds of usage that need no money."""
     account = draft.account
     watch = account.watch
     funding_nanos = watch.funding_nanos
@@ -72,7 +77,7 @@ def review(draft: Draft) -> None:
     watch = replace(watch, funding_nanos=funding_nanos, fall_nanos=_LOWEST, rise_nanos=_HIGHEST)
     watch = _levels(draft, watch)
     watch = _runway(draft, watch, funded=funded)
-    watch = _suspension(draft, watch)
+    watch = _suspension(draft, watch, free)
     if watch != account.watch:
         draft.account = replace(draft.account, watch=watch)
 
@@ -185,7 +190,7 @@ def _runway(draft: Draft, watch: Watch, *, funded: bool) -> Watch:
     )
 
 
-def _suspension(draft: Draft, watch: Watch) -> Watch:
+def _suspension(draft: Draft, watch: Watch, free: Set[Kind]) -> Watch:
     """The signal for those who admit calls. Whatever changes, all of it is told anew, so that
     the highest version a reader has seen is all it needs."""
     account, balance_nanos = draft.account, draft.balance_nanos
@@ -205,12 +210,12 @@ def _suspension(draft: Draft, watch: Watch) -> Watch:
     version, renew_at = watch.version, watch.renew_at
     if changed:
         version += 1
-        _signal(draft, NoticeKind.RESUMED, watch.scopes & ~held, version, None)
+        _signal(draft, NoticeKind.RESUMED, watch.scopes & ~held, version, None, free)
     if changed or due:
         leased = held and not closed
         lease_until = draft.now + LEASE if leased else None
         renew_at = draft.now + RENEWED_AFTER if leased else None
-        _signal(draft, NoticeKind.SUSPENDED, held, version, lease_until)
+        _signal(draft, NoticeKind.SUSPENDED, held, version, lease_until, free)
     return replace(
         watch,
         scopes=held,
@@ -222,10 +227,16 @@ def _suspension(draft: Draft, watch: Watch) -> Watch:
 
 
 def _signal(
-    draft: Draft, kind: NoticeKind, scopes: int, version: int, lease_until: datetime | None
+    draft: Draft,
+    kind: NoticeKind,
+    scopes: int,
+    version: int,
+    lease_until: datetime | None,
+    free: Set[Kind],
 ) -> None:
-    for bit, kinds in SCOPES.items():
-        if scopes & bit:
+    for bit in _SCOPES:
+        kinds = kinds_of(bit, free)
+        if scopes & bit and kinds:
             draft.notify(
                 kind,
                 balance=text_from(draft.balance_nanos),

@@ -245,6 +245,11 @@ class Draft:
             details = {"expires_at": lapsed.expires_at}
             self.book(EntryKind.EXPIRY_REOPENED, nanos, burnt, at, details)
 
+    def note(self, kind: EntryKind, at: datetime, details: Mapping[str, Any] = _NOTHING) -> None:
+        """Write an entry of what moves no money."""
+        account = self.account
+        self.book(kind, 0, Burnt(account.grants, account.overdraft_nanos, ()), at, details)
+
     def notify(self, notice: NoticeKind, **details: Any) -> None:
         """Announce something to people."""
         self.notices += (

@@ -3,15 +3,15 @@
 from datetime import datetime, timedelta
 from typing import Final
 
-from schemas.ledger import EntryKind, RateUsed
+from schemas.ledger import EntryKind, PoolUsed, RateUsed
 from schemas.notices import DeadLetterReason
 from schemas.usage import Phase
-from streams.billing import corrections, coverage, rating, recharge
+from streams.billing import corrections, coverage, pools, rating, recharge
 from streams.billing.account import Account
 from streams.billing.booking import Draft, RefusedError
 from streams.billing.events import UsageEvent
-from streams.billing.outcomes import Terms
-from streams.billing.tariff import Tariff
+from streams.billing.outcomes import Charge, Terms
+from streams.billing.tariff import Rate, Tariff
 
 # Usage reports arrive 24 to 48 hours late; past that a charge is marked as late.
 GRACE: Final = timedelta(hours=48)
@@ -26,6 +26,8 @@ FORMER_KEPT: Final = LATEST + LONGEST_CALL
 _END: Final = Phase.END
 _CORRECTION: Final = Phase.CORRECTION
 _CHARGE: Final = EntryKind.CHARGE
+_POOL: Final = EntryKind.POOL
+_MINUTE_S: Final = 60
 
 
 def charge(
@@ -47,7 +49,7 @@ def charge(
     kind = coverage.kind_of(usage)
     if kind is None:
         raise RefusedError(DeadLetterReason.SCHEMA_VIOLATION, "$.kind")
-    if kind in coverage.FREE_KINDS:
+    if kind in terms.coverage.free:
         return "free"
     if terms.decks is None and not account.decks:
         tariff = terms.tariff
@@ -66,6 +68,11 @@ def charge(
         priced, rate = found, found.rate
     if not priced.amount_nanos:
         return "free"
+    taken: tuple[PoolUsed, ...] = ()
+    if account.pools:
+        taken = pools.take(draft, event, duration_s, kind, rate, terms.coverage)
+        if taken:
+            priced = _rest(tariff, rate, digits, event, duration_s, pools.minutes_of(taken))
     details = {
         "usage_kind": kind,
         "call_id": usage.call_id,
@@ -86,6 +93,13 @@ def charge(
             None if rate.special is None else event.started_at,
         ),
     }
+    if taken:
+        details["pools"] = taken
+        if not priced.amount_nanos:
+            if back is not None:
+                details["links"] = back.links
+            draft.note(_POOL, event.ended_at, details)
+            return "included"
     if back is None:
         draft.debit(_CHARGE, priced.amount_nanos, event.ended_at, details)
     else:
@@ -103,6 +117,22 @@ def correct(draft: Draft, event: UsageEvent, terms: Terms) -> str:
     corrections.let_go(draft, back)
     corrections.report(draft, back)
     return "corrected"
+
+
+def _rest(
+    tariff: Tariff, rate: Rate, digits: str, event: UsageEvent, duration_s: int, minutes: int
+) -> Charge:
+    """What a call costs after its first minutes, which a pool has paid: the rest like a call of
+    its own, at the prices of its place in this one; nothing when nothing is left, no fee either."""
+    begin = minutes * _MINUTE_S
+    if begin >= duration_s:
+        return Charge(0, rate, 0)
+    if rate.special is None:
+        return rating.price(rate, duration_s - begin)
+    rest = rating.price_special(tariff, digits, event.started_at, duration_s, begin)
+    if rest is None:
+        raise unrated(tariff, digits, duration_s)
+    return rest
 
 
 def _tariff_of(account: Account, event: UsageEvent, terms: Terms, duration_s: int) -> Tariff:

@@ -14,6 +14,7 @@ from schemas.commands import (
     Deny,
     Fund,
     Grant,
+    Licences,
     Method,
     OpenTenant,
     RechargePolicy,
@@ -26,12 +27,14 @@ from schemas.funding import Reason, Status
 from schemas.ledger import EntryKind
 from schemas.money import MAX_EVENT_NANOS, NANOS, Money, nanos_from, text_from
 from schemas.notices import NoticeKind
-from streams.billing import alerts, granting, recharge, results
+from streams.billing import alerts, granting, pools, recharge, results
 from streams.billing.account import (
     UNANSWERED_FOR,
     Account,
     Asked,
     Assignment,
+    LicenceCount,
+    Licensed,
     Payment,
     Period,
     Policy,
@@ -39,18 +42,24 @@ from streams.billing.account import (
 )
 from streams.billing.booking import CommandRefusedError, Draft
 from streams.billing.charging import FORMER_KEPT, LATEST
+from streams.billing.coverage_table import Coverage
 from streams.billing.events import CommandEvent, utc
 from streams.billing.money import CURRENCIES, exponent_of, rounded_up
+from streams.billing.outcomes import Terms
 from streams.billing.recharge import ceiling_of, minimum_recharge_nanos
 from streams.billing.results import PAYMENT_KEPT
+from streams.billing.windows import zone_of
 
 MINIMUM_TRIGGER: Final = 5
 MOST_OPEN_FUNDS: Final = 8
 # A row holds the decks of two months; nobody changes them daily.
 MOST_ASSIGNMENTS: Final = 12
+# Plans, by country where they count by country, and changes of each: a row stays small.
+MOST_PLANS: Final = 24
+MOST_LICENCE_CHANGES: Final = 12
 
 
-def obey(draft: Draft, event: CommandEvent, result_timeout_s: int) -> None:
+def obey(draft: Draft, event: CommandEvent, terms: Terms) -> None:
     """Apply a command to an open draft. Raises CommandRefusedError; then the draft is void."""
     command: AnyCommand = event.command
     grant_id: str | None = None
@@ -62,7 +71,7 @@ def obey(draft: Draft, event: CommandEvent, result_timeout_s: int) -> None:
         case Settings():
             _settings(draft, command)
         case Fund():
-            _fund(draft, command, result_timeout_s)
+            _fund(draft, command, terms.result_timeout_s)
         case BookPayment():
             _book_payment(draft, command, event.payment)
         case Adjustment():
@@ -77,6 +86,8 @@ def obey(draft: Draft, event: CommandEvent, result_timeout_s: int) -> None:
             grant_id = granting.void(draft, command)
         case TariffAssignment():
             _assign_deck(draft, command)
+        case Licences():
+            _licences(draft, command, terms.coverage)
         case Approve():
             _approve(draft)
         case Deny():
@@ -112,6 +123,10 @@ def opened(command: OpenTenant, tenant_id: str, now: datetime) -> Account:
         raise CommandRefusedError(
             "unknown_currency", f"{command.currency} is no ISO 4217 code in use; try USD or EUR."
         )
+    try:
+        zone_of(command.time_zone)
+    except ValueError as error:
+        raise CommandRefusedError("time_zone", f"{error}.") from None
     billing_from = now if command.billing_from is None else utc(command.billing_from)
     return Account(
         tenant_id=tenant_id,
@@ -417,6 +432,73 @@ def _assign_deck(draft: Draft, command: TariffAssignment) -> None:
             f"A tenant's deck changes at most {MOST_ASSIGNMENTS} times in {FORMER_KEPT.days} days.",
         )
     draft.account = replace(account, decks=tuple(kept))
+
+
+def _licences(draft: Draft, command: Licences, coverage: Coverage) -> None:
+    now, account = draft.now, draft.account
+    _check_plan(command, coverage)
+    since = now if command.effective_from is None else utc(command.effective_from)
+    if since < now - LATEST:
+        raise CommandRefusedError(
+            "effective_from", "Licences change at an instant of the last 35 days, or later."
+        )
+    held = Licensed(command.capability, command.country, ())
+    others: list[Licensed] = []
+    for one in account.pools:
+        if (one.plan, one.country) == (held.plan, held.country):
+            held = one
+        else:
+            others.append(one)
+    counts = [one for one in held.counts if one.since != since]
+    counts.append(LicenceCount(since, command.count))
+    counts.sort(key=lambda one: one.since)
+    # As with decks: what no call can start under any more is forgotten, but for the last of it.
+    old = [one for one in counts if one.since < now - FORMER_KEPT]
+    counts = counts[max(0, len(old) - 1) :]
+    if len(counts) > MOST_LICENCE_CHANGES:
+        raise CommandRefusedError(
+            "too_many_changes",
+            f"Licences of a plan change at most {MOST_LICENCE_CHANGES} times in "
+            f"{FORMER_KEPT.days} days.",
+        )
+    others.append(replace(held, counts=tuple(counts)))
+    following: list[Licensed] = []
+    for one in others:
+        one = replace(one, used=pools.kept(account, one, now))
+        # Without licences, and no call can come that started when it had some: it is forgotten.
+        last = one.counts[-1]
+        if last.count or one.used or last.since > now - FORMER_KEPT:
+            following.append(one)
+    if len(following) > MOST_PLANS:
+        raise CommandRefusedError(
+            "too_many_plans", f"A tenant has at most {MOST_PLANS} plans, counted by country."
+        )
+    following.sort(key=lambda one: (one.plan, one.country or ""))
+    draft.account = replace(account, pools=tuple(following))
+
+
+def _check_plan(command: Licences, coverage: Coverage) -> None:
+    name, country = command.capability, command.country
+    plan = coverage.plans.get(name)
+    if plan is None:
+        raise CommandRefusedError(
+            "unknown_plan",
+            f"{name} is no plan with included minutes; known are {', '.join(coverage.plans)}.",
+        )
+    if plan.shared:
+        if country is not None:
+            raise CommandRefusedError(
+                "country", f"The minutes of {name} are the whole tenant's; give no country."
+            )
+        return
+    if country is None:
+        raise CommandRefusedError("country", f"{name} counts by country; say where its users are.")
+    if not any(plan.minutes_of(pool, country) for pool in plan.minutes):
+        known = {one for by_country in plan.minutes.values() for one in by_country}
+        raise CommandRefusedError(
+            "country",
+            f"{name} includes no minutes in {country}; it does in {' '.join(sorted(known))}.",
+        )
 
 
 def _approve(draft: Draft) -> None:

@@ -16,7 +16,7 @@ from schemas import topics
 from schemas.ledger import EntryKind, Links
 from schemas.money import nanos_from, text_from
 from schemas.notices import DeadLetterReason, NoticeKind
-from streams.billing import granting, grants, recharge
+from streams.billing import granting, grants, pools, recharge
 from streams.billing.account import Grant
 from streams.billing.booking import Draft, RefusedError
 from streams.billing.events import UsageEvent
@@ -53,8 +53,7 @@ def take_back(draft: Draft, event: UsageEvent) -> Back:
     voided = {one.grant.id for one in draft.account.spent if one.voided}
     dead: set[str] = set()
     for entry in original:
-        # Minutes of a pool (kind `pool`) have their place here: they return to their month.
-        if entry.kind is not EntryKind.CHARGE:
+        if entry.kind is not EntryKind.CHARGE and entry.kind is not EntryKind.POOL:
             continue
         amount_nanos = -nanos_from(entry.amount)
         shares = [(used.id, -nanos_from(used.amount)) for used in entry.grants]
@@ -74,6 +73,8 @@ def take_back(draft: Draft, event: UsageEvent) -> Back:
         }
         if any(grant.id == fresh.id for grant, _ in burnt.touched):
             details["expires_at"] = fresh.expires_at
+        if entry.pools:
+            details["pools"] = pools.give_back(draft, entry.pools)
         draft.book(EntryKind.REVERSAL, amount_nanos, burnt, entry.at, details)
         total_nanos += amount_nanos
         booked_at = booked_at or entry.booked_at

@@ -1,4 +1,4 @@
-"""Coverage: which kinds of usage draw on credits, and which are free.
+"""Coverage: what kind of usage an event is; who pays for it says the coverage table.
 
 The kinds and call types are those of Microsoft's published PSTN reports.
 """
@@ -7,7 +7,7 @@ from typing import Final
 
 from schemas.usage import CallUsage, ConferenceUsage, Kind
 
-# Emergency calls, VoIP and ordinary dial-in never cost; a finished toll-free call is charged
+# What never costs unless a coverage table says otherwise. A finished toll-free call is charged
 # whatever the balance (only admission looks at it).
 FREE_KINDS: Final = frozenset({Kind.EMERGENCY, Kind.FREE, Kind.VOIP_LEG, Kind.CONF_DIAL_IN})
 # Of a number that a deck has a row for as a whole.

@@ -91,6 +91,7 @@ _TOLD: Final = frozenset(
         *("tenant_id", "seq", "kind", "amount", "currency", "balance_after", "at", "booked_at"),
         *("caused_by", "overdraft_after", "grants", "rate", "late", "duration_disagrees", "hash"),
         "links",
+        "pools",
     }
 )
 _RATE_TOLD: Final = frozenset(
@@ -127,17 +128,25 @@ def entry(booked: Mapping[str, Any], others: Iterable[Mapping[str, Any]] = ()) -
     amount, currency = booked["amount"], booked["currency"]
     rate = booked.get("rate")
     considered: list[str] = []
-    if rate is None:
+    pools = booked.get("pools", ())
+    if booked["kind"] == EntryKind.POOL:
+        why = f"{minutes_of(pools)} included minutes paid all of it"
+    elif rate is None:
         why = f"{booked['kind']} of {amount} {currency}"
     else:
         why = (
             f"{rate['billed_s']} s at {rate['per_minute']} a minute and a fee of "
             f"{rate['connect_fee']} come to {amount.removeprefix('-')} {currency}"
         )
+        if pools:
+            why = f"{minutes_of(pools)} minutes were included; the other {why}"
+    considered += [pool(one) for one in pools]
+    if rate is not None:
+        rest_s = max(0, rate["duration_s"] - 60 * minutes_of(pools))
         considered += [
             f"deck {rate['deck']}, version {rate['version']}: the row of prefix {rate['prefix']}",
             f"increments {rate['initial_increment_s']}/{rate['increment_s']}: "
-            f"{rate['duration_s']} s are billed as {rate['billed_s']} s",
+            f"{rest_s} s are billed as {rate['billed_s']} s",
             *(f"rate {name}: {value}" for name, value in rate.items() if name not in _RATE_TOLD),
         ]
     if booked["kind"] == EntryKind.ORPHAN:
@@ -193,6 +202,22 @@ def _links(booked: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> li
         elif links is not None and cause == booked["caused_by"]:
             told.append(f"together with entry {other['seq']}: {other['kind']}")
     return told
+
+
+def minutes_of(pools: Iterable[Mapping[str, Any]]) -> int:
+    """How many included minutes an entry took; below zero: gave back."""
+    return sum(int(one["minutes"]) for one in pools)
+
+
+def pool(used: Mapping[str, Any]) -> str:
+    """What an entry took of a pool, or gave back, as a sentence."""
+    minutes = used["minutes"]
+    verb = "gave" if minutes >= 0 else "got back"
+    included = f" of {used['included']}" if "included" in used else ""
+    return (
+        f"pool {used['pool']} {verb} {abs(minutes)} minutes of {used['month']}, "
+        f"{used['used']}{included} used in it"
+    )
 
 
 def guard(asked: Mapping[str, Any]) -> str:

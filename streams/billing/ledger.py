@@ -15,9 +15,10 @@ from schemas.commands import OpenTenant, RechargePolicy
 from schemas.ledger import Balance
 from schemas.money import Money, nanos_from, text_from
 from schemas.notices import DeadLetterReason, Notice, NoticeKind
-from streams.billing import alerts, charging, commands, granting, recharge, results
+from streams.billing import alerts, charging, commands, granting, pools, recharge, results
 from streams.billing.account import Account
 from streams.billing.booking import CommandRefusedError, Draft, RefusedError
+from streams.billing.coverage_table import Coverage
 from streams.billing.events import (
     CommandEvent,
     Event,
@@ -34,6 +35,7 @@ __all__ = ["LABELS", "Punctuality", "apply", "content", "public_balance"]
 # What an event came to; the closed label set of `credits_events_total`.
 LABELS: Final = (
     "charged",
+    "included",
     "free",
     "corrected",
     "open",
@@ -58,7 +60,7 @@ def apply(account: Account | None, event: Event, terms: Terms, now: datetime) ->
             case ResultEvent():
                 label = results.answer(draft, event)
             case CommandEvent():
-                commands.obey(draft, event, terms.result_timeout_s)
+                commands.obey(draft, event, terms)
                 label = "applied"
             case Tick():
                 _pass_time(draft, event.at, terms)
@@ -70,7 +72,7 @@ def apply(account: Account | None, event: Event, terms: Terms, now: datetime) ->
         if not watch.fall_nanos < draft.balance_nanos < watch.rise_nanos or not isinstance(
             event, UsageEvent
         ):
-            alerts.review(draft)
+            alerts.review(draft, terms.coverage.free)
     except RefusedError as error:
         return _refused(account, event, error.refused, now)
     except CommandRefusedError as refusal:  # a name of its own: mypyc types a name once
@@ -89,7 +91,7 @@ def _without_account(event: Event, terms: Terms, now: datetime) -> Outcome:
                 account = commands.opened(command, _tenant_of(event), now)
                 draft = Draft(account, event.cause, now)
                 commands.open_with_money(draft, command)
-                alerts.review(draft)
+                alerts.review(draft, terms.coverage.free)
             except CommandRefusedError as error:
                 return _command_refused(event, error, now)
             draft.check_books()
@@ -183,6 +185,7 @@ def content(event: Event) -> bytes:
                 usage.call_type,
                 usage.number_type,
                 usage.capability,
+                usage.user_country,
                 usage.phase,
                 usage.callee,
                 event.started_at,
@@ -234,7 +237,7 @@ def _canonical(name: str, value: Any) -> Any:
     return value
 
 
-def public_balance(account: Account, now: datetime) -> Balance:
+def public_balance(account: Account, now: datetime, coverage: Coverage) -> Balance:
     """What everybody may read of an account."""
     asked = account.recharging.asked
     balance = text_from(account.balance_nanos)
@@ -251,5 +254,6 @@ def public_balance(account: Account, now: datetime) -> Balance:
         settings_version=account.settings_version,
         policy_version=account.policy.version,
         closed=account.closed_at is not None,
+        pools=pools.states(account, now, coverage) if account.pools else [],
         as_of=now,
     )

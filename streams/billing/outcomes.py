@@ -6,18 +6,21 @@ from schemas.funding import RechargeRequest
 from schemas.ledger import EntryKind
 from schemas.notices import DeadLetterReason, Notice, Withheld
 from streams.billing.account import Account, Grant, Payment
+from streams.billing.coverage import FREE_KINDS
+from streams.billing.coverage_table import Coverage, without_pools
 from streams.billing.tariff import Decks, Rate, Tariff
 
 
 class Terms(Struct, frozen=True, gc=False):
     """What is in force for an event: the tariff of `CREDITS_DECK`, whether the balance may be
-    stale (the shard is behind), how long a recharge request waits for its answer, and, once any
-    are published, the rate decks by name and time."""
+    stale (the shard is behind), how long a recharge request waits for its answer, once any are
+    published, the rate decks by name and time, and who pays for which kind of usage."""
 
     tariff: Tariff
     stale: bool = False
     result_timeout_s: int = 900
     decks: Decks | None = None
+    coverage: Coverage = without_pools(FREE_KINDS)
 
 
 class Charge(Struct, frozen=True, gc=False):

@@ -159,10 +159,11 @@ def exact_special(
 
 
 def price_special(
-    tariff: Tariff, digits: str, started_at: datetime, duration_s: int
+    tariff: Tariff, digits: str, started_at: datetime, duration_s: int, begin: int = 0
 ) -> Charge | None:
-    """The charge for a leg by a row that is special; None when no row is in force."""
-    found = exact_special(tariff, digits, started_at, duration_s)
+    """The charge for a leg by a row that is special; None when no row is in force. What lies
+    before second `begin` is paid otherwise."""
+    found = exact_special(tariff, digits, started_at, duration_s, begin=begin)
     if found is None:
         return None
     rule = found.rate.rounding or TO_NANOS

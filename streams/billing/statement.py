@@ -115,6 +115,11 @@ def _bound(
 
 def _row(entry: dict[str, Any], value: bytes) -> list[str]:
     said = [str(entry[name]) for name in _DESCRIBED if entry.get(name)]
+    taken = entry.get("pools")
+    if isinstance(taken, list):
+        said += [
+            f"{one.get('minutes')} min {one.get('pool')}" for one in taken if isinstance(one, dict)
+        ]
     if entry.get("links"):
         said.append(f"corrects {entry['links']['corrects']}")
     described = " ".join(said)

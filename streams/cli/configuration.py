@@ -1,12 +1,16 @@
 """Commands about this installation's own settings."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import typer
 
+from schemas.usage import Kind
+from streams.billing.coverage_table import CoverageError
 from streams.cli.output import EXIT_USAGE, fail, output_of
+from streams.coverage import load_coverage
 from streams.settings import IGNORED, PREFIX, Settings, SettingsError, from_environment
 
 config_app = typer.Typer(no_args_is_help=True, help="Settings of this installation.")
@@ -14,7 +18,7 @@ config_app = typer.Typer(no_args_is_help=True, help="Settings of this installati
 
 @config_app.command("show")
 def show_config(context: typer.Context) -> None:
-    """Every setting: its variable, its value now, its default, what it means.
+    """Every setting: its variable, its value now, its default, what it means; who pays for what.
 
     Works with wrong settings too, to see what is wrong: then it ends with 2.
     """
@@ -40,6 +44,22 @@ def show_config(context: typer.Context) -> None:
         }
         for field in msgspec.structs.fields(Settings)
     ]
+    table: Path | None = values.get("coverage")
+    try:
+        paid = load_coverage(table)
+    except CoverageError as error:
+        faults.append(f"{PREFIX}COVERAGE: {error}")
+    else:
+        default = paid if table is None else load_coverage(None)
+        rows += [
+            {
+                "variable": f"{PREFIX}COVERAGE: {kind.value}",
+                "value": ", ".join(paid.sources[kind]),
+                "default": ", ".join(default.sources[kind]),
+                "meaning": "who pays for this kind of usage, in order",
+            }
+            for kind in Kind
+        ]
     output.table(rows, "")
     if faults:
         fail(EXIT_USAGE, "\n".join(faults))

@@ -256,6 +256,9 @@ def verify(
     tenant: Annotated[str | None, typer.Option(help="Only this tenant.")] = None,
     partition: Annotated[int | None, typer.Option(min=0, help="Only this partition.")] = None,
     deck: Annotated[Path | None, typer.Option(help="The rate deck that was in force.")] = None,
+    coverage: Annotated[
+        Path | None, typer.Option(help="The coverage table that was in force.")
+    ] = None,
     expect: Annotated[Path | None, typer.Option(help="What a load foresaw.")] = None,
     start: Annotated[
         Path | None, typer.Option("--from", metavar="CHECKPOINT", help="Go on from here.")
@@ -270,12 +273,13 @@ def verify(
         tenant=tenant,
         partition=partition,
         deck=deck,
+        coverage=coverage,
         expect=expect,
         checkpoint_from=start,
         checkpoint_to=checkpoint,
         deadline_s=seconds_from(deadline),
     )
-    for path in (deck, expect, start):
+    for path in (deck, coverage, expect, start):
         if path is not None and not path.is_file():
             fail(EXIT_USAGE, f"{path} is no file.")
     report = wait_for(auditor.verify(settings_now(), options))

@@ -20,6 +20,7 @@ from streams.cli.output import (
     settings_now,
     wait_for,
 )
+from streams.cli.tariff import At
 
 tenant_app = typer.Typer(no_args_is_help=True, help="Open, close, show, import tenants.")
 
@@ -94,7 +95,50 @@ def close_tenant(
 @tenant_app.command("show")
 def show_tenant(context: typer.Context, tenant: Tenant) -> None:
     """Everything public about a tenant."""
-    output_of(context).row(known(tenant))
+    output = output_of(context)
+    public = known(tenant)
+    output.row(public if output.as_json else with_pools_as_lines(public))
+
+
+def with_pools_as_lines(public: dict[str, Any]) -> dict[str, Any]:
+    """A public balance for a person: each pool is a line of its own."""
+    lines = {name: value for name, value in public.items() if name != "pools"}
+    for pool in public.get("pools", ()):
+        lines[f"pool {pool['pool']}"] = (
+            f"{pool['used']} of {pool['included']} minutes of {pool['month']} used, "
+            f"{pool['left']} left"
+        )
+    return lines
+
+
+@tenant_app.command("licences")
+def set_licences(
+    context: typer.Context,
+    tenant: Tenant,
+    capability: Annotated[
+        str, typer.Argument(metavar="PLAN", help="The plan, such as MCOMEETADV or MCOPSTN1.")
+    ],
+    count: Annotated[int, typer.Argument(min=0, help="How many there are from then on.")],
+    country: Annotated[
+        str | None, typer.Option(help="Where its users are, such as US; for calling plans.")
+    ] = None,
+    effective_from: At = None,
+    command_id: Id = None,
+    wait: Wait = 10,
+) -> None:
+    """Say how many licences a tenant has; their included minutes pay before credits."""
+    command = {
+        "command": "licences",
+        "capability": capability,
+        "count": count,
+        "country": country,
+        "effective_from": effective_from,
+    }
+    send(
+        context,
+        Order(tenant_id=tenant, command_id=command_id or new_id(), command=command),
+        wait,
+    )
 
 
 @tenant_app.command("import")

@@ -560,7 +560,7 @@ class Decider:
                 self._balance_topic,
                 partition,
                 key,
-                _encode(ledger.public_balance(account, work.now)),
+                _encode(ledger.public_balance(account, work.now, work.terms.coverage)),
                 [*self._balance_headers, ("ce_id", b"%b/%d" % (key, account.seq))],
             )
         for key, payment in work.payments.items():

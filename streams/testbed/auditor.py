@@ -29,6 +29,7 @@ from xxhash import xxh3_64_intdigest
 
 from schemas import topics
 from streams.settings import Settings
+from streams.testbed.minutes import Booked, Call, Coverage, Licence, Reckoning
 
 HOLDS: Final = 0
 VIOLATED: Final = 1
@@ -46,6 +47,7 @@ INVARIANTS: Final = {
     "chain": "every entry's hash follows from the one before it",
     "correction": "what is corrected is reversed once, by what it had cost, and linked both ways",
     "price": "every charge is what the deck it names says, and that version was in force for it",
+    "pools": "included minutes pay first, as far as licences go and never further",
     "changelog": "rows are the fold of the ledger; count and digest are those of the position row",
     "partition": "every record stands on the partition of its key",
     "cause": "every entry names a record that is there and says so",
@@ -64,8 +66,11 @@ _ID_MEMBER: Final = {
     topics.COMMAND: "command_id",
     topics.RESULT: "result_id",
 }
-_FREE: Final = {"emergency", "free", "voip_leg", "conf_dial_in"}
-_KINDS: Final = _FREE | {
+_KINDS: Final = {
+    "emergency",
+    "free",
+    "voip_leg",
+    "conf_dial_in",
     "toll_free_in",
     "conf_dial_out",
     "international",
@@ -104,6 +109,7 @@ class Options(Struct, frozen=True, kw_only=True):
     tenant: str | None = None
     partition: int | None = None
     deck: Path | None = None
+    coverage: Path | None = None
     expect: Path | None = None
     checkpoint_from: Path | None = None
     checkpoint_to: Path | None = None
@@ -270,17 +276,18 @@ class Deck:
                 return max(inside, key=lambda row: (weight(row), bool(row.get("Windows"))))
         return None
 
-    def price(self, digits: str, started: datetime, duration_s: int) -> int | None:
-        """What a call costs in nanos; None when it is unrated."""
+    def price(self, digits: str, started: datetime, duration_s: int, begin: int = 0) -> int | None:
+        """What a call costs in nanos; None when it is unrated. Its seconds before `begin` were
+        included: the rest is billed like a call of its own, at the prices of its place."""
         row = self.at(digits, started)
         if row is None:
             return None
         if not any(row.get(name) for name in _SPECIAL):
-            return self.cost(row, duration_s)
-        if duration_s <= 0:
+            return self.cost(row, duration_s - begin)
+        if duration_s <= begin:
             return 0
         total = Fraction(row.get("Connect fee") or "0")
-        for low, high in billed_parts(row, duration_s):
+        for low, high in billed_parts(row, duration_s, begin):
             if row.get("Split") != "yes":
                 total += (high - low) * per_minute(row, low) / 60
                 continue
@@ -364,17 +371,18 @@ def per_minute(row: Mapping[str, str], second: int) -> Fraction:
     return price
 
 
-def billed_parts(row: Mapping[str, str], duration_s: int) -> list[tuple[int, int]]:
-    """The seconds that are paid for; each step rounds its own up."""
+def billed_parts(row: Mapping[str, str], duration_s: int, begin: int = 0) -> list[tuple[int, int]]:
+    """The seconds from `begin` on that are paid for; each step rounds its own up."""
     steps = steps_of(row)
     if not steps:
         first = int(row.get("Initial increment") or 60)
         step = int(row.get("Increment") or 60)
-        beyond = max(0, duration_s - first)
-        return [(0, first - step * (-beyond // step))]
+        beyond = max(0, duration_s - begin - first)
+        return [(begin, begin + first - step * (-beyond // step))]
     parts = []
     for (start, _, increment), following in zip(steps, [*steps[1:], None], strict=True):
         end = duration_s if following is None else min(duration_s, following[0])
+        start = max(start, begin)
         if start < end:
             parts.append((start, start - increment * (-(end - start) // increment)))
     return parts
@@ -530,7 +538,10 @@ class Event(Struct, gc=False):
 
     def says(self) -> tuple[Any, ...]:
         """What matters for money: a repeat must say the same."""
-        names = ("kind", "call_type", "number_type", "capability", "callee", "currency", "corrects")
+        names = (
+            *("kind", "call_type", "number_type", "capability", "user_country", "callee"),
+            *("currency", "corrects"),
+        )
         texts = [str(self.body.get(name)) for name in names]
         return (*texts, self.body.get("phase") or "end", self.started, self.duration_s)
 
@@ -593,6 +604,12 @@ class Entry(Struct, gc=False):
     booked_at: datetime
     deck: tuple[str, str] | None
     links: dict[str, Any]
+    pools: list[dict[str, Any]] = []
+
+    @property
+    def minutes(self) -> int:
+        """Included minutes that it took."""
+        return sum(one["minutes"] for one in self.pools)
 
 
 def _deck_of(entry: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -661,6 +678,7 @@ class _Partition:
         decks: Sequence[Deck],
         options: Options,
         moves: "Moves",
+        coverage: Coverage,
         earlier: Mapping[str, Any] | None = None,
     ) -> None:
         self.report = report
@@ -671,6 +689,12 @@ class _Partition:
         self.assigned: dict[str, set[str]] = {}
         self.options = options
         self.moves = moves
+        self.coverage = coverage
+        self.zones: dict[str, str] = {}
+        self.licences: dict[str, list[Licence]] = {}
+        self.calls: dict[tuple[str, int, int], Call] = {}
+        self.used: dict[str, dict[tuple[str, str], int]] = {}
+        self.licences_known = earlier is not None or not log.starts.get(topics.COMMAND)
         self.rows: dict[str, list[Any]] = {}
         self.position: dict[str, Any] = {}
         self.folds: dict[str, Fold] = {}
@@ -695,6 +719,13 @@ class _Partition:
         if earlier is not None:
             self.identities = set(earlier["ids"])
             self.assigned = {one: set(decks) for one, decks in earlier.get("assigned", {}).items()}
+            self.zones = dict(earlier.get("zones", {}))
+            self.licences = {
+                tenant: [msgspec.convert(one, Licence) for one in known]
+                for tenant, known in earlier.get("licences", {}).items()
+            }
+            for tenant, pool, month, minutes in earlier.get("used", ()):
+                self.used.setdefault(tenant, {})[pool, month] = minutes
             self.requests = {tenant: dict(known) for tenant, known in earlier["requests"].items()}
             self.answers = {one: set(said) for one, said in earlier["answers"].items()}
             self.paid = {tuple(key.split("\0")): said for key, said in earlier["paid"].items()}
@@ -742,6 +773,7 @@ class _Partition:
         self._results()
         self._usage()
         self._corrections()
+        self._pools()
         self._causes()
 
     def _misplaced(self, record: Record, what: str) -> None:
@@ -841,6 +873,7 @@ class _Partition:
             datetime.fromisoformat(entry["booked_at"]),
             _deck_of(entry),
             entry.get("links") or {},
+            entry.get("pools", []),
         )
         self.entries.setdefault(place, []).append(kept)
         if kept.payment is not None and self.below(place):
@@ -849,8 +882,8 @@ class _Partition:
                 group = "dispute"
             key = (tenant, kept.payment, group)
             self.by_payment[key] = self.by_payment.get(key, 0) + amount
-        if entry["kind"] == "charge":
-            self._price(name, entry, amount)
+        if entry["kind"] in ("charge", "pool"):
+            self._price(name, entry, amount, kept.minutes)
 
     def _lots(self, name: str, fold: Fold, entry: dict[str, Any]) -> None:
         """Fold what an entry does to lots, and hold it against their ends."""
@@ -922,7 +955,7 @@ class _Partition:
         if since is None and not came and self.options.checkpoint_from is None:
             self._bad_lot(event.tenant, f"was never granted {made}")
 
-    def _price(self, name: str, entry: dict[str, Any], amount: int) -> None:
+    def _price(self, name: str, entry: dict[str, Any], amount: int, minutes: int) -> None:
         rate = entry["rate"]
         deck = self.decks.get(_deck_of(entry) or ("", ""))
         if deck is None:
@@ -938,12 +971,13 @@ class _Partition:
         if rate.get("started_at") is not None:
             return  # its price hangs on the instant and on other rows: judged with its event
         row = rows[0]
-        costs = [deck.cost(row, rate["duration_s"]) for row in rows]
+        rest_s = rate["duration_s"] - 60 * minutes
+        costs = [deck.cost(row, rest_s) for row in rows]
         cost = costs[0]
         if -amount not in costs:
             self.report.violate(
                 "price",
-                f"{name}: {rate['duration_s']} s at {row['Price / min']} cost "
+                f"{name}: {rest_s} s at {row['Price / min']} cost "
                 f"{Fraction(cost, 10**9)}, charged {Fraction(-amount, 10**9)}",
             )
 
@@ -1074,14 +1108,15 @@ class _Partition:
 
     def _commands(self) -> None:
         notices: dict[str, int] = {}
-        applied: set[str] = set()
+        applied: dict[str, datetime] = {}
         for record in self.log.records.get(topics.NOTIFICATION, ()):
             self._misplaced(record, "notice")
             notice = json.loads(record.value or b"")
             if notice["notice"].startswith("command_"):
                 notices[notice["command_id"]] = notices.get(notice["command_id"], 0) + 1
                 if notice["notice"] == "command_applied":
-                    applied.add(notice["command_id"])
+                    at = _utc(notice.get("at") or "0001-01-01T00:00:00Z")
+                    applied.setdefault(notice["command_id"], at)
         expected: dict[str, tuple[str, int, int]] = {}
         for record, event, below in self._source(topics.COMMAND):
             if isinstance(event, str) or not self.wanted(event.tenant):
@@ -1090,6 +1125,8 @@ class _Partition:
             reasons = self._reasons(event.place)
             if reasons - {"conflict"}:
                 continue
+            if event.id in applied and event.id not in expected:
+                self._note_licences(event, applied[event.id])
             tenant, least, most = expected.get(event.id, (event.tenant, 0, 0))
             expected[event.id] = (tenant, least + below, most + 1)
             self._note_tenant(event)
@@ -1117,6 +1154,17 @@ class _Partition:
             self.closed.add(event.tenant)
         elif body.get("command") == "tariff_assignment":
             self.assigned.setdefault(event.tenant, set()).add(str(body.get("deck")))
+
+    def _note_licences(self, event: Event, at: datetime) -> None:
+        body = event.body
+        if body.get("command") == "open_tenant":
+            self.zones.setdefault(event.tenant, str(body.get("time_zone") or "UTC"))
+        elif body.get("command") == "licences":
+            since = _utc(body["effective_from"]) if body.get("effective_from") else at
+            country = str(body.get("country") or "")
+            self.licences.setdefault(event.tenant, []).append(
+                Licence(body["capability"], country, body["count"], since, at)
+            )
 
     def _results(self) -> None:
         paid = self.paid
@@ -1288,12 +1336,15 @@ class _Partition:
             return
         if event.body.get("phase") == "correction":
             self.corrections.setdefault(identity, []).append(event)
-        charges = [entry for entry in entries if entry.kind == "charge"]
+        charges = [entry for entry in entries if entry.kind in ("charge", "pool")]
         if len(charges) > 1:
             self.report.violate("at_most_once", f"{event.place} has {len(charges)} charges")
-        cost = self._cost(event, charges[0].deck if charges else None)
+        minutes = charges[0].minutes if charges else 0
+        cost = self._cost(event, charges[0].deck if charges else None, minutes)
         if charges and charges[0].deck in self.decks:
-            self._right_version(event, self.decks[charges[0].deck], charges[0])
+            deck = self.decks[charges[0].deck]
+            self._right_version(event, deck, charges[0])
+            self._note_call(event, deck)
         if self.foreign_deck is not None:
             # Priced by a deck that is not at hand: what this one says proves nothing.
             self.report.unknown("at_least_once", f"the deck {self.foreign_deck} is not at hand")
@@ -1328,6 +1379,50 @@ class _Partition:
         else:
             unbooked[identity] = event
 
+    def _note_call(self, event: Event, deck: Deck) -> None:
+        if event.tenant not in self.licences:
+            return
+        row = deck.at(str(event.body.get("callee") or "")[1:], event.started)
+        if row is not None and event.duration_s is not None:
+            self.calls[event.place] = Call(
+                kind_of(event.body) or "",
+                event.body.get("capability"),
+                event.body.get("user_country"),
+                event.started,
+                event.duration_s,
+                row,
+            )
+
+    def _pools(self) -> None:
+        """Included minutes, tenant by tenant, in the order of the ledger."""
+        of_tenant: dict[str, list[Booked]] = {}
+        for place, entries in self.entries.items():
+            for one in entries:
+                if one.tenant in self.licences or one.pools:
+                    of_tenant.setdefault(one.tenant, []).append(
+                        Booked(
+                            one.seq,
+                            one.kind,
+                            one.amount,
+                            one.booked_at,
+                            one.pools,
+                            self.calls.get(place),
+                        )
+                    )
+        for tenant, booked in of_tenant.items():
+            if not self.licences_known:
+                self.report.unknown("pools", "the commands that gave licences are no longer there")
+            reckoning = Reckoning(
+                self.coverage,
+                self.zones.get(tenant, "UTC"),
+                self.licences.get(tenant, []),
+                self.used.get(tenant),
+            )
+            for fault in reckoning.judge(booked, complete=self.licences_known):
+                self.report.violate("pools", f"{tenant}/{fault}")
+            self.used[tenant] = reckoning.used
+            self.report.count("included minutes", sum(reckoning.used.values()))
+
     def _right_version(self, event: Event, deck: Deck, entry: Entry) -> None:
         """The deck an entry names is the tenant's, was in force when the call started, and
         nobody could know of a later one."""
@@ -1347,7 +1442,9 @@ class _Partition:
             ):
                 self.report.violate("price", f"{where}, though {other.version} was in force")
 
-    def _cost(self, event: Event, named: tuple[str, str] | None = None) -> int | None:
+    def _cost(
+        self, event: Event, named: tuple[str, str] | None = None, minutes: int = 0
+    ) -> int | None:
         """What a sound event costs; None when it must not be booked. Without the deck that an
         entry names, any that can have been in force: then free wins, and unrated loses."""
         body = event.body
@@ -1356,13 +1453,14 @@ class _Partition:
         kind = kind_of(body)
         if kind not in _KINDS or event.duration_s is None or event.duration_s < 0:
             return None
-        if kind in _FREE:
+        if kind in self.coverage.free:
             return 0
         callee = str(body.get("callee") or "")
         if not callee.startswith("+") or not callee[1:].isdigit():
             return None
         if named is not None and named in self.decks:
-            return self.decks[named].price(callee[1:], event.started, event.duration_s)
+            deck = self.decks[named]
+            return deck.price(callee[1:], event.started, event.duration_s, 60 * minutes)
         costs = [
             deck.price(callee[1:], event.started, event.duration_s)
             for deck in self._candidates(event)
@@ -1577,6 +1675,16 @@ class _Partition:
             ],
             "ids": sorted(self.identities),
             "assigned": {one: sorted(decks) for one, decks in self.assigned.items()},
+            "zones": self.zones,
+            "licences": {
+                tenant: [msgspec.to_builtins(one) for one in known]
+                for tenant, known in self.licences.items()
+            },
+            "used": [
+                [tenant, *bucket, minutes]
+                for tenant, used in self.used.items()
+                for bucket, minutes in used.items()
+            ],
             "requests": self.requests,
             "answers": {one: sorted(said) for one, said in self.answers.items()},
             "paid": {"\0".join(key): said for key, said in self.paid.items()},
@@ -1640,10 +1748,12 @@ def audit(
     options: Options | None = None,
     report: Report | None = None,
     earlier: Mapping[str, Any] | None = None,
+    coverage: Coverage | None = None,
 ) -> tuple[Report, dict[str, Any]]:
     """Audit what was read; the report, and a checkpoint for the next run. Pure."""
     report = report or Report()
     options = options or Options()
+    coverage = coverage or Coverage()
     moves = Moves()
     checkpoint: dict[str, Any] = {}
     for log in logs:
@@ -1656,6 +1766,7 @@ def audit(
             decks=[deck, *published],
             options=options,
             moves=moves,
+            coverage=coverage,
             earlier=known,
         )
         part.run()
@@ -1779,6 +1890,7 @@ async def _verify(settings: Settings, options: Options, reader: _Reader, report:
     if options.checkpoint_from is not None:
         earlier = json.loads(options.checkpoint_from.read_text())
     deck = load_deck(options.deck or settings.deck)
+    coverage = Coverage(options.coverage or settings.coverage)
     every = [TopicPartition(name, number) for name in names.values() for number in numbers]
 
     tariff = TopicPartition(settings.topics.of(topics.TARIFF), 0)
@@ -1837,6 +1949,7 @@ async def _verify(settings: Settings, options: Options, reader: _Reader, report:
         options=options,
         report=report,
         earlier=earlier.get("partitions"),
+        coverage=coverage,
     )
     if options.checkpoint_to is not None:
         options.checkpoint_to.write_text(

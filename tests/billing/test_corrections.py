@@ -304,10 +304,10 @@ def test_a_lot_that_nobody_remembers_comes_back_as_a_lot_of_its_own() -> None:
 def test_lots_that_left_the_row_are_kept_for_43_days_and_never_too_many() -> None:
     account = an_account()
     a_lot = Grant("g", "paid", 100, 1, 1, NOW, None, NOW)  # type: ignore[arg-type]
-    for number in range(grants.MOST_SPENT + 5):
+    for number in range(grants.MOST_LOTS + 5):
         account = grants.with_spent(account, (replace(a_lot, id=f"g{number}"),), NOW, void=False)
-    assert len(account.spent) == grants.MOST_SPENT
-    assert account.spent[-1].grant.id == "g104"
+    assert grants.lots_of(account) + len(account.spent) == grants.MOST_LOTS
+    assert account.spent[-1].grant.id == f"g{grants.MOST_LOTS + 4}"
     later = NOW + grants.SPENT_KEPT
     account = grants.with_spent(account, (replace(a_lot, id="x"),), later, void=False)
     assert [one.grant.id for one in account.spent] == ["x"]

@@ -9,17 +9,19 @@ from hypothesis import given
 from hypothesis import settings as search
 from hypothesis import strategies as st
 
-from schemas.commands import Method, RechargePolicy
+from schemas.commands import Licences, Method, RechargePolicy
 from schemas.funding import Status
 from schemas.ledger import LedgerEntry
 from schemas.money import Money
 from schemas.notices import DeadLetterReason, NoticeKind
+from schemas.usage import Kind
 from streams.billing import account as rows
 from streams.billing import granting, grants
 from streams.billing.account import LAPSED_KEPT, NewerRowError, decode_row, encode_row
 from streams.billing.booking import months_later
 from streams.billing.events import Event
 from streams.billing.outcomes import Outcome
+from streams.coverage import load_coverage
 from tests.billing.builders import (
     NOW,
     Book,
@@ -46,6 +48,7 @@ from tests.billing.builders import (
 )
 
 YEAR = timedelta(days=365)
+COVERAGE = load_coverage(None)
 
 
 # -- money in and out -----------------------------------------------------------------------------
@@ -343,6 +346,9 @@ STEPS = st.one_of(
     st.tuples(st.just("close"), st.none()),
     st.tuples(st.just("open"), st.none()),
     st.tuples(st.just("settings"), st.integers(5, 300)),
+    st.tuples(st.just("licences"), st.integers(0, 4)),
+    st.tuples(st.just("included"), st.integers(1, 12_000)),
+    st.tuples(st.just("month"), st.integers(20, 40)),
 )
 
 
@@ -355,7 +361,9 @@ def play(steps: list[tuple[str, object]]) -> Book:
         event = _event(book, number, what, value, now)
         if what == "wait":
             now += timedelta(seconds=int(str(value)))
-        book.feed(event, now)
+        if what == "month":
+            now += timedelta(days=int(str(value)))
+        book.feed(event, now, coverage=COVERAGE)
         check_laws(book)
     return book
 
@@ -405,6 +413,18 @@ def _event(book: Book, number: int, what: str, value: Any, now: datetime) -> Eve
             return a_command(closing(), name)
         case "open", _:
             return a_command(opening(), name)
+        case "licences", int(count):
+            command = Licences(
+                tenant_id="t-1", issued_at=NOW, capability="MCOPSTN6", country="GB", count=count
+            )
+            return a_command(command, name)
+        case "included", int(seconds):
+            return a_call(
+                kind=Kind.OVERAGE_DOMESTIC,
+                capability="MCOPSTN6",
+                duration_s=seconds,
+                started_at=now - timedelta(days=seconds % 32),
+            )
         case "settings", int(trigger):
             assert book.account is not None
             version = book.account.settings_version
@@ -439,6 +459,10 @@ def check_laws(book: Book) -> None:
     assert len(account.planned) <= granting.MOST_PLANNED
     assert all(lapsed.left_nanos > 0 for lapsed in account.lapsed)
     assert account.seq == len(book.entries)
+    for held in account.pools:
+        most = max(one.count for one in held.counts) * 240
+        assert all(0 <= one.minutes <= most for one in held.used), "more than was included"
+        assert len(held.used) <= 3, "a month that is over for good"
     assert decode_row(encode_row(account)) == account
     unanswered = account.recharging.asked
     assert (unanswered is not None) == (account.recharging.stage == "requested")
@@ -482,6 +506,11 @@ def test_the_laws_hold_after_anything(steps: list[tuple[str, object]]) -> None:
     check_lots(book.entries)
     assert chain_holds(book.entries)
     assert sum(usd(decoded(entry)["amount"]) for entry in book.entries) == book.balance_nanos
+    used: dict[str, int] = {}
+    for line in (line for entry in book.entries for line in decoded(entry).get("pools", ())):
+        used[line["month"]] = used.get(line["month"], 0) + line["minutes"]
+        assert line["minutes"] > 0
+        assert used[line["month"]] == line["used"] <= line["included"]
     ids: dict[tuple[int, int], str] = {}
     for request in book.requests:
         if request.epoch is not None and request.attempt is not None:

@@ -11,9 +11,12 @@ import msgspec
 import pytest
 import typer.main
 
+from schemas.usage import Kind
 from streams import VERSION
 from streams.cli import app
 from streams.cli.output import Output
+from streams.cli.tenants import with_pools_as_lines
+from streams.coverage import coverage_bytes
 from streams.settings import PREFIX, Settings
 from streams.testbed import load as generator
 from streams.testbed.broker import free_port
@@ -221,14 +224,33 @@ def test_config_show_lists_every_setting_with_its_meaning(said: Call) -> None:
     answer = said("config", "show", CREDITS_PARTITIONS="6")
     assert answer.code == 0
     found = {row["variable"]: row for row in answer.rows}
-    assert found.keys() == {
-        PREFIX + field.name.upper() for field in msgspec.structs.fields(Settings)
-    }
+    settings = {PREFIX + field.name.upper() for field in msgspec.structs.fields(Settings)}
+    assert found.keys() == settings | {f"CREDITS_COVERAGE: {kind.value}" for kind in Kind}
+    assert found["CREDITS_COVERAGE: conf_dial_out"]["value"] == "conference, credits"
     assert (found["CREDITS_PARTITIONS"]["value"], found["CREDITS_PARTITIONS"]["default"]) == (
         "6",
         "12",
     )
     assert [name for name, row in found.items() if not row["meaning"]] == []
+
+
+def test_config_show_shows_the_coverage_table_in_force_or_what_is_wrong_with_it(
+    said: Call, tmp_path: Path
+) -> None:
+    table = tmp_path / "coverage.toml"
+    table.write_text(
+        coverage_bytes(None).decode().replace('payg_out = ["c', 'payg_out = ["fr", "c')
+    )
+    answer = said("config", "show", CREDITS_COVERAGE=str(table))
+    assert answer.code == 2
+    assert "CREDITS_COVERAGE: sources.payg_out: 'fr' is no source; known are" in answer.stderr
+    table.write_text(coverage_bytes(None).decode().replace('in = ["free"]', 'in = ["credits"]'))
+    rows = {
+        row["variable"]: row for row in said("config", "show", CREDITS_COVERAGE=str(table)).rows
+    }
+    row = rows["CREDITS_COVERAGE: conf_dial_in"]
+    assert (row["value"], row["default"]) == ("credits", "free")
+    assert said("config", "show", CREDITS_COVERAGE=str(tmp_path / "no")).code == 2
 
 
 def test_config_show_works_with_wrong_settings_for_it_is_what_errors_point_to(said: Call) -> None:
@@ -239,6 +261,15 @@ def test_config_show_works_with_wrong_settings_for_it_is_what_errors_point_to(sa
 
 
 ROWS = [{"tenant_id": "t-1", "balance": "20.5"}, {"tenant_id": "[red]t-2", "balance": "-1"}]
+
+
+def test_a_person_gets_a_line_a_pool() -> None:
+    pool = {"pool": "conference/MCOMEETADV", "month": "2026-03", "included": 60, "used": 48,
+            "left": 12}  # fmt: skip
+    assert with_pools_as_lines({"tenant_id": "t-1", "pools": [pool]}) == {
+        "tenant_id": "t-1",
+        "pool conference/MCOMEETADV": "48 of 60 minutes of 2026-03 used, 12 left",
+    }
 
 
 def test_a_terminal_gets_a_table_as_it_stands(
