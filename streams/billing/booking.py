@@ -3,7 +3,7 @@
 A draft is made for one event and ends as an `Outcome`; it never leaves `ledger.apply`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from functools import lru_cache
 from hashlib import sha256
@@ -195,9 +195,14 @@ class Draft:
         amount_nanos: int,
         at: datetime,
         details: Mapping[str, Any] = _NOTHING,
+        first: Collection[str] = (),
     ) -> None:
-        """Take money out, below zero if need be: what happened, happened."""
-        burnt = grants.burn(self.account, amount_nanos, at, self.now)
+        """Take money out, below zero if need be: what happened, happened. The lots in `first` pay
+        before any other, dead or alive."""
+        if first:
+            burnt = grants.burn_first(self.account, first, amount_nanos, at, self.now)
+        else:
+            burnt = grants.burn(self.account, amount_nanos, at, self.now)
         self.book(kind, -amount_nanos, burnt, at, details)
 
     def notify(self, notice: NoticeKind, **details: Any) -> None:
