@@ -100,18 +100,17 @@ def charge_anew(
     draft: Draft, amount_nanos: int, at: datetime, details: Mapping[str, Any], back: Back
 ) -> None:
     """Charge the new content. Money of dead lots pays first: it can do nothing else any more."""
-    burnt = grants.burn_first(draft.account, back.dead, amount_nanos, at, draft.now)
-    draft.book(EntryKind.CHARGE, -amount_nanos, burnt, at, {**details, "links": back.links})
+    linked = {**details, "links": back.links}
+    draft.debit(EntryKind.CHARGE, amount_nanos, at, linked, first=back.dead)
 
 
 def let_go(draft: Draft, back: Back) -> None:
     """What came back to dead lots and was not needed goes again as it went before."""
     for grant in draft.account.grants:
-        if grant.id in back.dead:
-            if grant.expires_at is not None and grant.expires_at <= draft.now:
-                granting.expire(draft, grant)
-            else:
-                granting.take(draft, EntryKind.VOID, grant, draft.now)
+        if grant.expires_at is not None and grant.expires_at <= draft.now:
+            granting.expire(draft, grant)
+        elif grant.id in back.dead:
+            granting.take(draft, EntryKind.VOID, grant, draft.now)
 
 
 def report(draft: Draft, back: Back) -> None:

@@ -114,22 +114,34 @@ class Originals:
         found: dict[Identity, tuple[LedgerEntry, ...]] = dict.fromkeys(ranges, ())
         try:
             async with asyncio.timeout(READ_WITHIN_S), self._turn:
-                for first, end in merged(ranges.values()):
-                    try:
-                        await self._read(tp, first, end, found)
-                    except OffsetOutOfRangeError:
-                        # The ledger is kept for ever; where it is not, nobody can take back what
-                        # nobody can read.
-                        for identity, (start, _) in ranges.items():
-                            if first <= start < end:
-                                del found[identity]
+                sound = False
+                try:
+                    for first, end in merged(ranges.values()):
+                        await self._read_or_forget(tp, first, end, ranges, found)
+                    sound = True
+                finally:
+                    if not sound:
+                        await self.stop()
         except TimeoutError as error:
-            await self.stop()
             raise UnknownOutcomeError("the ledger cannot be read") from error
-        except Exception:
-            await self.stop()
-            raise
         return found
+
+    async def _read_or_forget(
+        self,
+        tp: TopicPartition,
+        first: int,
+        end: int,
+        ranges: Mapping[Identity, Range],
+        found: dict[Identity, tuple[LedgerEntry, ...]],
+    ) -> None:
+        try:
+            await self._read(tp, first, end, found)
+        except OffsetOutOfRangeError:
+            # The ledger is kept for ever; where it is not, nobody can take back what nobody can
+            # read.
+            for identity, (start, _) in ranges.items():
+                if first <= start < end:
+                    del found[identity]
 
     async def _read(
         self,

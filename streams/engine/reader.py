@@ -56,7 +56,8 @@ class Reader:
         self._epoch = 0
         self._seeks: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] = {}
-        self._in_flight: dict[TopicPartition, int] = {}
+        # By where they end: one that comes twice is still one.
+        self._in_flight: dict[TopicPartition, set[int]] = {}
         self._held: set[TopicPartition] = set()
         self._changed = asyncio.Event()
 
@@ -78,7 +79,7 @@ class Reader:
 
     def in_flight(self, tp: TopicPartition) -> int:
         """Slices fetched and neither booked nor dropped."""
-        return self._in_flight.get(tp, 0)
+        return len(self._in_flight.get(tp, ()))
 
     def begin(self, positions: Mapping[TopicPartition, int], held: set[TopicPartition]) -> None:
         """Begin a new epoch: read these partitions from these offsets and no others.
@@ -87,7 +88,7 @@ class Reader:
         """
         self._epoch += 1
         self._ends = dict(positions)
-        self._in_flight = dict.fromkeys(positions, 0)
+        self._in_flight = {tp: set() for tp in positions}
         self._held = set(held)
         self._seeks = {tp: self._seeks.get(tp, 0) + 1 for tp in positions}
         if positions:
@@ -109,7 +110,7 @@ class Reader:
             return
         self._seeks[tp] += 1
         self._ends[tp] = offset
-        self._in_flight[tp] = 0
+        self._in_flight[tp] = set()
         self._consumer.seek(tp, offset)
         self._changed.set()
 
@@ -120,7 +121,7 @@ class Reader:
     def done(self, part: Slice) -> None:
         """A slice is booked or dropped: make room for the next."""
         if self.current(part):
-            self._in_flight[part.tp] -= 1
+            self._in_flight[part.tp].discard(part.end)
             self._changed.set()
 
     async def read_up_to(self, tp: TopicPartition) -> int:
@@ -137,8 +138,8 @@ class Reader:
         """
         room = [
             tp
-            for tp, count in self._in_flight.items()
-            if count < SLICES_IN_FLIGHT and tp not in self._held
+            for tp, ends in self._in_flight.items()
+            if len(ends) < SLICES_IN_FLIGHT and tp not in self._held
         ]
         if not room:  # getmany without partitions would mean all of them
             self._changed.clear()
@@ -155,6 +156,6 @@ class Reader:
                 continue
             follows, end = self._ends[tp], records[-1].offset + 1
             self._ends[tp] = end
-            self._in_flight[tp] += 1
+            self._in_flight[tp].add(end)
             slices.append(Slice(tp, records, self._epoch, self._seeks[tp], follows, end))
         return slices
