@@ -639,7 +639,8 @@ class Charge(Struct, gc=False):
 
 
 class Fold(Struct):
-    """A tenant's ledger, folded; `reopened` are expired lots that an event has money from."""
+    """A tenant's ledger, folded; `reopened` are expired lots that an event has money from, `gone`
+    the ends of lots that are empty: a correction may give something back to them."""
 
     seq: int = 0
     balance: int = 0
@@ -648,11 +649,12 @@ class Fold(Struct):
     lots: dict[str, Lot] = {}
     cause: tuple[Any, ...] = ()
     reopened: set[str] = set()
+    gone: dict[str, datetime | None] = {}
 
     def copy(self) -> "Fold":
         """As it is now."""
         lots = {name: Lot(lot.left, lot.ends, lot.lapsed) for name, lot in self.lots.items()}
-        return Fold(self.seq, self.balance, self.overdraft, self.head, lots)
+        return Fold(self.seq, self.balance, self.overdraft, self.head, lots, gone=dict(self.gone))
 
 
 class Log(Struct, kw_only=True):
@@ -890,19 +892,22 @@ class _Partition:
         kind, amount = entry["kind"], nanos(entry["amount"])
         at, booked_at = _utc(entry["at"]), _utc(entry["booked_at"])
         for used in entry.get("grants", ()):
-            lot = fold.lots.setdefault(used["id"], Lot())
+            if used["id"] not in fold.lots:
+                fold.lots[used["id"]] = Lot(ends=fold.gone.pop(used["id"], None))
+            lot = fold.lots[used["id"]]
             moved = nanos(used["amount"])
             lot.left += moved
             if lot.left != nanos(used["left"]) or lot.left < 0:
                 self._bad_lot(name, f"leaves {used['left']} in {used['id']}, which it cannot have")
                 lot.left = nanos(used["left"])
             over = lot.ends is not None and lot.ends <= at and lot.ends <= booked_at
-            if over and moved < 0 and kind == "charge":
+            # A correction may charge what it has given back to a lot that is over.
+            if over and moved < 0 and kind == "charge" and not entry.get("links"):
                 self._bad_lot(name, f"is paid by {used['id']}, which had expired")
             if kind in ("expiry", "void") and lot.left:
                 self._bad_lot(name, f"leaves something in {used['id']}")
             if kind == "expiry":
-                lot.lapsed = -moved
+                lot.lapsed -= moved
                 if lot.ends is None or lot.ends != at or booked_at < at:
                     self._bad_lot(name, f"ends {used['id']} at another time than its own")
             elif kind == "expiry_reopened":
@@ -911,7 +916,8 @@ class _Partition:
                 late = lot.ends is None or at >= lot.ends or booked_at >= lot.ends + _GRACE
                 if late or moved <= 0 or lot.lapsed < 0:
                     self._bad_lot(name, f"takes back from {used['id']} what had not expired")
-        if kind in _MAKES and amount > 0 and entry.get("grants"):
+        makes = kind in _MAKES or (kind == "reversal" and "expires_at" in entry)
+        if makes and amount > 0 and entry.get("grants"):
             made = entry["grants"][-1]["id"]
             ends = entry.get("expires_at")
             fold.lots[made].ends = None if ends is None else _utc(ends)
@@ -920,7 +926,7 @@ class _Partition:
         for used in entry.get("grants", ()):
             known = fold.lots.get(used["id"])
             if known is not None and not known.left and not known.lapsed:
-                del fold.lots[used["id"]]
+                fold.gone[used["id"]] = fold.lots.pop(used["id"]).ends
         left = sum(lot.left for lot in fold.lots.values())
         if left - fold.overdraft != fold.balance:
             self._bad_lot(name, f"has {Fraction(left, 10**9)} in lots, which is not the balance")
@@ -1701,7 +1707,10 @@ class _Partition:
                             None if lot.ends is None else lot.ends.isoformat(),
                             str(lot.lapsed),
                         ]
-                        for name, lot in fold.lots.items()
+                        for name, lot in (
+                            *fold.lots.items(),
+                            *((name, Lot(ends=ends)) for name, ends in fold.gone.items()),
+                        )
                     },
                 ]
                 for tenant, fold in tenants.items()
