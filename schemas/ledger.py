@@ -107,7 +107,10 @@ class LedgerEntry(Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class Balance(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
-    """The latest public state of a tenant: `credits.balance.v1`, compacted, key = tenant."""
+    """The latest public state of a tenant: `credits.balance.v1`, compacted, key = tenant.
+
+    `available` is the balance without `exposure`, which is what `holds` open calls hold.
+    """
 
     tenant_id: TenantId
     currency: Currency
@@ -122,3 +125,5 @@ class Balance(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
     policy_version: Count = 0
     closed: bool = False
     as_of: Timestamp
+    exposure: Amount = "0"
+    holds: Count = 0

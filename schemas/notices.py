@@ -35,6 +35,7 @@ class NoticeKind(StrEnum):
     BALANCE_NEGATIVE = "balance_negative"
     ORPHAN_PAYMENT = "orphan_payment"
     SETTINGS_CHANGED = "settings_changed"
+    HOLDS_EXCEEDED = "holds_exceeded"
     SUSPENDED = "suspended"
     RESUMED = "resumed"
 
@@ -79,7 +80,8 @@ class Notice(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
 
     `suspended` and `resumed` are a signal for those who admit calls: for each of its `scopes` the
     highest `signal_version` counts, and a suspension ends with `lease_until` unless it is renewed;
-    without one it holds until a higher version. Included minutes go on, whatever is suspended;
+    without one it holds until a higher version. `available` and `exposure` are there while open
+    calls hold money. Included minutes go on, whatever is suspended;
     emergency calls are never in it.
     """
 
@@ -112,6 +114,8 @@ class Notice(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
     scopes: list[Kind] = []
     signal_version: Count | None = None
     lease_until: Timestamp | None = None
+    available: Amount | None = None
+    exposure: Amount | None = None
 
 
 class DeadLetterReason(StrEnum):

@@ -6,7 +6,7 @@ from typing import Final
 from schemas.ledger import EntryKind, RateUsed
 from schemas.notices import DeadLetterReason
 from schemas.usage import Phase
-from streams.billing import coverage, rating, recharge
+from streams.billing import coverage, holds, rating, recharge
 from streams.billing.account import Account
 from streams.billing.booking import Draft, RefusedError
 from streams.billing.events import UsageEvent
@@ -28,14 +28,17 @@ _CHARGE: Final = EntryKind.CHARGE
 
 
 def charge(draft: Draft, event: UsageEvent, terms: Terms) -> str:
-    """Book what a leg costs; returns the outcome's label. Raises RefusedError."""
+    """Book what a leg costs, or hold what it has cost so far; returns the outcome's label. Raises
+    RefusedError."""
     usage = event.usage
     account = draft.account
-    if usage.phase is not _END:
+    duration_s = event.duration_s
+    is_open = usage.phase is not _END
+    if is_open:
         if usage.phase is Phase.CORRECTION:
             raise RefusedError(DeadLetterReason.REFUSED, "$.phase")
-        return "open"
-    duration_s = event.duration_s
+        if usage.phase is Phase.START and duration_s is None:
+            duration_s = 0
     if duration_s is None or duration_s < 0:
         raise RefusedError(DeadLetterReason.SCHEMA_VIOLATION, "$.duration_s")
     if not billable(account, event.started_at):
@@ -46,7 +49,9 @@ def charge(draft: Draft, event: UsageEvent, terms: Terms) -> str:
     if kind is None:
         raise RefusedError(DeadLetterReason.SCHEMA_VIOLATION, "$.kind")
     if kind in coverage.FREE_KINDS:
-        return "free"
+        return "open" if is_open else "free"
+    if is_open:
+        return _hold(draft, event, terms, duration_s + holds.AHEAD_S)
     if terms.decks is None and not account.decks:
         tariff = terms.tariff
     else:
@@ -92,6 +97,35 @@ def charge(draft: Draft, event: UsageEvent, terms: Terms) -> str:
     if rate.risk_class:
         recharge.spent(draft, rate.risk_class, priced.amount_nanos)
     return "charged"
+
+
+def _hold(draft: Draft, event: UsageEvent, terms: Terms, duration_s: int) -> str:
+    """Hold the price of that many seconds of an open leg. Whatever else can pay for them than
+    credits holds nothing: free kinds never come here.
+
+    A call without a price holds nothing either; it is its end that becomes a dead letter.
+    """
+    hold = event.hold
+    if (hold is not None and hold.ended) or not holds.is_alive(event, draft.now):
+        return "open"
+    account = draft.account
+    try:
+        tariff = _tariff_of(account, event, terms, duration_s)
+    except RefusedError:
+        return "open"
+    digits = coverage.digits_of(event.usage.callee)
+    rate = None if digits is None else tariff.find(digits)
+    if digits is None or rate is None:
+        return "open"
+    if rate.special is None:
+        priced = rating.price(rate, duration_s)
+    else:
+        found = rating.price_special(tariff, digits, event.started_at, duration_s)
+        if found is None:
+            return "open"
+        priced = found
+    holds.place(draft, event, priced.amount_nanos)
+    return "open"
 
 
 def _tariff_of(account: Account, event: UsageEvent, terms: Terms, duration_s: int) -> Tariff:

@@ -12,7 +12,7 @@ from schemas.commands import AnyCommand
 from schemas.funding import RechargeResult
 from schemas.ledger import CausedBy
 from schemas.usage import CallUsage, ConferenceUsage
-from streams.billing.account import Payment
+from streams.billing.account import Hold, Payment
 
 # Times of different clocks may differ by a second; beyond that the duration is believed.
 _AGREES: Final = timedelta(seconds=1)
@@ -24,7 +24,11 @@ Cause = CausedBy
 
 class UsageEvent(Struct, frozen=True, gc=False):
     """A call leg or conference stay. `duration_s` is None when nothing says how long it took,
-    negative when it ended before it began; `disagrees`: its times contradict its duration."""
+    negative when it ended before it began; `disagrees`: its times contradict its duration.
+
+    `leg` names the leg whose hold the event can touch, and `hold` is that hold, when there is one;
+    an end whose tenant has no open calls has neither.
+    """
 
     usage: CallUsage | ConferenceUsage
     cause: Cause
@@ -32,6 +36,8 @@ class UsageEvent(Struct, frozen=True, gc=False):
     ended_at: datetime
     duration_s: int | None
     disagrees: bool = False
+    leg: str = ""
+    hold: Hold | None = None
 
 
 class CommandEvent(Struct, frozen=True, gc=False):
@@ -51,9 +57,10 @@ class ResultEvent(Struct, frozen=True, gc=False):
 
 
 class Tick(Struct, frozen=True, gc=False):
-    """A due instant of an account."""
+    """A due instant of an account, or of one of its holds."""
 
     at: datetime
+    hold: Hold | None = None
 
     @property
     def cause(self) -> Cause:

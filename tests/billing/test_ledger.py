@@ -14,9 +14,16 @@ from schemas.funding import Status
 from schemas.ledger import LedgerEntry
 from schemas.money import Money
 from schemas.notices import DeadLetterReason, NoticeKind
+from schemas.usage import Phase
 from streams.billing import account as rows
 from streams.billing import grants
-from streams.billing.account import NewerRowError, decode_row, encode_row
+from streams.billing.account import (
+    NewerRowError,
+    decode_hold,
+    decode_row,
+    encode_hold,
+    encode_row,
+)
 from streams.billing.booking import months_later
 from streams.billing.events import Event
 from streams.billing.outcomes import Outcome
@@ -325,6 +332,7 @@ def test_entries_are_what_the_wire_promises() -> None:
 
 AMOUNTS = st.integers(1, 400)
 STATUSES = st.sampled_from(list(Status))
+PHASES = st.sampled_from([Phase.START, Phase.PROGRESS, Phase.END])
 STEPS = st.one_of(
     st.tuples(st.just("call"), st.integers(0, 200)),
     st.tuples(st.just("late"), st.integers(1, 200)),
@@ -337,6 +345,7 @@ STEPS = st.one_of(
     st.tuples(st.just("close"), st.none()),
     st.tuples(st.just("open"), st.none()),
     st.tuples(st.just("settings"), st.integers(5, 300)),
+    st.tuples(st.just("leg"), st.tuples(PHASES, st.integers(0, 2), st.integers(0, 7))),
 )
 
 
@@ -362,6 +371,12 @@ def _event(book: Book, number: int, what: str, value: Any, now: datetime) -> Eve
             return a_call(duration_s=60 * count, **at)
         case "late", int(count):
             return a_call(duration_s=60 * count, started_at=NOW - timedelta(days=3))
+        case "leg", (phase, leg, half_minutes):
+            # Up to two minutes ahead of the clock, up to four behind it, in any order.
+            lasted_s = 30 * half_minutes
+            began = now - timedelta(seconds=240 if half_minutes > 3 else 0)
+            members = {"phase": phase, "leg_id": f"leg-{leg}", "duration_s": lasted_s}
+            return a_call(started_at=began, **members)
         case "pay", int(amount):
             return a_command(a_payment(str(amount), f"wire-{amount % 7}"), name)
         case "adjust", int(amount):
@@ -398,6 +413,11 @@ def check_laws(book: Book) -> None:
     assert decode_row(encode_row(account)) == account
     unanswered = account.recharging.asked
     assert (unanswered is not None) == (account.recharging.stage == "requested")
+    held = [hold for hold in book.holds.values() if not hold.ended]
+    assert account.exposure_nanos == sum(hold.nanos for hold in held), "exposure = sum of holds"
+    assert account.holds == len(held)
+    assert all(hold.nanos > 0 for hold in held)
+    assert all(decode_hold(encode_hold(hold)) == hold for hold in book.holds.values())
 
 
 @given(st.lists(STEPS, max_size=25))
