@@ -102,6 +102,7 @@ def test_every_schedule_keeps_every_promise(part: int) -> None:
     happened, failed = play_many(1 + part * each, each)
     assert failed == []
     assert min(happened[what] for what in ("kills", "freezes", "fences", "unknown outcomes")) > 0
+    assert happened["open calls"] > 0
 
 
 def test_every_mutant_is_hunted() -> None:
