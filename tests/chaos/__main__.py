@@ -19,8 +19,6 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
-from aiokafka.errors import KafkaError
-
 from streams.cli.demo import environment_of
 from streams.cli.operate import seconds_from
 from tests.chaos import faults
@@ -134,10 +132,7 @@ class Campaign:
         return await self.stage.lag() == 0
 
     async def _none_open(self) -> bool:
-        try:
-            return not await self.stage.open_transactions()
-        except (KafkaError, OSError):
-            return False  # a broker that has just come back does not know every leader yet
+        return not await self.stage.open_transactions()
 
     async def _audit(self, *, everything: bool = False) -> int:
         """`credits verify` from the last audit on, or of everything with what the load foresaw.

@@ -137,7 +137,7 @@ async def _zombie(stage: Stage, fault: Fault) -> None:
                 slot.worker.signal(signal.SIGSTOP)
                 continue
             order(slot.folder, point, "stop", _number(fault, "passes"))
-            await wait(partial(taken, slot.folder), POINT_WITHIN_S, f"{slot.name} stops {point}")
+            await wait(partial(_reached, stage, slot), POINT_WITHIN_S, f"{slot.name} stops {point}")
             stage.points[point] += 1
         await _taken_over(stage, frozen, monotonic())
         await asyncio.sleep(_number(fault, "longer"))
@@ -152,6 +152,15 @@ async def _zombie(stage: Stage, fault: Fault) -> None:
                 slot.worker.signal(signal.SIGCONT)
             slot.held = False
     await _back_to_base(stage)
+
+
+def _reached(stage: Stage, slot: Slot) -> bool:
+    """Whether a held worker carried out its order. One that ended before, with its broker away,
+    is started again for it."""
+    if taken(slot.folder):
+        return True
+    stage.revive(slot)
+    return False
 
 
 def _owns(slot: Slot) -> bool:

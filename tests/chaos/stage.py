@@ -513,15 +513,17 @@ class Stage:
         """Start again what ended, as an init system does."""
         while True:
             for slot in self.slots:
-                if not slot.wanted or slot.held or slot.running:
-                    continue
-                if monotonic() - slot.started_at < RESTART_AFTER_S:
-                    continue
-                self._note_exit(slot)
-                slot.start()
+                if slot.wanted and not slot.held:
+                    self.revive(slot)
             if self.payments.wanted and not self.payments.running:
                 self.payments.start()
             await asyncio.sleep(0.1)
+
+    def revive(self, slot: Slot) -> None:
+        """Start a worker again that has ended, but not at once."""
+        if not slot.running and monotonic() - slot.started_at >= RESTART_AFTER_S:
+            self._note_exit(slot)
+            slot.start()
 
     def _note_exit(self, slot: Slot) -> None:
         process = slot.worker.process
@@ -613,8 +615,7 @@ class Stage:
         return await unbooked(self.settings, self.watcher.positions)
 
     async def open_transactions(self) -> list[str]:
-        """Partitions whose last stable offset is not their end. Raises KafkaError, OSError while
-        the brokers do not answer."""
+        """Partitions whose last stable offset is not their end."""
         committed = await started_reader(self.settings)
         uncommitted = log_reader(self.settings, committed=False)
         try:
@@ -622,7 +623,7 @@ class Stage:
             tps = [
                 TopicPartition(self.settings.topics.of(topic.name), number)
                 for topic in topics.MANIFEST
-                for number in range(self.settings.partitions)
+                for number in range(topic.partitions or self.settings.partitions)
             ]
             stable = await committed.end_offsets(tps)
             ends = await uncommitted.end_offsets(tps)

@@ -11,8 +11,10 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from enum import StrEnum
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from time import process_time_ns
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -31,6 +33,7 @@ from streams.testbed.bench.steady import (
     measure_steady,
     whole_slices,
 )
+from streams.testbed.bench.takeover import measure_takeover
 from streams.testbed.bench.throughput import a_plan, measure_throughput
 from streams.testbed.bench.worker import PAGE_BYTES, BenchError, Place, running, say
 from streams.testbed.load import Plan, Profile
@@ -50,6 +53,7 @@ class Part(StrEnum):
 
     THROUGHPUT = "throughput"
     LATENCY = "latency"
+    TAKEOVER = "takeover"
     RESTORE = "restore"
     IDS = "ids"
     TENANTS = "tenants"
@@ -88,6 +92,7 @@ BARS: Final = (
     Bar("latency.at_100.p50_ms", 100),
     Bar("latency.idle_cpu_percent", 2),
     Bar("latency.at_1000.cpu_percent", 25),
+    Bar("takeover.unserved_most_ms", 15_000),
     Bar("restore.rows_per_s", 150_000, at_least=True),
     Bar("restore.mb_per_million_tenants", 400),
     Bar("ids.ids_per_s", 1_666_667, at_least=True),
@@ -114,8 +119,8 @@ class Run:
 
     async def measure(self, parts: set[Part]) -> None:
         """Measure the parts, each in installations of its own. Raises BenchError."""
-        if parts & {Part.THROUGHPUT, Part.LATENCY}:
-            await self._throughput_and_latency(latency=Part.LATENCY in parts)
+        if parts & {Part.THROUGHPUT, Part.LATENCY, Part.TAKEOVER}:
+            await self._throughput_and_latency(parts)
         if Part.RESTORE in parts:
             self.result["restore"] = await self._restore(self._scale.rows)
         if Part.IDS in parts:
@@ -170,14 +175,17 @@ class Run:
     def _plan(self, tenants: int | None = None, *, zipf: bool = True) -> Plan:
         return a_plan(tenants or self._scale.tenants, self._scale.point, zipf=zipf)
 
-    async def _throughput_and_latency(self, *, latency: bool) -> None:
+    async def _throughput_and_latency(self, parts: set[Part]) -> None:
         async with self._installation("throughput") as settings:
             tenants = self._scale.tenants
             throughput = await measure_throughput(
                 settings, self._place, a_plan(tenants, self._scale.events), data=self._data
             )
             self.result["throughput"] = msgspec.to_builtins(throughput)
-            if not latency:
+            if Part.TAKEOVER in parts:
+                takeover = await measure_takeover(settings, self._place, tenants)
+                self.result["takeover"] = msgspec.to_builtins(takeover)
+            if Part.LATENCY not in parts:
                 return
             most = throughput.events_per_s
             rates = {
@@ -257,7 +265,28 @@ def _machine(cores: str) -> dict[str, Any]:
         "memory_mb": os.sysconf("SC_PHYS_PAGES") * PAGE_BYTES // 1_000_000,
         "system": platform.system(),
         "load_before": round(os.getloadavg()[0], 1),
+        "reference_us": _reference_us(),
     }
+
+
+def _reference_us() -> int:
+    """CPU time of a fixed piece of work, the shortest of ten: the measure of a machine's speed.
+
+    Interpreter, JSON, hash and memory have a part each, as in the worker. Shared machines of one
+    name differ by half, so that figures of two runs compare only when divided by it.
+    """
+    times = []
+    for _ in range(10):
+        began = process_time_ns()
+        rows = [
+            {"tenant": f"t{number}", "balance": str(number), "at": number}
+            for number in range(5_000)
+        ]
+        head = b""
+        for row in rows:
+            head = sha256(head + msgspec.json.encode(row)).digest()
+        times.append((process_time_ns() - began) // 1_000)
+    return min(times)
 
 
 def _versions() -> dict[str, str]:

@@ -71,7 +71,7 @@ async def measure_steady(
         settings, max_batch_size=900_000, compression_type="lz4", linger_ms=0
     )
     try:
-        slices = _slices(settings, producer, tenants, rate, seed)
+        slices = slices_of(settings, producer, tenants, rate, seed, STEADY_FOR_S)
         watched = settings.partitions if rate < ALL_WATCHED_BELOW else 1
         tps = [
             TopicPartition(settings.topics.of(topics.LEDGER), number) for number in range(watched)
@@ -84,7 +84,7 @@ async def measure_steady(
         until = began + STEADY_FOR_S
         watching = asyncio.create_task(_watch(reader, began, rate, seed, until=until + 10))
         cpu_us, at = worker.cpu_us(), monotonic()
-        await _send_slices(producer, slices, began)
+        await send_slices(producer, slices, began)
         cpu_percent = _percent(worker.cpu_us() - cpu_us, monotonic() - at)
         latencies_ms = sorted(await watching)
     finally:
@@ -123,15 +123,20 @@ def _percent(cpu_us: int, seconds: float) -> str:
     return tenths(cpu_us * 1_000 // round(seconds * 1_000_000))
 
 
-def _slices(
-    settings: Settings, producer: AIOKafkaProducer, tenants: int, rate: int, seed: int
+def slices_of(
+    settings: Settings,
+    producer: AIOKafkaProducer,
+    tenants: int,
+    rate: int,
+    seed: int,
+    seconds: int,
 ) -> list[dict[TopicPartition, Any]]:
     """Record batches, one a slice and partition, made beforehand: making them costs more than
     sending. An event's call id ends in its index, and so says when it was meant to be sent."""
     start = datetime.now(UTC)
-    slices: list[dict[TopicPartition, Any]] = [{} for _ in range(STEADY_FOR_S * 1_000 // SLICE_MS)]
+    slices: list[dict[TopicPartition, Any]] = [{} for _ in range(seconds * 1_000 // SLICE_MS)]
     per_slice = rate * SLICE_MS // 1_000
-    for index, planned in enumerate(events(a_plan(tenants, rate * STEADY_FOR_S, seed), start)):
+    for index, planned in enumerate(events(a_plan(tenants, rate * seconds, seed), start)):
         event = orjson.loads(planned.value or b"{}") | {"call_id": f"at-{seed}-{index}"}
         tp = TopicPartition(
             settings.topics.of(planned.topic), partition_of(planned, settings.partitions)
@@ -147,9 +152,10 @@ def _slices(
     return slices
 
 
-async def _send_slices(
+async def send_slices(
     producer: AIOKafkaProducer, slices: Sequence[dict[TopicPartition, Any]], began: float
 ) -> None:
+    """Send every slice at its time, open loop."""
     acknowledged: list[Any] = []
     for number, batches in enumerate(slices):
         # At the end of the slice: none of its events is sent before its time.

@@ -126,6 +126,11 @@ class Worker:
         assert found is not None
         return int(found[1]) * 1_024
 
+    def kill(self) -> None:
+        """SIGKILL: it has no last word."""
+        self._process.kill()
+        self._process.wait()
+
     def stop(self) -> None:
         """Stop it in order, or by force when it takes too long."""
         self._process.send_signal(signal.SIGTERM)
