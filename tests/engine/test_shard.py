@@ -96,7 +96,8 @@ class Bench:
         """Decide a batch and publish it, as after a commit."""
         slices = [] if topic is None else [self.slice(topic, *values)]
         work: Work = await self.shard._decide(slices)
-        self.shard._publish(work)
+        if work.position is not None:
+            self.shard._publish(work)
         work.tally.publish(self.meters)
         outputs: Any = work.outputs
         assert isinstance(outputs, Recorded)
@@ -468,3 +469,14 @@ async def test_a_hold_whose_tick_breaks_us_waits_an_hour(
     bench.now += HOUR
     await bench.book()
     assert (bench.shard.totals.holds, hold_rows(bench)) == (0, {})
+
+
+async def test_an_end_that_overtakes_the_start_of_its_leg_is_remembered(bench: Bench) -> None:
+    await bench.book(topics.CALL_USAGE, a_phase(1, "end", 1, leg_id="leg"))
+    await bench.book(topics.CALL_USAGE, a_phase(2, "start", 0, leg_id="leg"))
+    assert bench.shard.totals.holds == 0
+    # Without a leg id it is, while any other call is open.
+    await bench.book(topics.CALL_USAGE, a_phase(3, "start", 0, leg_id="other"))
+    await bench.book(topics.CALL_USAGE, a_phase(4, "end", 1, call_id="d"))
+    await bench.book(topics.CALL_USAGE, a_phase(5, "start", 0, call_id="d"))
+    assert bench.shard.totals.holds == 1
