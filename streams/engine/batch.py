@@ -590,7 +590,7 @@ class Decider:
         for key, payment in work.payments.items():
             work.rows[key] = encode_payment(payment)
         for key, hold in work.holds.items():
-            work.rows[key] = encode_hold(hold) if hold.until > work.now else None
+            work.rows[key] = encode_hold(hold)
         for key, value in work.rows.items():
             work.totals.row(key, self.rows.get(key), value)
             outputs.append(self._changelog_topic, partition, key, value)

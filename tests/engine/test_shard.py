@@ -187,6 +187,14 @@ async def test_what_was_stale_before_a_restart_is_asked_for_after_it(bench: Benc
     assert len(requests_of(await bench.book())) == 1
 
 
+async def test_only_tenants_rows_are_read_for_what_is_in_flight(bench: Bench) -> None:
+    payment = a_result("elsewhere", amount="50").result
+    named = msgspec.structs.replace(payment, result_id="r-1", payment_id="stale or requested")
+    await bench.book(topics.RESULT, named)
+    bench.shard.remember_recharges()
+    assert not bench.shard.stale_waits()
+
+
 async def test_a_recharge_in_flight_ages_and_its_duration_is_measured(bench: Bench) -> None:
     assert bench.shard.oldest_request_s() == 0
     [request] = requests_of(await bench.book(topics.CALL_USAGE, a_call(1)))
