@@ -145,7 +145,10 @@ class PoolState(Struct, frozen=True, gc=False):
 
 
 class Balance(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
-    """The latest public state of a tenant: `credits.balance.v1`, compacted, key = tenant."""
+    """The latest public state of a tenant: `credits.balance.v1`, compacted, key = tenant.
+
+    `available` is the balance without `exposure`, which is what `holds` open calls hold.
+    """
 
     tenant_id: TenantId
     currency: Currency
@@ -161,3 +164,5 @@ class Balance(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
     closed: bool = False
     pools: list[PoolState] = []
     as_of: Timestamp
+    exposure: Amount = "0"
+    holds: Count = 0

@@ -39,6 +39,7 @@ class NoticeKind(StrEnum):
     POOL_USED = "pool_used"
     SETTINGS_CHANGED = "settings_changed"
     DECK_CHANGED = "deck_changed"
+    HOLDS_EXCEEDED = "holds_exceeded"
     SUSPENDED = "suspended"
     RESUMED = "resumed"
 
@@ -83,7 +84,8 @@ class Notice(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
 
     `suspended` and `resumed` are a signal for those who admit calls: for each of its `scopes` the
     highest `signal_version` counts, and a suspension ends with `lease_until` unless it is renewed;
-    without one it holds until a higher version. Included minutes go on, whatever is suspended;
+    without one it holds until a higher version. `available` and `exposure` are there while open
+    calls hold money. Included minutes go on, whatever is suspended;
     emergency calls are never in it.
     """
 
@@ -120,6 +122,8 @@ class Notice(Struct, kw_only=True, frozen=True, gc=False, omit_defaults=True):
     lease_until: Timestamp | None = None
     deck: Text | None = None
     effective_from: Timestamp | None = None
+    available: Amount | None = None
+    exposure: Amount | None = None
 
 
 class DeadLetterReason(StrEnum):

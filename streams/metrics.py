@@ -152,6 +152,20 @@ DEFINITIONS: Final = (
         values=(None, ("positive", "negative")),
     ),
     Definition(
+        name="credits_exposure",
+        kind=Gauge,
+        meaning="Money that open calls of this worker's tenants hold, in units of the currency.",
+        remedy="For planning: it lowers what is available, so recharges come during calls.",
+        labels=("currency",),
+        values=(None,),
+    ),
+    Definition(
+        name="credits_holds",
+        kind=Gauge,
+        meaning="Open calls of this worker's tenants that hold money.",
+        remedy="If it falls to none while calls go on, platforms send no progress any more.",
+    ),
+    Definition(
         name="credits_conservation_drift",
         kind=Gauge,
         meaning="Change of all balances minus the entries written, in units; must be 0.",

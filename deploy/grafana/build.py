@@ -157,6 +157,13 @@ def overview() -> Any:
             _sum("credits_balance", "currency", "sign"),
         ),
         _graph(
+            "Open calls",
+            "short",
+            "What open calls hold, which is not available for others, and how many calls do.",
+            _sum("credits_exposure", "currency"),
+            _sum("credits_holds"),
+        ),
+        _graph(
             "Recharge requests",
             "ops",
             "Requests published, by reason; answers of the payment service, by result.",

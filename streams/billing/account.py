@@ -1,11 +1,12 @@
-"""The account: one tenant's row, and the row of one payment.
+"""The account: one tenant's row, and the rows of its payments and of its open calls.
 
 Rows are msgpack arrays behind eight bytes that say when the row wants to be looked at again. A row
 carries its version; an older one is lifted when it is read, a newer one is refused.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -109,6 +110,8 @@ class Asked(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     overdue: bool = False
     # A day has passed without an answer: a person decides, and nothing is due any more.
     unresolved: bool = False
+    # What open calls held when it was asked for.
+    exposure_nanos: int = 0
 
 
 class Attempt(Struct, frozen=True, gc=False, array_like=True):
@@ -272,6 +275,11 @@ class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     # In the order in which they left the row.
     spent: tuple[Spent, ...] = ()
     pools: tuple[Licensed, ...] = ()
+    # Of the tenant's open calls: what they hold, how many do, and whether people were told that
+    # no more calls can.
+    exposure_nanos: int = 0
+    holds: int = 0
+    holds_told: bool = False
 
     @property
     def balance_nanos(self) -> int:
@@ -357,9 +365,20 @@ class Payment(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     kept_until: datetime
 
 
+class Hold(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
+    """Money set aside for an open leg, which was `elapsed_s` seconds old at its last sign of life.
+    It dies at `until`. Of a leg that has ended the row holds nothing and is kept until then, so
+    that phases which come late place no hold again.
+    """
+
+    version: int = VERSION
+    nanos: int
+    elapsed_s: int
+    until: datetime
+    ended: bool = False
+
+
 _encode = msgspec.msgpack.Encoder().encode
-_decode_account = msgspec.msgpack.Decoder(Account).decode
-_decode_payment = msgspec.msgpack.Decoder(Payment).decode
 
 
 def _due_bytes(due: datetime | None) -> bytes:
@@ -378,6 +397,11 @@ def encode_payment(payment: Payment) -> bytes:
     return _due_bytes(payment.kept_until) + _encode(payment)
 
 
+def encode_hold(hold: Hold) -> bytes:
+    """A hold's row; it is due when it dies, or when its leg's end may be forgotten."""
+    return _due_bytes(hold.until) + _encode(hold)
+
+
 def _check_version(value: bytes) -> None:
     version = msgspec.msgpack.decode(memoryview(value)[8:])[0]
     if version > VERSION:
@@ -386,25 +410,31 @@ def _check_version(value: bytes) -> None:
         )
 
 
-def decode_row(value: bytes) -> Account:
-    """Read a tenant's row. Raises NewerRowError, msgspec.DecodeError."""
-    try:
-        account = _decode_account(memoryview(value)[8:])
-    except msgspec.ValidationError:
-        _check_version(value)
-        raise
-    if account.version > VERSION:
-        _check_version(value)
-    return account
+class _Row(Protocol):
+    @property
+    def version(self) -> int: ...
 
 
-def decode_payment(value: bytes) -> Payment:
-    """Read a payment's row. Raises NewerRowError, msgspec.DecodeError."""
-    try:
-        payment = _decode_payment(memoryview(value)[8:])
-    except msgspec.ValidationError:
-        _check_version(value)
-        raise
-    if payment.version > VERSION:
-        _check_version(value)
-    return payment
+_R = TypeVar("_R", bound=_Row)
+
+
+def _reader(kind: type[_R]) -> Callable[[bytes], _R]:
+    decode = msgspec.msgpack.Decoder(kind).decode
+
+    def read(value: bytes) -> _R:
+        try:
+            row = decode(memoryview(value)[8:])
+        except msgspec.ValidationError:
+            _check_version(value)
+            raise
+        if row.version > VERSION:
+            _check_version(value)
+        return row
+
+    return read
+
+
+# Read a row: a tenant's, a payment's, a hold's. Each raises NewerRowError, msgspec.DecodeError.
+decode_row: Final = _reader(Account)
+decode_payment: Final = _reader(Payment)
+decode_hold: Final = _reader(Hold)

@@ -2,7 +2,8 @@
 
 A level is told once, when the balance falls to it, and again only after the balance was 5 % above
 it. Everything that could change is put into one band of balances: nearly every event leaves the
-balance inside it, and two comparisons say so.
+balance inside it, and two comparisons say so. The band holds for one exposure: when that changes,
+everything is looked at again.
 """
 
 from collections.abc import Set
@@ -195,7 +196,9 @@ def _suspension(draft: Draft, watch: Watch, free: Set[Kind]) -> Watch:
     the highest version a reader has seen is all it needs."""
     account, balance_nanos = draft.account, draft.balance_nanos
     closed = account.closed_at is not None
-    ends = ((_TOLL_FREE, 0), (_PAID, -account.overdraft_floor_nanos))
+    # What open calls hold is not there for others: it lifts the end of all that needs credits.
+    paid_ends = account.exposure_nanos - account.overdraft_floor_nanos
+    ends = ((_TOLL_FREE, 0), (_PAID, paid_ends))
     held = _CLOSED if closed else 0
     fall_nanos, rise_nanos = watch.fall_nanos, watch.rise_nanos
     if not closed:
@@ -243,6 +246,7 @@ def _signal(
                 scopes=kinds,
                 signal_version=version,
                 lease_until=lease_until,
+                **draft.exposed(),
             )
 
 

@@ -18,7 +18,7 @@ from schemas.ledger import EntryKind, GrantUsed, LedgerEntry
 from schemas.money import text_from
 from schemas.notices import DeadLetterReason, Notice, NoticeKind, Withheld
 from streams.billing import grants
-from streams.billing.account import Account, Grant, Payment
+from streams.billing.account import Account, Grant, Hold, Payment
 from streams.billing.events import Cause
 from streams.billing.money import MAX_BALANCE_NANOS
 from streams.billing.outcomes import Burnt, Outcome, Refused
@@ -73,6 +73,7 @@ class Draft:
         "before",
         "cause",
         "entries",
+        "hold",
         "moved",
         "notices",
         "now",
@@ -94,6 +95,7 @@ class Draft:
         self.requests: tuple[RechargeRequest, ...] = ()
         self.notices: tuple[Notice, ...] = ()
         self.payment: Payment | None = None
+        self.hold: Hold | None = None
         self.withheld: Withheld | None = None
 
     @property
@@ -255,6 +257,21 @@ class Draft:
         account = self.account
         self.book(kind, 0, Burnt(account.grants, account.overdraft_nanos, ()), at, details)
 
+    @property
+    def available_nanos(self) -> int:
+        """The balance without what open calls hold."""
+        return self.balance_nanos - self.account.exposure_nanos
+
+    def exposed(self) -> dict[str, str]:
+        """What a notice about the balance says of open calls, when there are any."""
+        exposure_nanos = self.account.exposure_nanos
+        if not exposure_nanos:
+            return {}
+        return {
+            "available": text_from(self.available_nanos),
+            "exposure": text_from(exposure_nanos),
+        }
+
     def notify(self, notice: NoticeKind, **details: Any) -> None:
         """Announce something to people."""
         self.notices += (
@@ -292,4 +309,5 @@ class Draft:
             self.payment,
             None,
             self.withheld,
+            self.hold,
         )

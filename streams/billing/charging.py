@@ -5,8 +5,8 @@ from typing import Final
 
 from schemas.ledger import EntryKind, PoolUsed, RateUsed
 from schemas.notices import DeadLetterReason
-from schemas.usage import Phase
-from streams.billing import corrections, coverage, pools, rating, recharge
+from schemas.usage import Kind, Phase
+from streams.billing import corrections, coverage, holds, pools, rating, recharge
 from streams.billing.account import Account
 from streams.billing.booking import Draft, RefusedError
 from streams.billing.events import UsageEvent
@@ -33,13 +33,17 @@ _MINUTE_S: Final = 60
 def charge(
     draft: Draft, event: UsageEvent, terms: Terms, back: corrections.Back | None = None
 ) -> str:
-    """Book what a leg costs; returns the outcome's label. `back`: in place of what was taken back.
-    Raises RefusedError."""
+    """Book what a leg costs, or hold what it has cost so far; returns the outcome's label. `back`:
+    in place of what was taken back. Raises RefusedError."""
     usage = event.usage
     account = draft.account
-    if usage.phase is not _END and back is None:
-        return correct(draft, event, terms) if usage.phase is _CORRECTION else "open"
     duration_s = event.duration_s
+    is_open = usage.phase is not _END and back is None
+    if is_open:
+        if usage.phase is _CORRECTION:
+            return correct(draft, event, terms)
+        if usage.phase is Phase.START and duration_s is None:
+            duration_s = 0
     if duration_s is None or duration_s < 0:
         raise RefusedError(DeadLetterReason.SCHEMA_VIOLATION, "$.duration_s")
     if not billable(account, event.started_at):
@@ -50,7 +54,9 @@ def charge(
     if kind is None:
         raise RefusedError(DeadLetterReason.SCHEMA_VIOLATION, "$.kind")
     if kind in terms.coverage.free:
-        return "free"
+        return "open" if is_open else "free"
+    if is_open:
+        return _hold(draft, event, terms, duration_s + holds.AHEAD_S, kind)
     if terms.decks is None and not account.decks:
         tariff = terms.tariff
     else:
@@ -133,6 +139,40 @@ def _rest(
     if rest is None:
         raise unrated(tariff, digits, duration_s)
     return rest
+
+
+def _hold(draft: Draft, event: UsageEvent, terms: Terms, duration_s: int, kind: Kind) -> str:
+    """Hold the price of that many seconds of an open leg. Free kinds never come here, and what
+    pools can pay as they are now is not held.
+
+    A call without a price holds nothing either; it is its end that becomes a dead letter.
+    """
+    hold = event.hold
+    if (hold is not None and hold.ended) or not holds.is_alive(event, draft.now):
+        return "open"
+    account = draft.account
+    try:
+        tariff = _tariff_of(account, event, terms, duration_s)
+    except RefusedError:
+        return "open"
+    digits = coverage.digits_of(event.usage.callee)
+    rate = None if digits is None else tariff.find(digits)
+    if digits is None or rate is None:
+        return "open"
+    if rate.special is None:
+        priced = rating.price(rate, duration_s)
+    else:
+        found = rating.price_special(tariff, digits, event.started_at, duration_s)
+        if found is None:
+            return "open"
+        priced = found
+    if account.pools:
+        apart = Draft(account, event.cause, draft.now)
+        taken = pools.take(apart, event, duration_s, kind, rate, terms.coverage)
+        if taken:
+            priced = _rest(tariff, rate, digits, event, duration_s, pools.minutes_of(taken))
+    holds.place(draft, event, priced.amount_nanos)
+    return "open"
 
 
 def _tariff_of(account: Account, event: UsageEvent, terms: Terms, duration_s: int) -> Tariff:

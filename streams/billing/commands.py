@@ -362,6 +362,7 @@ def _fund(draft: Draft, command: Fund, result_timeout_s: int) -> None:
         policy_version=account.policy.version,
         reason=Reason.FUND,
         balance_nanos=account.balance_nanos,
+        exposure_nanos=account.exposure_nanos,
         caused_by=draft.caused_by,
         requested_at=draft.now,
         expires_at=draft.now + timedelta(seconds=result_timeout_s),

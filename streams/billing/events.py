@@ -12,7 +12,7 @@ from schemas.commands import AnyCommand
 from schemas.funding import RechargeResult
 from schemas.ledger import CausedBy, LedgerEntry
 from schemas.usage import CallUsage, ConferenceUsage
-from streams.billing.account import Payment
+from streams.billing.account import Hold, Payment
 
 # Times of different clocks may differ by a second; beyond that the duration is believed.
 _AGREES: Final = timedelta(seconds=1)
@@ -27,7 +27,11 @@ class UsageEvent(Struct, frozen=True, gc=False):
     negative when it ended before it began; `disagrees`: its times contradict its duration.
 
     `original`: the entries that the event it corrects has caused. None: it corrects nothing, or
-    something that nobody remembers or that is corrected already."""
+    something that nobody remembers or that is corrected already.
+
+    `leg` names the leg whose hold the event can touch, and `hold` is that hold, when there is one;
+    an end whose tenant has no open calls has neither.
+    """
 
     usage: CallUsage | ConferenceUsage
     cause: Cause
@@ -36,6 +40,8 @@ class UsageEvent(Struct, frozen=True, gc=False):
     duration_s: int | None
     disagrees: bool = False
     original: tuple[LedgerEntry, ...] | None = None
+    leg: str = ""
+    hold: Hold | None = None
 
 
 class CommandEvent(Struct, frozen=True, gc=False):
@@ -55,9 +61,10 @@ class ResultEvent(Struct, frozen=True, gc=False):
 
 
 class Tick(Struct, frozen=True, gc=False):
-    """A due instant of an account."""
+    """A due instant of an account, or of one of its holds."""
 
     at: datetime
+    hold: Hold | None = None
 
     @property
     def cause(self) -> Cause:

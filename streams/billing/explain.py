@@ -85,6 +85,7 @@ _STORY: Final = {
     NoticeKind.ORPHAN_PAYMENT: "paid: {amount} by payment {payment_id}, for no request we know",
 }
 _DECISIONS: Final = frozenset({NoticeKind.RECHARGE_REQUESTED, NoticeKind.RECHARGE_WITHHELD})
+_EXPOSED: Final = "{exposure} of the balance of {balance} is held for open calls"
 # Members that the sentences of an entry tell; whatever else one carries is told by its name.
 _TOLD: Final = frozenset(
     {
@@ -248,13 +249,17 @@ def decision(notice: Mapping[str, Any]) -> Explanation:
             for name in ("reason", "epoch", "attempt", "payment_method", "policy_version")
             if notice.get(name) is not None
         ]
+    exposed = []
+    if notice.get("exposure"):
+        exposed = [_EXPOSED.format_map(_Blank(notice))]
+        why += f"; {exposed[0]}"
     return Explanation(
         about=about,
         tenant_id=notice["tenant_id"],
         at=notice["at"],
         why=why,
         caused_by=notice["caused_by"],
-        considered=guards,
+        considered=[*exposed, *guards],
     )
 
 

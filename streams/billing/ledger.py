@@ -15,7 +15,8 @@ from schemas.commands import OpenTenant, RechargePolicy
 from schemas.ledger import Balance
 from schemas.money import Money, nanos_from, text_from
 from schemas.notices import DeadLetterReason, Notice, NoticeKind
-from streams.billing import alerts, charging, commands, granting, pools, recharge, results
+from schemas.usage import Phase
+from streams.billing import alerts, charging, commands, granting, holds, pools, recharge, results
 from streams.billing.account import Account
 from streams.billing.booking import CommandRefusedError, Draft, RefusedError
 from streams.billing.coverage_table import Coverage
@@ -31,6 +32,8 @@ from streams.billing.outcomes import Outcome, Refused, Terms
 from streams.billing.results import ANSWERED_WITHIN
 
 __all__ = ["LABELS", "Punctuality", "apply", "content", "public_balance"]
+
+_END: Final = Phase.END
 
 # What an event came to; the closed label set of `credits_events_total`.
 LABELS: Final = (
@@ -57,20 +60,27 @@ def apply(account: Account | None, event: Event, terms: Terms, now: datetime) ->
         match event:
             case UsageEvent():
                 label = charging.charge(draft, event, terms)
+                if event.leg and event.usage.phase is _END:
+                    holds.end(draft, event)
             case ResultEvent():
                 label = results.answer(draft, event)
             case CommandEvent():
                 commands.obey(draft, event, terms)
                 label = "applied"
             case Tick():
-                _pass_time(draft, event.at, terms)
+                if event.hold is None:
+                    _pass_time(draft, event.at, terms)
+                else:
+                    holds.die(draft, event.hold)
                 label = "ticked"
             case _:
                 assert_never(event)
         recharge.consider(draft, stale=terms.stale, result_timeout_s=terms.result_timeout_s)
         watch = draft.account.watch
-        if not watch.fall_nanos < draft.balance_nanos < watch.rise_nanos or not isinstance(
-            event, UsageEvent
+        if (
+            not watch.fall_nanos < draft.balance_nanos < watch.rise_nanos
+            or draft.account.exposure_nanos != account.exposure_nanos
+            or not isinstance(event, UsageEvent)
         ):
             alerts.review(draft, terms.coverage.free)
     except RefusedError as error:
@@ -240,12 +250,15 @@ def _canonical(name: str, value: Any) -> Any:
 def public_balance(account: Account, now: datetime, coverage: Coverage) -> Balance:
     """What everybody may read of an account."""
     asked = account.recharging.asked
-    balance = text_from(account.balance_nanos)
+    balance_nanos = account.balance_nanos
+    exposure_nanos = account.exposure_nanos
+    balance = text_from(balance_nanos)
+    available = text_from(balance_nanos - exposure_nanos) if exposure_nanos else balance
     return Balance(
         tenant_id=account.tenant_id,
         currency=account.currency,
         balance=balance,
-        available=balance,
+        available=available,
         overdraft=text_from(account.overdraft_nanos),
         seq=account.seq,
         hash=account.head.hex(),
@@ -256,4 +269,6 @@ def public_balance(account: Account, now: datetime, coverage: Coverage) -> Balan
         closed=account.closed_at is not None,
         pools=pools.states(account, now, coverage) if account.pools else [],
         as_of=now,
+        exposure=text_from(exposure_nanos) if exposure_nanos else "0",
+        holds=account.holds,
     )

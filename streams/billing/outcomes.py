@@ -5,7 +5,7 @@ from msgspec import Struct
 from schemas.funding import RechargeRequest
 from schemas.ledger import EntryKind
 from schemas.notices import DeadLetterReason, Notice, Withheld
-from streams.billing.account import Account, Grant, Payment
+from streams.billing.account import Account, Grant, Hold, Payment
 from streams.billing.coverage import FREE_KINDS
 from streams.billing.coverage_table import Coverage, without_pools
 from streams.billing.tariff import Decks, Rate, Tariff
@@ -60,7 +60,8 @@ class Refused(Struct, frozen=True, gc=False):
 
 class Outcome(Struct, frozen=True, gc=False):
     """The new account and everything that was decided. `account` is the same object as before
-    when nothing changed; `moved` is kind and nanos of every entry."""
+    when nothing changed; `moved` is kind and nanos of every entry. `hold` is what became of the
+    event's leg, None when nothing did."""
 
     account: Account | None
     label: str
@@ -71,3 +72,4 @@ class Outcome(Struct, frozen=True, gc=False):
     payment: Payment | None = None
     refused: Refused | None = None
     withheld: Withheld | None = None
+    hold: Hold | None = None

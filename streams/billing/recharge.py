@@ -338,7 +338,7 @@ def consider(draft: Draft, *, stale: bool, result_timeout_s: int) -> None:
     account = draft.account
     policy = account.policy
     recharging = account.recharging
-    available_nanos = draft.balance_nanos
+    available_nanos = draft.balance_nanos - account.exposure_nanos
     if available_nanos > policy.trigger_nanos or not below_trigger(policy, available_nanos):
         # Nearly every event ends here. Money that is there again ends an epoch between tries.
         if (
@@ -397,16 +397,18 @@ def _withhold(
                 draft.notify(
                     NoticeKind.RECHARGE_NEEDS_APPROVAL,
                     amount=text_from(ask.amount_nanos),
-                    balance=text_from(ask.available_nanos),
+                    balance=text_from(draft.balance_nanos),
+                    **draft.exposed(),
                 )
         draft.withheld = reason
         draft.notify(
             NoticeKind.RECHARGE_WITHHELD,
             withheld=reason,
-            balance=text_from(ask.available_nanos),
+            balance=text_from(draft.balance_nanos),
             retry_at=_opens_at(ask, reason) or recharging.until,
             guards=asked,
             policy_version=ask.policy.version,
+            **draft.exposed(),
         )
         _move(draft, withheld=reason)
     opens_at = _opens_at(ask, reason)
@@ -450,7 +452,8 @@ def _request(
         policy_version=account.policy.version,
         reason=_reason(recharging),
         trigger_nanos=account.policy.trigger_nanos,
-        balance_nanos=account.balance_nanos,
+        balance_nanos=draft.balance_nanos,
+        exposure_nanos=account.exposure_nanos,
         caused_by=draft.caused_by,
         requested_at=draft.now,
         expires_at=draft.now + timedelta(seconds=result_timeout_s),
@@ -475,13 +478,14 @@ def _request(
         NoticeKind.RECHARGE_REQUESTED,
         recharge_id=asked.recharge_id,
         amount=text_from(amount_nanos),
-        balance=text_from(account.balance_nanos),
+        balance=text_from(draft.balance_nanos),
         guards=[_told(guard, finding) for guard, finding in findings],
         policy_version=account.policy.version,
         epoch=epoch,
         attempt=attempt,
         payment_method=asked.method,
         reason=asked.reason,
+        **draft.exposed(),
     )
 
 
@@ -494,7 +498,6 @@ def _reason(recharging: Recharging) -> Reason:
 def publish(draft: Draft, asked: Asked) -> None:
     """Put a request into the outcome; published again it differs in `expires_at` alone."""
     account = draft.account
-    balance = text_from(asked.balance_nanos)
     draft.requests += (
         RechargeRequest(
             recharge_id=asked.recharge_id,
@@ -506,9 +509,9 @@ def publish(draft: Draft, asked: Asked) -> None:
             exponent=exponent_of(account.currency),
             currency=account.currency,
             trigger=None if asked.trigger_nanos is None else text_from(asked.trigger_nanos),
-            balance=balance,
-            available=balance,
-            exposure="0",
+            balance=text_from(asked.balance_nanos),
+            available=text_from(asked.balance_nanos - asked.exposure_nanos),
+            exposure=text_from(asked.exposure_nanos),
             reason=asked.reason,
             payment_method=asked.method,
             requested_at=asked.requested_at,

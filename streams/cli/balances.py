@@ -75,20 +75,24 @@ async def balances_of(settings: Settings, tenant: str | None = None) -> dict[str
     }
 
 
+_NO_CALLS: Final = {"exposure": "0", "holds": 0}
+
+
 def known(tenant: str) -> dict[str, Any]:
     """A tenant's public balance; ends the process with 3 when there is no such tenant."""
     found = wait_for(balances_of(settings_now(), tenant))
     if tenant not in found:
         fail(EXIT_NOT_FOUND, f"No tenant {tenant}. Open it with `credits tenant open {tenant}`.")
-    return found[tenant]
+    # Left out on the wire while there are no open calls.
+    return found[tenant] | {name: found[tenant].get(name, none) for name, none in _NO_CALLS.items()}
 
 
 def balance(context: typer.Context, tenant: Tenant) -> None:
     """A tenant's balance, as last published; `as_of` says when that was."""
     public = known(tenant)
     shown = (
-        "tenant_id", "balance", "available", "currency", "recharge_state", "settings_version",
-        "seq", "as_of",
+        "tenant_id", "balance", "available", "exposure", "holds", "currency", "recharge_state",
+        "settings_version", "seq", "as_of",
     )  # fmt: skip
     output_of(context).row({name: public.get(name) for name in shown})
 

@@ -307,6 +307,7 @@ async def _play(
         rate=course.rate,
         seed=course.seed,
         conflicts_ppm=500,
+        open_calls_ppm=50_000,
     )
     start = datetime.now(UTC)
     simulator = Simulator(settings, Behaviour(seed=course.seed, never=NEVER_ANSWERED))
@@ -483,7 +484,7 @@ class _Show:
                 text = await page.text()
         except (aiohttp.ClientError, TimeoutError, OSError):
             return {}
-        found = dict.fromkeys(("lag", "ready", "events", "dead"), 0.0)
+        found = dict.fromkeys(("lag", "ready", "events", "dead", "holds"), 0.0)
         for line in text.splitlines():
             name, _, value = line.rpartition(" ")
             for start, figure in (
@@ -491,6 +492,7 @@ class _Show:
                 ('credits_shards{state="ready"', "ready"),
                 ("credits_events_total{", "events"),
                 ("credits_dead_letters_total{", "dead"),
+                ("credits_holds", "holds"),
             ):
                 if name.startswith(start) and 'topic="tick"' not in name:
                     found[figure] += float(value)
@@ -528,6 +530,7 @@ class _Show:
                 "recharges requested": f"{self._simulator.requests:,}",
                 "answers": f"{self._simulator.results:,}",
                 "dead letters": f"{dead:,.0f}",
+                "open calls": f"{figures.get('holds', 0):,.0f}",
             }
             lowest = sorted(self._balances.values(), key=lambda one: Fraction(one["balance"]))
             if terminal:
@@ -552,10 +555,13 @@ def _table(told: dict[str, str], lowest: list[dict[str, Any]]) -> Any:
     for name in told:
         figures.add_column(name, justify="right")
     figures.add_row(*told.values())
-    tenants = Table("lowest balances", "balance", "recharge", box=None)
+    tenants = Table("lowest balances", "balance", "held for open calls", "recharge", box=None)
     for one in lowest:
         tenants.add_row(
-            one["tenant_id"], f"{one['balance']} {one['currency']}", one["recharge_state"]
+            one["tenant_id"],
+            f"{one['balance']} {one['currency']}",
+            one.get("exposure", "0"),
+            one["recharge_state"],
         )
     return Group(figures, tenants)
 

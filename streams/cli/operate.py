@@ -138,6 +138,9 @@ def load(
     corrections: Annotated[str, typer.Option(help="Per cent that correct earlier ones.")] = "0",
     malformed: Annotated[str, typer.Option(help="Per cent that is broken.")] = "0.2",
     wrong_partition: Annotated[str, typer.Option(help="Per cent on a wrong partition.")] = "0.1",
+    open_calls: Annotated[
+        str, typer.Option(help="Per cent of calls with start and progress before their end.")
+    ] = "0",
     open_first: Annotated[
         bool, typer.Option("--open/--no-open", help="Open the tenants first.")
     ] = True,
@@ -171,6 +174,7 @@ def load(
             corrections_ppm=ppm_from(corrections, "corrections"),
             malformed_ppm=ppm_from(malformed, "malformed"),
             wrong_partition_ppm=ppm_from(wrong_partition, "wrong-partition"),
+            open_calls_ppm=ppm_from(open_calls, "open-calls"),
         )
     except ValueError as error:
         fail(EXIT_USAGE, f"{error}; see `credits load --help`.")

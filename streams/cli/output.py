@@ -62,7 +62,12 @@ class Output:
 
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name, value in rows[0].items():
-            number = isinstance(value, int) or name in ("balance", "amount", "available")
+            number = isinstance(value, int) or name in (
+                "balance",
+                "amount",
+                "available",
+                "exposure",
+            )
             table.add_column(name, justify="right" if number else "left", overflow="fold")
         for row in rows:
             # Text, not markup: a value may hold square brackets.

@@ -32,13 +32,15 @@ from schemas.notices import DeadLetterReason, Notice, NoticeKind
 from schemas.topics import Names
 from schemas.usage import CallUsage, ConferenceUsage, Phase
 from streams import VERSION
-from streams.billing import ledger
+from streams.billing import holds, ledger
 from streams.billing.account import (
     Account,
     NewerRowError,
     Payment,
+    decode_hold,
     decode_payment,
     decode_row,
+    encode_hold,
     encode_payment,
     encode_row,
 )
@@ -63,6 +65,8 @@ from streams.engine.rows import (
     POSITION_KEY,
     SourcePosition,
     encode_position,
+    hold_key,
+    owner_of,
     payment_key,
 )
 from streams.engine.seen import EPOCH
@@ -83,6 +87,7 @@ _encode: Final = msgspec.json.Encoder().encode
 _MICROSECOND: Final = timedelta(microseconds=1)
 _CHARGE: Final = EntryKind.CHARGE
 _CORRECTION: Final = Phase.CORRECTION
+_END: Final = Phase.END
 WRONG_PARTITION: Final = DeadLetterReason.WRONG_PARTITION
 
 
@@ -212,28 +217,34 @@ class Decider:
         """
         now_us = us_from(work.now)
         for due, key in due_rows:
-            if PAYMENT_MARK in key:
+            owner, mark = owner_of(key)
+            if mark == PAYMENT_MARK:
                 work.rows[key] = None
                 continue
-            if key in skipped.ticks:
+            if owner in skipped.ticks:
                 # Looked at again in an hour; the row itself stays as it was.
                 value = self.rows[key]
                 work.rows[key] = (now_us + DEFECT_RETRY_US).to_bytes(8, "big") + value[8:]
                 continue
+            if mark:
+                hold = self._decoded(decode_hold, key, self.rows[key])
+                if not hold.ended:
+                    self._tick_one(work, owner, Tick(instant_from(due), hold))
+                work.rows[key] = None
+                continue
             for _ in range(MOST_TICKS_OF_ONE):
-                following = self._tick_one(work, key, instant_from(due)).next_due()
+                following = self._tick_one(work, key, Tick(instant_from(due))).next_due()
                 if following is None or us_from(following) > now_us:
                     break
                 due = us_from(following)
         work.caught_up = list(caught_up)
         for key in caught_up:
             if key not in skipped.ticks:
-                self._tick_one(work, key, work.now)
+                self._tick_one(work, key, Tick(work.now))
 
-    def _tick_one(self, work: Work, key: bytes, at: datetime) -> Account:
+    def _tick_one(self, work: Work, key: bytes, tick: Tick) -> Account:
         account = self._account(work, key)
         assert account is not None
-        tick = Tick(at)
         try:
             outcome = ledger.apply(account, tick, work.terms, work.now)
         except StoppedError:
@@ -290,6 +301,7 @@ class Decider:
             else:
                 key = record.key
                 event = candidate.event
+                leg = ""
                 try:
                     account = accounts.get(key)
                     if account is None:
@@ -297,7 +309,14 @@ class Decider:
                     # Usage is remembered under the week it ended in, all else under this one.
                     if isinstance(event, UsageEvent):
                         week = week_of(event.ended_at)
-                        if corrects and event.usage.phase is _CORRECTION:
+                        # An end without a leg id, of a tenant without open calls, ends none.
+                        usage = event.usage
+                        if account is not None and (
+                            account.holds or usage.leg_id is not None or usage.phase is not _END
+                        ):
+                            event = self._with_hold(work, event, key)
+                            leg = event.leg
+                        if corrects and usage.phase is _CORRECTION:
                             event = _with_original(work, event)
                     else:
                         week = this_week
@@ -318,6 +337,8 @@ class Decider:
                     weeks.append(week)
                     if corrects and isinstance(event, UsageEvent) and event.original is not None:
                         _remember_corrected(work, event)
+                if leg and outcome.hold is not None:
+                    work.holds[hold_key(key, leg)] = outcome.hold
                 # Free usage changes nothing and tells nothing; a refused command must be told.
                 if outcome.account is not account or outcome.notices:
                     self._announce(work, key, outcome, event.cause, record.headers)
@@ -378,6 +399,16 @@ class Decider:
             value = self.rows.get(key)
             payment = None if value is None else self._decoded(decode_payment, key, value)
         return payment
+
+    def _with_hold(self, work: Work, event: UsageEvent, tenant: bytes) -> UsageEvent:
+        leg = holds.leg_of(event.usage, event.cause.source, event.started_at)
+        key = hold_key(tenant, leg)
+        hold = work.holds.get(key)
+        if hold is None:
+            # A tick of this batch may have ended it already.
+            value = work.rows[key] if key in work.rows else self.rows.get(key)
+            hold = None if value is None else self._decoded(decode_hold, key, value)
+        return msgspec.structs.replace(event, leg=leg, hold=hold)
 
     # -- announcing --------------------------------------------------------------------------
 
@@ -550,6 +581,8 @@ class Decider:
     ) -> None:
         """Rows, ids and position of a decided batch."""
         partition, outputs = self._partition, work.outputs
+        # Not every change of a balance is an entry, and readers drop repeats by id.
+        now_us = us_from(work.now)
         for key, account in work.accounts.items():
             before = work.before[key]
             if before is account:
@@ -561,10 +594,12 @@ class Decider:
                 partition,
                 key,
                 _encode(ledger.public_balance(account, work.now, work.terms.coverage)),
-                [*self._balance_headers, ("ce_id", b"%b/%d" % (key, account.seq))],
+                [*self._balance_headers, ("ce_id", b"%b/%d/%d" % (key, account.seq, now_us))],
             )
         for key, payment in work.payments.items():
             work.rows[key] = encode_payment(payment)
+        for key, hold in work.holds.items():
+            work.rows[key] = encode_hold(hold)
         for key, value in work.rows.items():
             work.totals.row(key, self.rows.get(key), value)
             outputs.append(self._changelog_topic, partition, key, value)

@@ -17,7 +17,9 @@ from xxhash import xxh3_64_intdigest
 from streams.billing.account import Account
 
 POSITION_KEY: Final = b"\0position"
+# What a key says after its tenant, whose name holds no NUL; what follows is the outside world's.
 PAYMENT_MARK: Final = b"\0pay\0"
+HOLD_MARK: Final = b"\0hold\0"
 NEVER: Final = 0xFFFF_FFFF_FFFF_FFFF
 _VERSION: Final = 1
 _WRAP: Final = 1 << 64
@@ -31,6 +33,19 @@ _MOST_STALE: Final = 1_024
 def payment_key(tenant_id: str, payment_id: str) -> bytes:
     """Where the row of one payment stands."""
     return b"".join((tenant_id.encode(), PAYMENT_MARK, payment_id.encode()))
+
+
+def hold_key(tenant: bytes, leg: str) -> bytes:
+    """Where the row of one leg's hold stands."""
+    return b"".join((tenant, HOLD_MARK, leg.encode()))
+
+
+def owner_of(key: bytes) -> tuple[bytes, bytes]:
+    """The tenant of a row, and its mark: none for the tenant's own row."""
+    at = key.find(b"\0")
+    if at < 0:
+        return key, b""
+    return key[:at], key[at : key.index(b"\0", at + 1) + 1]
 
 
 def row_digest(key: bytes, value: bytes) -> int:
@@ -64,6 +79,9 @@ class Position(Struct, frozen=True, kw_only=True):
     balances: dict[str, tuple[str, str]]
     tenants: dict[str, int]
     seen_next: int
+    # What open calls hold, in nanos per currency as text, and how many do.
+    exposures: dict[str, str] = {}
+    holds: int = 0
 
 
 _encoder = msgspec.json.Encoder()
@@ -91,6 +109,8 @@ class Totals:
         self.digest = 0
         self.balances: dict[str, list[int]] = {}
         self.tenants: dict[str, int] = {}
+        self.exposures: dict[str, int] = {}
+        self.holds = 0
 
     def copy(self) -> "Totals":
         """The same totals, to be changed without touching these."""
@@ -98,6 +118,7 @@ class Totals:
         twin.rows, twin.digest = self.rows, self.digest
         twin.balances = {currency: list(sums) for currency, sums in self.balances.items()}
         twin.tenants = dict(self.tenants)
+        twin.exposures, twin.holds = dict(self.exposures), self.holds
         return twin
 
     def row(self, key: bytes, before: bytes | None, after: bytes | None) -> None:
@@ -124,6 +145,10 @@ class Totals:
             sums = self.balances[account.currency] = [0, 0]
         balance_nanos = account.balance_nanos
         sums[0 if balance_nanos >= 0 else 1] += sign * balance_nanos
+        if account.holds:
+            self.holds += sign * account.holds
+            held_nanos = self.exposures.get(account.currency, 0)
+            self.exposures[account.currency] = held_nanos + sign * account.exposure_nanos
 
     def position(
         self, *, now: datetime, sources: dict[str, SourcePosition], seen_next: int
@@ -140,6 +165,8 @@ class Totals:
             },
             tenants={state: count for state, count in self.tenants.items() if count},
             seen_next=seen_next,
+            exposures={currency: str(nanos) for currency, nanos in self.exposures.items()},
+            holds=self.holds,
         )
 
     @classmethod
@@ -153,6 +180,8 @@ class Totals:
             for currency, (positive, negative) in position.balances.items()
         }
         totals.tenants = dict(position.tenants)
+        totals.exposures = {one: int(nanos) for one, nanos in position.exposures.items()}
+        totals.holds = position.holds
         return totals
 
 

@@ -463,6 +463,8 @@ class Shards:
         balances: dict[tuple[str, str], int] = {}
         tenants: dict[str, int] = {}
         drift: dict[str, int] = {}
+        exposures: dict[str, int] = {}
+        holds = 0
         oldest_request_s = 0.0
         for keeper in ready:
             shard = keeper.shard
@@ -476,12 +478,18 @@ class Shards:
                     balances[currency, sign] = balances.get((currency, sign), 0) + nanos
             for state, count in shard.totals.tenants.items():
                 tenants[state] = tenants.get(state, 0) + count
+            for currency, nanos in shard.totals.exposures.items():
+                exposures[currency] = exposures.get(currency, 0) + nanos
+            holds += shard.totals.holds
             for currency, nanos in shard.drift_nanos.items():
                 drift[currency] = drift.get(currency, 0) + abs(nanos)
             oldest_request_s = max(oldest_request_s, shard.oldest_request_s())
         self._meters["credits_recharge_oldest_in_flight_seconds",].set(oldest_request_s)
         for currency, nanos in drift.items():
             self._meters["credits_conservation_drift", currency].set(nanos / 1_000_000_000)
+        for currency, nanos in exposures.items():
+            self._meters["credits_exposure", currency].set(nanos / 1_000_000_000)
+        self._meters["credits_holds",].set(holds)
         self._publish(oldest, rows, remembered, balances, tenants)
 
     async def _look_at(

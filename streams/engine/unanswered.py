@@ -7,7 +7,7 @@ from typing import Final
 from schemas.notices import Withheld
 from streams.billing.account import Account
 from streams.billing.stages import Stage
-from streams.engine.rows import PAYMENT_MARK
+from streams.engine.rows import owner_of
 
 # Rows of interest hold one of these words; others need not be decoded on opening.
 _WORDS: Final = (Stage.REQUESTED.value.encode(), Withheld.STALE.value.encode())
@@ -27,7 +27,7 @@ class Unanswered:
         """What the rows of a partition say."""
         found = cls()
         for key, value in rows.items():
-            if PAYMENT_MARK not in key and any(word in value for word in _WORDS):
+            if any(word in value for word in _WORDS) and not owner_of(key)[1]:
                 found.follow(key, decode(key, value))
         return found
 

@@ -8,7 +8,7 @@ from msgspec import Struct
 from schemas.ledger import EntryKind, LedgerEntry
 from schemas.money import NANOS
 from schemas.notices import DeadLetterReason
-from streams.billing.account import Account, Payment
+from streams.billing.account import Account, Hold, Payment
 from streams.billing.events import Event
 from streams.billing.outcomes import Terms
 from streams.engine.reader import Slice
@@ -80,6 +80,7 @@ class Work:
         self.accounts: dict[bytes, Account] = {}
         self.before: dict[bytes, Account | None] = {}
         self.payments: dict[bytes, Payment] = {}
+        self.holds: dict[bytes, Hold] = {}
         self.rows: dict[bytes, bytes | None] = {}
         self.fresh: dict[int, int] = {}
         self.weeks: list[int] = []

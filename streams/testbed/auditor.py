@@ -48,6 +48,7 @@ INVARIANTS: Final = {
     "correction": "what is corrected is reversed once, by what it had cost, and linked both ways",
     "price": "every charge is what the deck it names says, and that version was in force for it",
     "pools": "included minutes pay first, as far as licences go and never further",
+    "holds": "what is held is the sum of open calls' holds, and none outlives its signs of life",
     "changelog": "rows are the fold of the ledger; count and digest are those of the position row",
     "partition": "every record stands on the partition of its key",
     "cause": "every entry names a record that is there and says so",
@@ -57,7 +58,13 @@ INVARIANTS: Final = {
 SHOWN: Final = 20
 
 _POSITION: Final = b"\0position"
-_PAY: Final = b"\0pay\0"
+# Where a tenant's row keeps what its open calls hold, and how many do.
+_EXPOSURE: Final = 26
+_HELD: Final = 27
+_HOLD_LIVES: Final = timedelta(minutes=3)
+# Ticks come every second; a shard that has more to do than one batch holds takes a few.
+_TICK_WITHIN: Final = timedelta(minutes=1)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _RECHARGES: Final = uuid.UUID("6f1b2f3e-2f57-5a0c-9a5e-0d1c6f5b7a11")
 _USAGE: Final = (topics.CALL_USAGE, topics.CONFERENCE_USAGE)
 _ID_MEMBER: Final = {
@@ -698,6 +705,7 @@ class _Partition:
         self.used: dict[str, dict[tuple[str, str], int]] = {}
         self.licences_known = earlier is not None or not log.starts.get(topics.COMMAND)
         self.rows: dict[str, list[Any]] = {}
+        self.held: dict[str, list[int]] = {}
         self.position: dict[str, Any] = {}
         self.folds: dict[str, Fold] = {}
         self.at_row: dict[str, Fold] = {}
@@ -807,11 +815,60 @@ class _Partition:
             tenant = key.partition(b"\0")[0]
             if home(tenant, self.partitions) != self.log.partition:
                 self.report.violate("partition", f"the row of {tenant.decode()}")
-            if _PAY not in key:
+            mark = key[len(tenant) :].split(b"\0", 2)[1:2]
+            if not mark:
                 row = msgspec.msgpack.decode(value[8:])
                 self.rows[tenant.decode()] = row
                 self.currencies[tenant.decode()] = row[2]
                 self.report.count("rows")
+            elif mark == [b"hold"]:
+                self._one_hold(tenant.decode(), value)
+        self._exposures()
+
+    def _one_hold(self, tenant: str, value: bytes) -> None:
+        _, held, _, _, ended, *_ = msgspec.msgpack.decode(value[8:])
+        due = _EPOCH + timedelta(microseconds=int.from_bytes(value[:8], "big"))
+        now = _utc(self.position["now"])
+        if due + _TICK_WITHIN < now or due > now + _HOLD_LIVES:
+            self.report.violate("holds", f"a hold of {tenant} dies at {due}, seen at {now}")
+        if ended:
+            if held:
+                self.report.violate("holds", f"an ended call of {tenant} holds {held}")
+            return
+        self.report.count("holds")
+        self.held.setdefault(tenant, []).append(held)
+
+    def _exposures(self) -> None:
+        """Sums and counts, in the tenants' rows and in the position row."""
+        sums: dict[str, int] = {}
+        count = 0
+        for tenant, row in self.rows.items():
+            held = self.held.pop(tenant, [])
+            said = (row[_EXPOSURE], row[_HELD]) if len(row) > _HELD else (0, 0)
+            if self.wanted(tenant) and said != (sum(held), len(held)):
+                self.report.violate(
+                    "holds",
+                    f"{said[1]} calls of {tenant} hold {Fraction(said[0], 10**9)} by its row, "
+                    f"{len(held)} hold {Fraction(sum(held), 10**9)} by theirs",
+                )
+            sums[row[2]] = sums.get(row[2], 0) + sum(held)
+            count += len(held)
+        for tenant in self.held:
+            self.report.violate("holds", f"{tenant} has holds but no row")
+        told = {one: int(nanos) for one, nanos in self.position.get("exposures", {}).items()}
+        differs = any(told.get(one, 0) != sums.get(one, 0) for one in told.keys() | sums.keys())
+        if differs or self.position.get("holds", 0) != count:
+            self.report.violate(
+                "holds", f"partition {self.log.partition}: the position row sums to {told}"
+            )
+
+    def _available(self, what: str, public: Mapping[str, Any]) -> None:
+        """What is published as available is the balance without the exposure."""
+        if "available" not in public:
+            return
+        exposure = nanos(public.get("exposure", "0"))
+        if exposure < 0 or nanos(public["available"]) != nanos(public["balance"]) - exposure:
+            self.report.violate("holds", f"{what} has {public['available']} available")
 
     def _ledger(self) -> None:
         for record in self.log.records.get(topics.LEDGER, ()):
@@ -1040,6 +1097,7 @@ class _Partition:
         for tenant, public in latest.items():
             if not self.wanted(tenant):
                 continue
+            self._available(f"the balance of {tenant}", public)
             for fold in (self.at_row.get(tenant), self.folds.get(tenant)):
                 if fold is not None and fold.seq == public["seq"]:
                     if nanos(public["balance"]) != fold.balance:
@@ -1078,6 +1136,7 @@ class _Partition:
                 continue
             self.report.count("requests")
             self._misplaced(record, f"request {request['recharge_id']}")
+            self._available(f"request {request['recharge_id']}", request)
             of_tenant = self.requests.setdefault(tenant, {})
             request.pop("expires_at")
             first = of_tenant.setdefault(request["recharge_id"], request)
@@ -1454,22 +1513,24 @@ class _Partition:
         """What a sound event costs; None when it must not be booked. Without the deck that an
         entry names, any that can have been in force: then free wins, and unrated loses."""
         body = event.body
-        if body.get("phase") in ("start", "progress"):
-            return 0
-        kind = kind_of(body)
-        if kind not in _KINDS or event.duration_s is None or event.duration_s < 0:
+        phase = body.get("phase", "end")
+        if phase not in ("start", "progress", "end", "correction"):
             return None
-        if kind in self.coverage.free:
+        kind, duration_s = kind_of(body), event.duration_s
+        if phase == "start" and duration_s is None:
+            duration_s = 0
+        if kind not in _KINDS or duration_s is None or duration_s < 0:
+            return None
+        if kind in self.coverage.free or phase in ("start", "progress"):
             return 0
         callee = str(body.get("callee") or "")
         if not callee.startswith("+") or not callee[1:].isdigit():
             return None
         if named is not None and named in self.decks:
             deck = self.decks[named]
-            return deck.price(callee[1:], event.started, event.duration_s, 60 * minutes)
+            return deck.price(callee[1:], event.started, duration_s, 60 * minutes)
         costs = [
-            deck.price(callee[1:], event.started, event.duration_s)
-            for deck in self._candidates(event)
+            deck.price(callee[1:], event.started, duration_s) for deck in self._candidates(event)
         ]
         rated = [cost for cost in costs if cost is not None]
         return min(rated) if rated else None

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import partial
+from heapq import heappop, heappush
 from itertools import accumulate
 from pathlib import Path
 from time import monotonic
@@ -65,7 +66,8 @@ class Expected(StrEnum):
 class Plan(Struct, frozen=True, kw_only=True):
     """A load. `rate` in events per second, 0 for as fast as it goes; shares in millionths of
     all records; `zipf`: the n-th tenant has 1/n of the traffic of the first. `run` is a name that
-    tells the ids from those of another load with the same seed."""
+    tells the ids from those of another load with the same seed. The `start` and `progress` of an
+    open call come beside its `end`, which is one of the `events`."""
 
     tenants: int = 200
     events: int = 30_000
@@ -79,6 +81,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     malformed_ppm: int = 2_000
     wrong_partition_ppm: int = 1_000
     corrections_ppm: int = 0
+    open_calls_ppm: int = 0
     envelope: Envelope = Envelope.MIXED
     zipf: bool = True
 
@@ -209,6 +212,14 @@ _DURATIONS: Final = (
 )  # fmt: skip
 
 
+# A call that is told of while it lasts: its start, a sign of life, its end, so far apart.
+PHASES_APART_S: Final = 2
+_OPEN_FOR: Final = tuple(one for one in _DURATIONS if 2 * PHASES_APART_S <= one <= 140)
+# As fast as it goes, no time passes; the phases of a call are so many records a second apart.
+_PACE: Final = 500
+_SECOND: Final = timedelta(seconds=1)
+
+
 class _Weighted:
     """Draws from weighted choices, by binary search in whole numbers."""
 
@@ -235,7 +246,15 @@ def events(plan: Plan, start: datetime) -> Iterator[Planned]:
     )
     recent: list[Planned] = []
     corrected: set[str] = set()
+    # What is still to be said of open calls, by the index at which it is.
+    waiting: list[tuple[int, int, Planned]] = []
+    gap = PHASES_APART_S * (plan.rate or _PACE)
+    opened = 0
     for index in range(plan.events):
+        while waiting and waiting[0][0] <= index:
+            planned = heappop(waiting)[2]
+            _remember(dice, recent, planned)
+            yield planned
         roll = dice.randrange(PER_MILLION)
         if roll < plan.duplicates_ppm and recent:
             planned = dice.choice(recent)
@@ -249,6 +268,15 @@ def events(plan: Plan, start: datetime) -> Iterator[Planned]:
         else:
             tenant = tenant_id(1 + bisect(weights, dice.randrange(weights[-1])))
         event = _usage(plan, dice, index, tenant, kinds.draw(dice), start)
+        if plan.open_calls_ppm and dice.randrange(PER_MILLION) < plan.open_calls_ppm:
+            # When this one is written, those of earlier calls beside it included.
+            written = (index + 2 * opened) // plan.rate if plan.rate else 0
+            at = start + written * _SECOND
+            opened += 1
+            for phase, told in enumerate(_phases(dice, index, event, at)):
+                planned = _wrapped(plan, dice, told, tenant, 0)
+                heappush(waiting, (index + phase * gap, 3 * index + phase, planned))
+            continue
         roll = dice.randrange(PER_MILLION)
         if roll < plan.malformed_ppm:
             yield _malformed(dice, event, tenant)
@@ -276,11 +304,38 @@ def events(plan: Plan, start: datetime) -> Iterator[Planned]:
             misplaced = 1 + dice.randrange(3)
         planned = _wrapped(plan, dice, event, tenant, misplaced)
         if not misplaced:
-            if len(recent) < 1_000:
-                recent.append(planned)
-            else:
-                recent[dice.randrange(1_000)] = planned
+            _remember(dice, recent, planned)
         yield planned
+    while waiting:
+        yield heappop(waiting)[2]
+
+
+def _remember(dice: random.Random, recent: list[Planned], planned: Planned) -> None:
+    """Keep a record that can be repeated or contradicted."""
+    if len(recent) < 1_000:
+        recent.append(planned)
+    else:
+        recent[dice.randrange(1_000)] = planned
+
+
+def _phases(
+    dice: random.Random, index: int, event: dict[str, Any], at: datetime
+) -> list[dict[str, Any]]:
+    """A call that has been open for a while when its start is told; a sign of life and its end
+    follow as they happen. Every second one has a leg id."""
+    duration_s = dice.choice(_OPEN_FOR)
+    ends = at + 2 * PHASES_APART_S * _SECOND
+    event |= {"duration_s": duration_s, "started_at": (ends - duration_s * _SECOND).isoformat()}
+    name = event["event_id"]
+    if index % 2:
+        event["leg_id"] = f"l-{name}"
+    started = {one: value for one, value in event.items() if one != "duration_s"}
+    elapsed_s = duration_s - PHASES_APART_S
+    return [
+        started | {"event_id": f"{name}-start", "phase": "start"},
+        event | {"event_id": f"{name}-progress", "phase": "progress", "duration_s": elapsed_s},
+        event | {"phase": "end"},
+    ]
 
 
 def _usage(

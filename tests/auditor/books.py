@@ -3,7 +3,7 @@
 import json
 import uuid
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from hashlib import sha256
 from typing import Any
@@ -15,6 +15,7 @@ from schemas import topics
 from streams.testbed.auditor import Deck, Log, Options, Record, Report, audit
 
 TENANT = "contoso"
+EXPOSURE_AT = 26
 AT = "2026-03-02T10:00:00Z"
 DECK = Deck(
     b"Destination Name,Destination Type,Country,Prefix,Price / min\nLondon,landline,GB,4420,0.60\n"
@@ -86,6 +87,9 @@ class Books:
         self.row_changes: dict[int, Any] = {}
         self.public_changes: dict[str, Any] = {}
         self.position_changes: dict[str, Any] = {}
+        # Of open calls, by leg: nanos, seconds until each dies, whether it has ended.
+        self.holds: dict[str, tuple[int, int, bool]] = {}
+        self.exposure: tuple[int, int] = (0, 0)
         self.tamper: Callable[[list[bytes]], list[bytes]] = lambda values: values
 
     @staticmethod
@@ -153,6 +157,16 @@ class Books:
             values.append(body + b',"hash":"' + head.hex().encode() + b'"}')
         return self.tamper(values), head
 
+    def hold_rows(self) -> dict[bytes, bytes]:
+        """The rows of open calls."""
+        rows = {}
+        for leg, (nanos, lives_s, ended) in self.holds.items():
+            dies = datetime.fromisoformat(AT) + timedelta(seconds=lives_s)
+            due = int(dies.timestamp()) * 1_000_000
+            packed = msgspec.msgpack.encode([1, nanos, 0, dies, ended])
+            rows[f"{TENANT}\0hold\0{leg}".encode()] = due.to_bytes(8, "big") + packed
+        return rows
+
     def log(self) -> Log:
         values, head = self.ledger()
         last = self.entries[-1]
@@ -164,13 +178,17 @@ class Books:
         ]  # fmt: skip
         for place, changed in self.row_changes.items():
             row[place] = changed
+        row += [None] * (EXPOSURE_AT - len(row)) + [*self.exposure, False]
         key, value = TENANT.encode(), b"\xff" * 8 + msgspec.msgpack.encode(row)
+        rows = {key: value, **self.hold_rows()}
         position = {
             "version": 1,
             "now": AT,
             "sources": {topic: {"next": offset} for topic, offset in self.next.items()},
-            "rows": 1,
-            "digest": f"{xxh3_64_intdigest(key + value):016x}",
+            "rows": len(rows),
+            "digest": f"{sum(xxh3_64_intdigest(k + v) for k, v in rows.items()) % 2**64:016x}",
+            "exposures": {"USD": str(self.exposure[0])},
+            "holds": self.exposure[1],
             "balances": {},
             "tenants": {},
             "seen_next": 1,
@@ -183,7 +201,7 @@ class Books:
         } | self.public_changes
         return Log(
             partition=0,
-            rows={key: value, b"\0position": json.dumps(position).encode()},
+            rows={**rows, b"\0position": json.dumps(position).encode()},
             records={
                 **self.records,
                 topics.LEDGER: [

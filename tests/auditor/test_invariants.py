@@ -5,13 +5,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from schemas import topics
+from streams.billing.account import Account, Hold
 from streams.settings import Settings
 from streams.testbed import auditor
 from streams.testbed.auditor import HOLDS, INVARIANTS, UNKNOWN, VIOLATED, Deck, Options, Report
 from tests.auditor.books import DECK, NAMES, RECHARGE, Books, record, usage, violated
+from tests.billing.builders import NOW
 
 
 def test_correct_books_hold() -> None:
@@ -246,6 +249,50 @@ def reversal_lost(books: Books) -> None:
     books.next[topics.CALL_USAGE] = 5
 
 
+def unreleased(books: Books) -> None:
+    books.exposure = (600_000_000, 1)
+
+
+def released_twice(books: Books) -> None:
+    books.holds = {"one": (600_000_000, 100, False)}
+    books.exposure = (0, 0)
+
+
+def outlived(books: Books) -> None:
+    books.holds = {"one": (600_000_000, -61, False)}
+    books.exposure = (600_000_000, 1)
+
+
+def living_on(books: Books) -> None:
+    books.holds = {"one": (600_000_000, 181, False)}
+    books.exposure = (600_000_000, 1)
+
+
+def ended_but_held(books: Books) -> None:
+    books.holds = {"one": (600_000_000, 60, True)}
+
+
+def wrong_available(books: Books) -> None:
+    books.public_changes = {"available": "149.4", "exposure": "1"}
+
+
+def wrong_request_available(books: Books) -> None:
+    request = books.request(1, 1, RECHARGE, balance="99.4", available="99.4", exposure="1")
+    books.records[topics.REQUESTED] = [record(topics.REQUESTED, 0, request)]
+
+
+def forgotten_in_the_sums(books: Books) -> None:
+    books.holds = {"one": (600_000_000, 100, False)}
+    books.exposure = (600_000_000, 1)
+    books.position_changes = {"holds": 0}
+
+
+def open_call_unsaid(books: Books) -> None:
+    event = usage("e3", phase="progress", duration_s=None)
+    books.records[topics.CALL_USAGE].append(record(topics.CALL_USAGE, 4, event))
+    books.next[topics.CALL_USAGE] = 5
+
+
 def correction_priced_wrongly(books: Books) -> None:
     corrected(books)
     books.entries[-1]["amount"], books.entries[-1]["balance_after"] = "-0.6", "149.4"
@@ -284,6 +331,15 @@ BREACHES: list[tuple[Callable[[Books], None], set[str]]] = [
     (wrong_public_balance, {"conservation"}),
     (row_behind, {"changelog"}),
     (wrong_digest, {"changelog"}),
+    (unreleased, {"holds"}),
+    (released_twice, {"holds"}),
+    (outlived, {"holds"}),
+    (living_on, {"holds"}),
+    (ended_but_held, {"holds"}),
+    (wrong_available, {"holds"}),
+    (wrong_request_available, {"holds"}),
+    (forgotten_in_the_sums, {"holds"}),
+    (open_call_unsaid, {"at_least_once"}),
     (wrong_row_count, {"changelog"}),
     (wrong_cause, {"cause"}),
     (cause_not_there, {"cause"}),
@@ -313,6 +369,25 @@ def test_a_breach_turns_its_invariant_red_and_no_other(
     report = books.audited()
     assert violated(report) == expected, report.lines()
     assert report.exit_code == VIOLATED
+
+
+def test_open_calls_hold_money() -> None:
+    books = Books()
+    books.holds = {"one": (600_000_000, 100, False), "two": (1_200_000_000, 180, False)}
+    books.holds["ended"] = (0, 5, True)
+    books.exposure = (1_800_000_000, 2)
+    books.public_changes = {"available": "147.6", "exposure": "1.8"}
+    report = books.audited()
+    assert report.exit_code == HOLDS, report.lines()
+    assert report.counts["holds"] == 2
+
+
+def test_the_place_of_exposures_in_a_row_is_where_rows_have_it() -> None:
+    members = Account.__struct_fields__
+    assert members[auditor._EXPOSURE : auditor._HELD + 1] == ("exposure_nanos", "holds")
+    assert msgspec.structs.asdict(Hold(nanos=1, elapsed_s=2, until=NOW)) == {
+        "version": 1, "nanos": 1, "elapsed_s": 2, "until": NOW, "ended": False,
+    }  # fmt: skip
 
 
 def test_a_persons_word_is_an_answer_like_any_other() -> None:

@@ -26,9 +26,9 @@ from schemas.commands import (
 from schemas.funding import RechargeRequest, RechargeResult, Status
 from schemas.ledger import LedgerEntry
 from schemas.money import NANOS, Money
-from schemas.usage import CallUsage, Kind
-from streams.billing import ledger
-from streams.billing.account import NO_HASH, Account
+from schemas.usage import CallUsage, Kind, Phase
+from streams.billing import holds, ledger
+from streams.billing.account import NO_HASH, Account, Hold
 from streams.billing.events import (
     Cause,
     CommandEvent,
@@ -152,11 +152,12 @@ def apply(account: Account | None, event: Event, now: datetime = NOW, **terms: A
 
 
 class Book:
-    """A shard in miniature: one tenant, its payments and its ledger."""
+    """A shard in miniature: one tenant, its payments, its open calls and its ledger."""
 
     def __init__(self, account: Account | None = None) -> None:
         self.account = account
         self.payments: dict[str, Any] = {}
+        self.holds: dict[str, Hold] = {}
         self.entries: list[bytes] = []
         self.requests: list[RechargeRequest] = []
         self.notices: list[Any] = []
@@ -169,7 +170,19 @@ class Book:
             if due is None or due > now:
                 break
             self._apply(Tick(due), now, terms)
+        for leg, hold in sorted(self.holds.items(), key=lambda one: one[1].until):
+            if hold.until <= now:
+                if not hold.ended:
+                    self._apply(Tick(hold.until, hold), now, terms)
+                del self.holds[leg]
         return self._apply(event, now, terms)
+
+    def _with_hold(self, event: UsageEvent) -> UsageEvent:
+        assert self.account is not None
+        if event.usage.phase is Phase.END and not self.account.holds and event.usage.leg_id is None:
+            return event
+        leg = holds.leg_of(event.usage, event.cause.source, event.started_at)
+        return msgspec.structs.replace(event, leg=leg, hold=self.holds.get(leg))
 
     def _apply(self, event: Event, now: datetime, terms: Any) -> Outcome:
         if isinstance(event, ResultEvent):
@@ -180,10 +193,16 @@ class Book:
         ):
             known = self.payments.get(event.command.payment_id or "")
             event = CommandEvent(event.command, event.cause, known)
+        elif isinstance(event, UsageEvent) and self.account is not None:
+            event = self._with_hold(event)
         outcome = apply(self.account, event, now, **terms)
         self.account = outcome.account
         if outcome.payment is not None:
             self.payments[outcome.payment.payment_id] = outcome.payment
+        if outcome.hold is not None:
+            assert isinstance(event, UsageEvent)
+            assert outcome.hold.until > now
+            self.holds[event.leg] = outcome.hold
         self.entries += outcome.entries
         self.requests += outcome.requests
         self.notices += outcome.notices

@@ -14,10 +14,17 @@ from schemas.funding import Status
 from schemas.ledger import LedgerEntry
 from schemas.money import Money
 from schemas.notices import DeadLetterReason, NoticeKind
-from schemas.usage import Kind
+from schemas.usage import Kind, Phase
 from streams.billing import account as rows
 from streams.billing import granting, grants
-from streams.billing.account import LAPSED_KEPT, NewerRowError, decode_row, encode_row
+from streams.billing.account import (
+    LAPSED_KEPT,
+    NewerRowError,
+    decode_hold,
+    decode_row,
+    encode_hold,
+    encode_row,
+)
 from streams.billing.booking import months_later
 from streams.billing.events import Event
 from streams.billing.outcomes import Outcome
@@ -327,6 +334,7 @@ def test_entries_are_what_the_wire_promises() -> None:
 AMOUNTS = st.integers(1, 400)
 HOURS = st.integers(0, 72)
 STATUSES = st.sampled_from(list(Status))
+PHASES = st.sampled_from([Phase.START, Phase.PROGRESS, Phase.END])
 STEPS = st.one_of(
     st.tuples(st.just("call"), st.integers(0, 200)),
     st.tuples(st.just("late"), st.integers(1, 200)),
@@ -349,6 +357,7 @@ STEPS = st.one_of(
     st.tuples(st.just("licences"), st.integers(0, 4)),
     st.tuples(st.just("included"), st.integers(1, 12_000)),
     st.tuples(st.just("month"), st.integers(20, 40)),
+    st.tuples(st.just("leg"), st.tuples(PHASES, st.integers(0, 2), st.integers(0, 7))),
 )
 
 
@@ -397,6 +406,12 @@ def _event(book: Book, number: int, what: str, value: Any, now: datetime) -> Eve
             return a_command(a_void(known[back % len(known)] if known else "g1"), name)
         case "correct", (back, count):
             return _correction(book, back, count, now)
+        case "leg", (phase, leg, half_minutes):
+            # Up to two minutes ahead of the clock, up to four behind it, in any order.
+            lasted_s = 30 * half_minutes
+            began = now - timedelta(seconds=240 if half_minutes > 3 else 0)
+            members = {"phase": phase, "leg_id": f"leg-{leg}", "duration_s": lasted_s}
+            return a_call(started_at=began, **members)
         case "pay", int(amount):
             return a_command(a_payment(str(amount), f"wire-{amount % 7}"), name)
         case "adjust", int(amount):
@@ -437,7 +452,9 @@ def _correction(book: Book, back: int, count: int, now: datetime) -> Event:
     """Another length for one of the last calls that still stand; of nothing when there is none."""
     entries = [decoded(one) for one in book.entries]
     undone = {one["links"]["entry"] for one in entries if one["kind"] == "reversal"}
-    standing = [one for one in entries if one["kind"] == "charge" and one["seq"] not in undone]
+    standing = [
+        one for one in entries if one["kind"] in ("charge", "pool") and one["seq"] not in undone
+    ]
     if not standing:
         return a_call(phase="correction", corrects="nobody")
     name = standing[-1 - back % len(standing)]["caused_by"]["id"]
@@ -466,6 +483,11 @@ def check_laws(book: Book) -> None:
     assert decode_row(encode_row(account)) == account
     unanswered = account.recharging.asked
     assert (unanswered is not None) == (account.recharging.stage == "requested")
+    alive = [hold for hold in book.holds.values() if not hold.ended]
+    assert account.exposure_nanos == sum(hold.nanos for hold in alive), "exposure = sum of holds"
+    assert account.holds == len(alive)
+    assert all(hold.nanos > 0 for hold in alive)
+    assert all(decode_hold(encode_hold(hold)) == hold for hold in book.holds.values())
 
 
 def check_lots(entries: list[bytes]) -> None:

@@ -8,13 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.engine.rows import (
+    HOLD_MARK,
     NEVER,
+    PAYMENT_MARK,
     Position,
     Rows,
     SourcePosition,
     Totals,
     decode_position,
     encode_position,
+    hold_key,
+    owner_of,
+    payment_key,
 )
 
 
@@ -132,3 +137,9 @@ def test_a_position_row_of_a_newer_version_is_refused() -> None:
     newer = msgspec.structs.replace(a_position(), version=2)
     with pytest.raises(ValueError, match="newer than this program"):
         decode_position(encode_position(newer))
+
+
+def test_a_key_tells_whose_row_it_is_and_of_what_whatever_an_id_holds() -> None:
+    assert owner_of(b"t-1") == (b"t-1", b"")
+    assert owner_of(payment_key("t-1", "p\0hold\0x")) == (b"t-1", PAYMENT_MARK)
+    assert owner_of(hold_key(b"t-1", "a\0pay\0x")) == (b"t-1", HOLD_MARK)

@@ -16,15 +16,25 @@ from prometheus_client import CollectorRegistry
 
 from schemas import topics
 from schemas.money import NANOS
+from streams.billing import holds
 from streams.billing.account import Account
 from streams.billing.tariff import Decks, Rate, Tariff
 from streams.engine import originals
+from streams.engine.batch import us_from
 from streams.engine.errors import UnknownOutcomeError
 from streams.engine.lag import Lag
 from streams.engine.originals import Originals
 from streams.engine.reader import Slice
 from streams.engine.restore import Marks
-from streams.engine.rows import SourcePosition, Totals
+from streams.engine.rows import (
+    HOLD_MARK,
+    SourcePosition,
+    Totals,
+    decode_position,
+    due_of,
+    encode_position,
+    owner_of,
+)
 from streams.engine.shard import TELL_OFFSETS_EVERY_S, Shard
 from streams.engine.work import Work
 from streams.metrics import Meters
@@ -111,7 +121,8 @@ class Bench:
         """Decide a batch and publish it, as after a commit."""
         slices = self.left if topic is None else [self.slice(topic, *values)]
         work: Work = await self.shard._decide(slices)
-        self.shard._publish(work)
+        if work.position is not None:
+            self.shard._publish(work)
         work.tally.publish(self.meters)
         outputs: Any = work.outputs
         assert isinstance(outputs, Recorded)
@@ -203,6 +214,14 @@ async def test_what_was_stale_before_a_restart_is_asked_for_after_it(bench: Benc
     bench.shard.remember_recharges()
     assert bench.shard.stale_waits()
     assert len(requests_of(await bench.book())) == 1
+
+
+async def test_only_tenants_rows_are_read_for_what_is_in_flight(bench: Bench) -> None:
+    payment = a_result("elsewhere", amount="50").result
+    named = msgspec.structs.replace(payment, result_id="r-1", payment_id="stale or requested")
+    await bench.book(topics.RESULT, named)
+    bench.shard.remember_recharges()
+    assert not bench.shard.stale_waits()
 
 
 async def test_a_recharge_in_flight_ages_and_its_duration_is_measured(bench: Bench) -> None:
@@ -507,3 +526,168 @@ async def test_what_waits_for_the_next_batch_stays_in_flight(
     assert reader.ended == [2]
     kinds = [json.loads(value)["kind"] for value in bench.ledger.values]
     assert kinds == ["grant", "charge", "reversal", "charge"]
+
+
+# -- open calls ------------------------------------------------------------------------------------
+
+MINUTE = timedelta(minutes=1)
+
+
+def a_phase(number: int, phase: str, elapsed_s: int, **changes: Any) -> dict[str, Any]:
+    """A sign of life of a call that began just now, and of which all events name one leg."""
+    members = {"phase": phase, "duration_s": elapsed_s, "started_at": NOW.isoformat()}
+    return a_call(number, **members | changes)
+
+
+def balance_in(outputs: Recorded) -> dict[str, Any]:
+    [(_, value, _)] = outputs.by_topic[topics.BALANCE]
+    balance: dict[str, Any] = json.loads(value or b"")
+    return balance
+
+
+def hold_rows(bench: Bench) -> dict[bytes, bytes]:
+    rows = bench.shard._rows.values
+    return {key: value for key, value in rows.items() if owner_of(key)[1] == HOLD_MARK}
+
+
+def restarted(bench: Bench) -> None:
+    """What a restore finds: rows that the position row vouches for."""
+    shard = bench.shard
+    assert shard._rows.totals() == (shard.totals.rows, shard.totals.digest)
+    position = shard.totals.position(now=shard.last_now, sources={}, seen_next=0)
+    shard._totals = Totals.of(decode_position(encode_position(position)))
+    shard._decider.recent.clear()
+
+
+async def test_a_recharge_fires_during_the_call_and_the_end_books_the_whole_leg(
+    bench: Bench,
+) -> None:
+    outputs = await bench.book(topics.CALL_USAGE, a_phase(1, "start", 0))
+    [request] = requests_of(outputs)
+    assert (request["balance"], request["available"], request["exposure"]) == ("100", "99", "1")
+    assert topics.LEDGER not in outputs.by_topic
+    restarted(bench)
+    bench.now = NOW + MINUTE
+    public = balance_in(await bench.book(topics.CALL_USAGE, a_phase(2, "progress", 60)))
+    assert (public["balance"], public["available"], public["exposure"]) == ("100", "98", "2")
+    assert (bench.shard.totals.exposures, bench.shard.totals.holds) == ({"USD": 2 * NANOS}, 1)
+    bench.now = NOW + 2 * MINUTE
+    outputs = await bench.book(topics.CALL_USAGE, a_phase(3, "end", 100))
+    [(_, entry, _)] = outputs.by_topic[topics.LEDGER]
+    assert json.loads(entry or b"")["amount"] == "-2"
+    public = balance_in(outputs)
+    assert (public["balance"], public["available"], public.get("holds")) == ("98", "98", None)
+    assert (bench.shard.totals.exposures, bench.shard.totals.holds) == ({"USD": 0}, 0)
+    restarted(bench)
+    # Late and alive, but ended.
+    late = await bench.book(topics.CALL_USAGE, a_phase(4, "progress", 99))
+    assert topics.BALANCE not in late.by_topic
+    assert len(hold_rows(bench)) == 1
+    bench.now = NOW + 6 * MINUTE
+    outputs = await bench.book()
+    assert hold_rows(bench) == {}
+    # Neither the tenant's row nor its balance is written for an end that is forgotten.
+    [(key, value, _), _position] = outputs.by_topic[topics.CHANGELOG]
+    assert key is not None
+    assert (owner_of(key), value) == ((TENANT, HOLD_MARK), None)
+    restarted(bench)
+
+
+async def test_a_hold_whose_platform_died_is_gone_after_three_minutes(bench: Bench) -> None:
+    await bench.book(topics.CALL_USAGE, a_phase(1, "start", 0), a_phase(2, "start", 0, leg_id="b"))
+    assert bench.shard.totals.holds == 2
+    bench.now = NOW + MINUTE
+    await bench.book(topics.CALL_USAGE, a_phase(3, "progress", 60, leg_id="b"))
+    bench.now = NOW + 3 * MINUTE - timedelta(microseconds=1)
+    assert bench.shard._rows.due(us_from(bench.now), 10) == []
+    bench.now = NOW + 3 * MINUTE
+    outputs = await bench.book()
+    assert balance_in(outputs)["exposure"] == "2"
+    assert len(hold_rows(bench)) == 1
+    restarted(bench)
+    bench.now = NOW + 4 * MINUTE
+    assert "exposure" not in balance_in(await bench.book())
+    assert hold_rows(bench) == {}
+    assert bench.metric("credits_events_total", topic="tick", outcome="ticked") == 2
+    restarted(bench)
+
+
+async def test_a_phase_of_the_batch_in_which_its_hold_dies_holds_anew(bench: Bench) -> None:
+    await bench.book(topics.CALL_USAGE, a_phase(1, "start", 0))
+    bench.now = NOW + 4 * MINUTE
+    outputs = await bench.book(topics.CALL_USAGE, a_phase(2, "progress", 240))
+    assert balance_in(outputs)["exposure"] == "5"
+    [value] = hold_rows(bench).values()
+    assert due_of(value) == us_from(NOW + 7 * MINUTE)
+    restarted(bench)
+
+
+async def test_phases_that_only_keep_a_hold_alive_change_no_balance(bench: Bench) -> None:
+    await bench.book(topics.CALL_USAGE, a_phase(1, "progress", 1))
+    await bench.book(topics.CALL_USAGE, a_phase(2, "progress", 2))
+    bench.now = NOW + MINUTE
+    outputs = await bench.book(topics.CALL_USAGE, a_phase(3, "progress", 60))
+    assert topics.BALANCE not in outputs.by_topic
+    [value] = hold_rows(bench).values()
+    assert due_of(value) == us_from(NOW + 4 * MINUTE)
+
+
+async def test_a_whole_call_in_one_batch_holds_nothing_and_a_repeat_does_not_show(
+    bench: Bench,
+) -> None:
+    bench.now = NOW + MINUTE
+    phases = [a_phase(1, "start", 0), a_phase(2, "progress", 30), a_phase(3, "end", 60)]
+    assert balance_in(await bench.book(topics.CALL_USAGE, *phases))["available"] == "99"
+    outputs = await bench.book(topics.CALL_USAGE, *phases)
+    assert outputs.by_topic.keys() == {topics.CHANGELOG}
+    assert bench.shard.totals.holds == 0
+
+
+async def test_ordinary_calls_look_up_no_hold(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    leg_of = holds.leg_of
+
+    def watched(usage: Any, source: str, started_at: Any) -> str:
+        looked.append(usage.call_id)
+        return leg_of(usage, source, started_at)
+
+    monkeypatch.setattr(holds, "leg_of", watched)
+    await bench.book(topics.CALL_USAGE, a_call(1), a_call(2, phase="end"))
+    assert looked == []
+    # With calls open, any end may be theirs.
+    await bench.book(topics.CALL_USAGE, a_phase(3, "start", 0, call_id="open"))
+    await bench.book(topics.CALL_USAGE, a_call(4, call_id="ended"))
+    assert looked == ["open", "ended"]
+
+
+async def test_a_hold_whose_tick_breaks_us_waits_an_hour(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.book(topics.CALL_USAGE, a_phase(1, "start", 0))
+
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    bench.now = NOW + 3 * MINUTE
+    with monkeypatch.context() as patched:
+        patched.setattr(holds, "die", broken)
+        await bench.book(topics.CALL_USAGE, a_call(2))
+    assert bench.shard.totals.holds == 1
+    [value] = hold_rows(bench).values()
+    assert due_of(value) == us_from(bench.now + HOUR)
+    bench.now += HOUR
+    await bench.book()
+    assert (bench.shard.totals.holds, hold_rows(bench)) == (0, {})
+
+
+async def test_an_end_that_overtakes_the_start_of_its_leg_is_remembered(bench: Bench) -> None:
+    await bench.book(topics.CALL_USAGE, a_phase(1, "end", 1, leg_id="leg"))
+    await bench.book(topics.CALL_USAGE, a_phase(2, "start", 0, leg_id="leg"))
+    assert bench.shard.totals.holds == 0
+    # Without a leg id it is, while any other call is open.
+    await bench.book(topics.CALL_USAGE, a_phase(3, "start", 0, leg_id="other"))
+    await bench.book(topics.CALL_USAGE, a_phase(4, "end", 1, call_id="d"))
+    await bench.book(topics.CALL_USAGE, a_phase(5, "start", 0, call_id="d"))
+    assert bench.shard.totals.holds == 1

@@ -23,7 +23,8 @@ def tariff() -> Tariff:
 
 @cache
 def usage(number: int, tenant: str, began: datetime, *, conflict: bool = False) -> bytes:
-    """A call of one to three minutes; a conflict says another length under the same id."""
+    """A call of one to three minutes; a conflict says another length under the same id. Some are
+    signs of life of open calls, which die while the schedule runs, and some are their ends."""
     members = {
         "event_id": f"u{number}",
         "source": SOURCE,
@@ -35,6 +36,15 @@ def usage(number: int, tenant: str, began: datetime, *, conflict: bool = False) 
         "started_at": (began - timedelta(minutes=90 + number % 50)).isoformat(),
         "duration_s": 60 * (1 + number % 3) + (7 if conflict else 0),
     }
+    alive_at = began - timedelta(seconds=178 - number * 13 % 40)
+    if number % 4 == 3:
+        since = (alive_at - timedelta(minutes=20)).isoformat()
+        members |= {"phase": "progress", "leg_id": f"l{number % 3}", "started_at": since,
+                    "duration_s": 1_200 + (7 if conflict else 0)}  # fmt: skip
+    elif number % 4 == 2:
+        members |= {"leg_id": f"l{number % 3}"}
+        if number % 8 == 2:
+            members["started_at"] = (alive_at - timedelta(minutes=3)).isoformat()
     return json.dumps(members).encode()
 
 

@@ -20,7 +20,7 @@ from schemas.codec import Decoded, decoder
 from schemas.commands import AnyCommand, OpenTenant
 from schemas.envelope import RejectedError
 from schemas.notices import DeadLetterReason, NoticeKind
-from streams.billing import ledger
+from streams.billing import holds, ledger
 from streams.billing.account import Account
 from streams.billing.events import Cause, CommandEvent, usage_event
 from streams.billing.outcomes import Terms
@@ -140,6 +140,46 @@ def test_loads_with_names_of_their_own_share_no_id_and_contradict_nothing() -> N
 def test_an_id_says_seed_and_index_so_that_anybody_can_tell_what_should_exist() -> None:
     planned = records(replace(NOTHING_WRONG, seed=42, events=300))
     assert [one.event_id for one in planned] == [f"e-42-{index}" for index in range(300)]
+
+
+OPEN = replace(EVERYTHING_WRONG, open_calls_ppm=300_000, events=5_000, rate=50)
+
+
+def test_open_calls_change_nothing_of_a_load_without_them() -> None:
+    assert [one.event_id for one in records(NOTHING_WRONG)] == [
+        f"e-1-{index}" for index in range(NOTHING_WRONG.events)
+    ]
+    assert records(OPEN) == records(OPEN)
+
+
+def test_an_open_calls_phases_come_in_order_and_apart_and_name_one_leg() -> None:
+    plan = replace(NOTHING_WRONG, open_calls_ppm=300_000, rate=50)
+    planned = records(plan)
+    opened = [one.event_id for one in planned if one.event_id.endswith("-start")]
+    assert abs(share_ppm(len(opened), plan) - plan.open_calls_ppm) < 30_000
+    assert len(planned) == plan.events + 2 * len(opened)
+    place = {one.event_id: at for at, one in enumerate(planned)}
+    for start_id in opened[:100]:
+        name = start_id.removesuffix("-start")
+        start, progress, end = (place[f"{name}{phase}"] for phase in ("-start", "-progress", ""))
+        assert progress - start >= 2 * plan.rate
+        assert end - progress >= 2 * plan.rate
+        legs = set()
+        for at in (start, progress, end):
+            decoded = DECODERS[planned[at].topic](
+                planned[at].key, planned[at].value, list(planned[at].headers)
+            )
+            event = usage_event(decoded.event, Cause("", 0, 0, "", ""))  # type: ignore[arg-type]
+            legs.add(holds.leg_of(event.usage, decoded.source, event.started_at))
+            # Each is a young sign of life when it is written.
+            written = NOW + timedelta(seconds=at // plan.rate)
+            assert timedelta(seconds=-5) < written - event.ended_at < timedelta(minutes=3)
+        assert len(legs) == 1
+
+
+def test_records_of_open_calls_come_to_what_was_foreseen() -> None:
+    door = Door()
+    assert [one for one in records(OPEN) if door.takes(one) != (one.expected, one.reason)] == []
 
 
 # -- what comes of it -------------------------------------------------------------------------
