@@ -77,14 +77,15 @@ def _complaint(done: subprocess.CompletedProcess[str]) -> str:
     return (errors or lines or [f"it ended with {done.returncode} and said nothing"])[0]
 
 
-def fetch_jars() -> Path:
-    """The folder with the broker's jars; fetched once, kept outside the checkout.
+def fetch_jars(pom: Path = _POM / "pom.xml", name: str = f"kafka-{KAFKA_VERSION}") -> Path:
+    """The folder with the jars that a pom names, the broker's unless told otherwise; fetched once,
+    kept outside the checkout under that name.
 
     Raises BrokerError without Java or Maven, or when Maven fails.
     """
     require_programs()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "credits"
-    jars = cache / f"kafka-{KAFKA_VERSION}"
+    jars = cache / name
     if jars.is_dir():
         return jars
     cache.mkdir(parents=True, exist_ok=True)
@@ -98,7 +99,7 @@ def fetch_jars() -> Path:
                     "-B",
                     "-Dstyle.color=never",
                     "-f",
-                    str(_POM / "pom.xml"),
+                    str(pom),
                     "dependency:copy-dependencies",
                     "-DincludeScope=runtime",
                     f"-DoutputDirectory={made}",
@@ -110,7 +111,7 @@ def fetch_jars() -> Path:
             if done.returncode == 0 and made.is_dir():
                 break
         else:
-            raise BrokerError(f"Maven could not fetch Kafka {KAFKA_VERSION}: {_complaint(done)}")
+            raise BrokerError(f"Maven could not fetch {name}: {_complaint(done)}")
         try:
             made.rename(jars)
         except OSError as error:

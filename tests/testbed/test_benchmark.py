@@ -1,14 +1,23 @@
 """The benchmark itself works: every figure is there, and the books hold afterwards."""
 
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
+import orjson
 import pytest
 
+from streams import provision
+from streams.decks import load_deck
 from streams.settings import Settings
-from streams.testbed import auditor
-from streams.testbed.bench import steady, worker
+from streams.testbed import auditor, load
+from streams.testbed.bench import side_by_side, steady, worker
 from streams.testbed.bench.__main__ import BARS, SHORT, Part, Run, Scale, share_out, table
+from streams.testbed.bench.throughput import a_plan
 from streams.testbed.bench.worker import BenchError, Place, running
 
 THROUGHPUT = {"workers", "events", "seconds_ms", "events_per_s", "cpu_us_per_event"}
@@ -74,6 +83,95 @@ async def test_books_that_do_not_hold_make_a_run_void(
     run = a_run(broker, tmp_path)
     await run.measure({Part.THROUGHPUT})
     assert run.code == auditor.VIOLATED
+
+
+@pytest.mark.broker
+async def test_kafka_streams_books_the_same_events_and_is_compared_with_a_worker(
+    broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(side_by_side, "VARIANTS", ((2, 100),))
+    monkeypatch.setattr("streams.testbed.bench.throughput.POLL_S", 0.01)
+    run = a_run(broker, tmp_path, msgspec.structs.replace(SMALL, events=60_000))
+    await run.measure({Part.KAFKA_STREAMS})
+    assert run.code == auditor.HOLDS
+    assert run.result["verify"] == {"kafka-streams: ours": 0, "kafka-streams: theirs": 0}
+    ours, *theirs = run.result["kafka-streams"]
+    assert ours["at"] == "credits, one worker"
+    assert [side["at"] for side in theirs] == ["kafka streams, 2 threads, 100 ms"]
+    for side in theirs:
+        assert float(side["faster"]) == pytest.approx(
+            ours["events_per_s"] / side["events_per_s"], abs=0.01
+        )
+        assert float(side["cheaper"]) > 0
+
+
+@pytest.mark.broker
+async def test_kafka_streams_with_wrong_prices_is_found_out(
+    settings: Settings, tmp_path: Path
+) -> None:
+    await provision.apply(settings)
+    plan, start = a_plan(20, 2_000), datetime.now(UTC)
+    await load.preload(settings, load.events(plan, start), start)
+    tariff, deck = load_deck(None), tmp_path / "deck.csv"
+    right = side_by_side.expected_books(tariff, load.events(plan, start))
+    faults = []
+    for threads, dearer in ((1, ""), (2, "1")):
+        side_by_side.write_deck(deck, tariff)
+        deck.write_text(deck.read_text().replace("\n1,", f"\n1,{dearer}"))
+        variant = side_by_side.Variant(settings.namespace, threads, 100)
+        await side_by_side.book(settings, Place(tmp_path), variant, deck, 2_000)
+        faults.append(await side_by_side.faults_of(settings, variant, right))
+    assert faults[0] == []
+    wrong = {fault.partition(" ")[2] for fault in faults[1]}
+    assert wrong >= {"entries with a wrong amount", "wrong balances"}
+    assert wrong.isdisjoint({"entries twice or of no event", "events without an entry"})
+
+
+async def test_what_kafka_streams_got_wrong_makes_a_run_void(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextlib.asynccontextmanager
+    async def installation(*_: Any) -> AsyncIterator[None]:
+        yield
+
+    async def measured(*_: Any, **__: Any) -> tuple[list[Any], list[str]]:
+        return [], ["7 wrong balances"]
+
+    run = a_run("nowhere", tmp_path)
+    monkeypatch.setattr(run, "_installation", installation)
+    monkeypatch.setattr("streams.testbed.bench.__main__.measure_side_by_side", measured)
+    await run.measure({Part.KAFKA_STREAMS})
+    assert run.code == auditor.VIOLATED
+    assert run.result["verify"] == {"kafka-streams: theirs": auditor.VIOLATED}
+    assert "7 wrong balances" in capsys.readouterr().err
+
+
+async def test_what_is_lost_twice_or_of_no_event_is_a_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def entry(event_id: str, nanos: int) -> bytes:
+        return orjson.dumps({"source": "s", "event_id": event_id, "amount_nanos": nanos})
+
+    short = side_by_side.TRIGGER_NANOS - 1
+    variant = side_by_side.Variant("t-", 1, 100)
+    published = {
+        variant.entries: [(b"a", entry("1", 5)), (b"a", entry("1", 5)), (b"a", entry("3", 7))],
+        variant.balances: [(b"a", short.to_bytes(8, "big") + b"\1")],
+        variant.requests: [(b"a", b""), (b"a", b"")],
+    }
+
+    async def read_to_end(_: Any, names: list[str]) -> AsyncIterator[Any]:
+        for key, value in published[names[0]]:
+            yield SimpleNamespace(key=key, value=value)
+
+    monkeypatch.setattr(side_by_side, "read_to_end", read_to_end)
+    right = side_by_side.Books({("s", "1"): 5, ("s", "2"): 6, ("s", "3"): 8}, {"a": short})
+    assert await side_by_side.faults_of(Settings(), variant, right) == [
+        "1 entries twice or of no event",
+        "1 entries with a wrong amount",
+        "1 events without an entry",
+        "1 requests too many or too few",
+    ]
 
 
 @pytest.mark.broker

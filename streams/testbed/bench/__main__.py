@@ -27,6 +27,7 @@ from streams.engine.kafka import tune_client
 from streams.settings import Settings
 from streams.testbed import auditor, broker
 from streams.testbed.bench.restoring import measure_ids, measure_restore
+from streams.testbed.bench.side_by_side import measure_side_by_side
 from streams.testbed.bench.steady import (
     all_booked,
     measure_idle,
@@ -62,6 +63,7 @@ class Part(StrEnum):
     BATCHES = "batches"
     WORKERS = "workers"
     ROWS = "rows"
+    KAFKA_STREAMS = "kafka-streams"
 
 
 SHORT: Final = (Part.THROUGHPUT, Part.LATENCY, Part.RESTORE, Part.IDS)
@@ -146,6 +148,8 @@ class Run:
             await self._workers()
         if Part.ROWS in parts:
             self.result["rows"] = [await self._restore(rows) for rows in ROWS]
+        if Part.KAFKA_STREAMS in parts:
+            await self._kafka_streams()
 
     @contextlib.asynccontextmanager
     async def _installation(
@@ -250,6 +254,23 @@ class Run:
         two = await self._point(Part.WORKERS, "2", plan, workers=2)
         added = (two["events_per_s"] - one["events_per_s"]) * 100 // one["events_per_s"]
         self.result["workers"] = {"second_adds_percent": added, "curve": [one, two]}
+
+    async def _kafka_streams(self) -> None:
+        part = Part.KAFKA_STREAMS.value
+        async with self._installation(f"{part}: ours") as settings:
+            sides, faults = await measure_side_by_side(
+                settings,
+                self._place,
+                a_plan(self._scale.tenants, self._scale.events),
+                verify=self._verify,
+            )
+            self.result[part] = msgspec.to_builtins(sides)
+        if self._verify:
+            code = auditor.VIOLATED if faults else auditor.HOLDS
+            self.result.setdefault("verify", {})[f"{part}: theirs"] = code
+            self.code = max(self.code, code)
+        for fault in faults:
+            say(fault)
 
 
 # -- telling ----------------------------------------------------------------------------------

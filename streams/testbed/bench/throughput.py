@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 
+import msgspec
 from msgspec import Struct
 
 from schemas import topics
@@ -15,7 +17,9 @@ from streams.testbed.bench.worker import (
     POLL_S,
     READY_WITHIN_S,
     BenchError,
+    Measured,
     Place,
+    Progress,
     ms,
     open_tenants,
     progress,
@@ -72,6 +76,75 @@ def output_bytes(settings: Settings, data: Path | None) -> int | None:
     )
 
 
+class Mark(Struct, frozen=True):
+    """How far processes were at a moment: seconds on a clock, events done, CPU time of them all."""
+
+    at_s: float
+    done: int
+    cpu_us: int
+
+
+class Pace(Struct, frozen=True, kw_only=True):
+    """What happened between two marks."""
+
+    events: int
+    seconds_ms: int
+    events_per_s: int
+    cpu_us_per_event: str
+
+
+def pace(first: Mark, last: Mark) -> Pace:
+    """Raises BenchError when there is too little between them to tell."""
+    done, took_ms = last.done - first.done, ms(last.at_s - first.at_s)
+    if done <= 0 or not took_ms:
+        raise BenchError(f"{last.done} events are too few to measure: all were booked at once")
+    return Pace(
+        events=done,
+        seconds_ms=took_ms,
+        events_per_s=done * 1_000 // took_ms,
+        cpu_us_per_event=tenths((last.cpu_us - first.cpu_us) * 10 // done),
+    )
+
+
+async def drained(
+    watched: Progress,
+    names: Sequence[str],
+    count: int,
+    processes: Sequence[Measured],
+    *,
+    enough: int,
+) -> tuple[Mark, Mark, Mark]:
+    """Wait until processes have done so many events; marks at the first that were done, at half of
+    them and at `enough`. Raises BenchError."""
+
+    def mark(done: int) -> Mark:
+        return Mark(monotonic(), done, sum(process.cpu_us() for process in processes))
+
+    deadline = monotonic() + READY_WITHIN_S
+    while not (done := await watched.committed(names)):
+        for process in processes:
+            process.require_alive()
+        if monotonic() > deadline:
+            raise BenchError(f"nothing was booked; see {processes[0].log_name}")
+        await asyncio.sleep(POLL_S)
+    first = mark(done)
+    half = mark(await watched.until(names, count // 2, processes))
+    last = mark(await watched.until(names, enough, processes))
+    await watched.until(names, count, processes)
+    return first, half, last
+
+
+async def prepare(settings: Settings, place: Place, plan: Plan, start: datetime) -> int:
+    """Open the tenants and write the events; returns how many. Raises BenchError."""
+    say(f"opening {plan.tenants:,} tenants")
+    await open_tenants(settings, place, load.openings(plan, start))
+    say(f"writing {plan.events:,} events")
+    began = monotonic()
+    count = await load.preload(settings, events(plan, start), start)
+    say(f"written at {int(count / (monotonic() - began)):,} events/s; booking them")
+    return count
+
+
 async def measure_throughput(
     settings: Settings, place: Place, plan: Plan, *, workers: int = 1, data: Path | None = None
 ) -> Throughput:
@@ -80,14 +153,7 @@ async def measure_throughput(
     With several workers the watch begins when all are ready and ends before the first of them
     has nothing left to do. Raises BenchError.
     """
-    start = datetime.now(UTC)
-    say(f"opening {plan.tenants:,} tenants")
-    await open_tenants(settings, place, load.openings(plan, start))
-    say(f"writing {plan.events:,} events")
-    began = monotonic()
-    count = await load.preload(settings, events(plan, start), start)
-    say(f"written at {int(count / (monotonic() - began)):,} events/s; booking them")
-    names = usage_names(settings)
+    count = await prepare(settings, place, plan, datetime.now(UTC))
     # The group hears of the last batches late; so does it of those before, all through the run.
     enough = count * 9 // 10 if workers == 1 else count * 4 // 5
     bytes_before = output_bytes(settings, data)
@@ -96,26 +162,13 @@ async def measure_throughput(
             started = [stack.enter_context(running(settings, place)) for _ in range(workers)]
             if workers > 1:
                 await asyncio.gather(*(worker.until_ready() for worker in started))
-            deadline = monotonic() + READY_WITHIN_S
-            while not (first := await watched.committed(names)):
-                if monotonic() > deadline:
-                    raise BenchError(f"nothing was booked; see {place.folder / 'worker.log'}")
-                await asyncio.sleep(POLL_S)
-            began, cpu_us = monotonic(), sum(worker.cpu_us() for worker in started)
-            last = await watched.until(names, enough, started)
-            took_ms = ms(monotonic() - began)
-            cpu_us = sum(worker.cpu_us() for worker in started) - cpu_us
-            await watched.until(names, count, started)
-    done = last - first
-    if done <= 0 or not took_ms:
-        raise BenchError(f"{count} events are too few to measure: all were booked at once")
+            names = usage_names(settings)
+            first, _, last = await drained(watched, names, count, started, enough=enough)
+    whole = pace(first, last)
     bytes_after = output_bytes(settings, data)
     return Throughput(
         workers=workers,
-        events=done,
-        seconds_ms=took_ms,
-        events_per_s=done * 1_000 // took_ms,
-        cpu_us_per_event=tenths(cpu_us * 10 // done),
+        **msgspec.structs.asdict(whole),
         kafka_bytes_per_event=None
         if bytes_before is None or bytes_after is None
         else (bytes_after - bytes_before) // count,

@@ -18,6 +18,7 @@ import aiohttp
 import msgspec
 import typer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from schemas import topics
 from streams.engine.kafka import connection
@@ -52,62 +53,35 @@ def tenths(count: int) -> str:
     return f"{count // 10}.{count % 10}"
 
 
-class Worker:
-    """One worker process and what the kernel knows about it."""
+class Measured:
+    """One process under measurement and what the kernel knows about it."""
 
-    def __init__(self, settings: Settings, log: Path, cores: Sequence[int] = ()) -> None:
-        self._settings = settings
+    called = "the worker"
+
+    def __init__(
+        self, command: Sequence[str], environment: dict[str, str], log: Path, cores: Sequence[int]
+    ) -> None:
         self._log = log.open("ab")
         pinned = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
         self._process = subprocess.Popen(  # noqa: S603
-            [*pinned, sys.executable, "-P", "-m", "streams", "worker"],
-            env=_environment(settings),
+            [*pinned, *command],
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
             start_new_session=True,
         )
         self.began = monotonic()
-        self.assigned = 0.0
-        self.ready = 0.0
 
-    async def until_ready(self) -> None:
-        """Wait for /readyz, noting when partitions were assigned. Raises BenchError."""
-        async with aiohttp.ClientSession() as session:
-            while monotonic() < self.began + READY_WITHIN_S:
-                self.require_alive()
-                with contextlib.suppress(aiohttp.ClientError):
-                    async with session.get(self._url("readyz")) as response:
-                        text = await response.text()
-                    if not self.assigned and "no assignment yet" not in text:
-                        self.assigned = monotonic()
-                    if response.status == 200:
-                        self.ready = monotonic()
-                        return
-                await asyncio.sleep(0.02)
-        raise BenchError(
-            f"the worker was not ready within {READY_WITHIN_S} s; see {self._log.name}"
-        )
+    @property
+    def log_name(self) -> str:
+        """The file that has what it said."""
+        return self._log.name
 
     def require_alive(self) -> None:
         """Raises BenchError when the process has ended."""
         if self._process.poll() is not None:
-            raise BenchError(f"the worker ended; see {self._log.name}")
-
-    async def metric(self, name: str) -> int:
-        """A metric without labels, in whole numbers. Raises BenchError when there is none."""
-        async with (
-            aiohttp.ClientSession() as session,
-            session.get(self._url("metrics")) as response,
-        ):
-            text = await response.text()
-        found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
-        if found is None:
-            raise BenchError(f"the worker has no metric {name}")
-        return round(float(found[1]))
-
-    def _url(self, page: str) -> str:
-        return f"http://127.0.0.1:{self._settings.metrics_port}/{page}"
+            raise BenchError(f"{self.called} ended; see {self._log.name}")
 
     def cpu_us(self) -> int:
         """User and system time of all its threads so far."""
@@ -142,6 +116,50 @@ class Worker:
         self._log.close()
 
 
+class Worker(Measured):
+    """One worker process."""
+
+    def __init__(self, settings: Settings, log: Path, cores: Sequence[int] = ()) -> None:
+        command = [sys.executable, "-P", "-m", "streams", "worker"]
+        super().__init__(command, _environment(settings), log, cores)
+        self._settings = settings
+        self.assigned = 0.0
+        self.ready = 0.0
+
+    async def until_ready(self) -> None:
+        """Wait for /readyz, noting when partitions were assigned. Raises BenchError."""
+        async with aiohttp.ClientSession() as session:
+            while monotonic() < self.began + READY_WITHIN_S:
+                self.require_alive()
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with session.get(self._url("readyz")) as response:
+                        text = await response.text()
+                    if not self.assigned and "no assignment yet" not in text:
+                        self.assigned = monotonic()
+                    if response.status == 200:
+                        self.ready = monotonic()
+                        return
+                await asyncio.sleep(0.02)
+        raise BenchError(
+            f"the worker was not ready within {READY_WITHIN_S} s; see {self._log.name}"
+        )
+
+    async def metric(self, name: str) -> int:
+        """A metric without labels, in whole numbers. Raises BenchError when there is none."""
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(self._url("metrics")) as response,
+        ):
+            text = await response.text()
+        found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
+        if found is None:
+            raise BenchError(f"the worker has no metric {name}")
+        return round(float(found[1]))
+
+    def _url(self, page: str) -> str:
+        return f"http://127.0.0.1:{self._settings.metrics_port}/{page}"
+
+
 def _environment(settings: Settings) -> dict[str, str]:
     kept = {name: text for name, text in os.environ.items() if not name.startswith("CREDITS_")}
     default = msgspec.structs.asdict(Settings())
@@ -172,24 +190,29 @@ def running(settings: Settings, place: Place) -> Iterator[Worker]:
 
 
 class Progress:
-    """How far a group has committed."""
+    """How far a group has committed: that of the workers unless another is named."""
 
-    def __init__(self, settings: Settings, admin: AIOKafkaAdminClient) -> None:
-        self._group = settings.app_id
+    def __init__(
+        self, settings: Settings, admin: AIOKafkaAdminClient, group: str | None = None
+    ) -> None:
+        self._group = group or settings.app_id
         self._admin = admin
 
     async def committed(self, names: Sequence[str]) -> int:
         """Records behind the committed offsets of some topics, each read from its beginning."""
-        offsets = await self._admin.list_consumer_group_offsets(self._group)
+        try:
+            offsets = await self._admin.list_consumer_group_offsets(self._group)
+        except GroupCoordinatorNotAvailableError:
+            return 0  # a new broker has none until its first group
         return sum(max(0, found.offset) for tp, found in offsets.items() if tp.topic in names)
 
-    async def until(self, names: Sequence[str], count: int, workers: Sequence[Worker]) -> int:
+    async def until(self, names: Sequence[str], count: int, processes: Sequence[Measured]) -> int:
         """Wait until so many are committed; returns how many really are. Raises BenchError, at
-        once when a worker ends."""
+        once when a process ends."""
         deadline = monotonic() + DRAINED_WITHIN_S
         while (done := await self.committed(names)) < count:
-            for worker in workers:
-                worker.require_alive()
+            for process in processes:
+                process.require_alive()
             if monotonic() > deadline:
                 raise BenchError(f"{done} of {count} records after {DRAINED_WITHIN_S} s")
             await asyncio.sleep(POLL_S)
@@ -197,12 +220,12 @@ class Progress:
 
 
 @contextlib.asynccontextmanager
-async def progress(settings: Settings) -> AsyncIterator[Progress]:
-    """Watch the offsets of an installation's workers."""
+async def progress(settings: Settings, group: str | None = None) -> AsyncIterator[Progress]:
+    """Watch the offsets of an installation's workers, or of another group."""
     admin = AIOKafkaAdminClient(**connection(settings))
     await admin.start()
     try:
-        yield Progress(settings, admin)
+        yield Progress(settings, admin, group)
     finally:
         await admin.close()
 
