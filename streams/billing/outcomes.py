@@ -1,11 +1,13 @@
 """What the core's functions answer with: values, without behaviour."""
 
+from datetime import datetime
+
 from msgspec import Struct
 
 from schemas.funding import RechargeRequest
 from schemas.ledger import EntryKind
 from schemas.notices import DeadLetterReason, Notice, Withheld
-from streams.billing.account import Account, Grant, Hold, Payment
+from streams.billing.account import Account, Grant, Hold, Payment, Policy
 from streams.billing.coverage import FREE_KINDS
 from streams.billing.coverage_table import Coverage, without_pools
 from streams.billing.tariff import Decks, Rate, Tariff
@@ -73,3 +75,21 @@ class Outcome(Struct, frozen=True, gc=False):
     refused: Refused | None = None
     withheld: Withheld | None = None
     hold: Hold | None = None
+
+
+class Ask(Struct, frozen=True, gc=False):
+    """Everything the guards of auto-recharge look at."""
+
+    account: Account
+    policy: Policy
+    available_nanos: int
+    now: datetime
+    stale: bool
+
+
+class Finding(Struct, frozen=True, gc=False):
+    """What a guard found when it was asked, and against which limit; amounts in nanos."""
+
+    holds: bool
+    found: object = None
+    limit: object = None

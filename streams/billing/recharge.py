@@ -10,7 +10,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID, uuid5
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from schemas.commands import Compare, Method
@@ -31,6 +30,7 @@ from streams.billing.account import (
 )
 from streams.billing.booking import Draft
 from streams.billing.money import ceil_div, exponent_of, minor_from, rounded_up
+from streams.billing.outcomes import Ask, Finding
 from streams.billing.stages import Occasion, Stage, Step, step_of
 
 # Fixed for ever: the ids of all recharges are derived under it.
@@ -62,19 +62,9 @@ _BLOCKS: Final = 6
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class Ask(Struct, frozen=True, gc=False):
-    """Everything the guards look at."""
-
-    account: Account
-    policy: Policy
-    available_nanos: int
-    now: datetime
-    stale: bool
-
-    @property
-    def amount_nanos(self) -> int:
-        """What would be asked for; worked out only where a guard wants to know."""
-        return wanted(self.policy, self.available_nanos, self.account.currency)
+def amount_of(ask: Ask) -> int:
+    """What would be asked for; worked out only where a guard wants to know."""
+    return wanted(ask.policy, ask.available_nanos, ask.account.currency)
 
 
 def unneeded(account: Account, since: datetime, nanos: int) -> tuple[Attempt, ...]:
@@ -148,11 +138,11 @@ def _in_flight_nanos(account: Account) -> int:
     return (asked.amount_nanos if asked else 0) + sum(fund.amount_nanos for fund in account.funds)
 
 
-def _cap(ask: Ask, cap_nanos: int | None, spent_nanos: int) -> "Finding":
+def _cap(ask: Ask, cap_nanos: int | None, spent_nanos: int) -> Finding:
     """A cap withholds and never trims; exactly at the cap passes."""
     if cap_nanos is None:
         return _OFF
-    found = spent_nanos + _in_flight_nanos(ask.account) + ask.amount_nanos
+    found = spent_nanos + _in_flight_nanos(ask.account) + amount_of(ask)
     return Finding(found > cap_nanos, found, cap_nanos)
 
 
@@ -178,14 +168,6 @@ def _last_declines(ask: Ask) -> list[Declines]:
     return [one for one in recharging.declines if one.method == method and one.day >= first]
 
 
-class Finding(Struct, frozen=True, gc=False):
-    """What a guard found when it was asked, and against which limit; amounts in nanos."""
-
-    holds: bool
-    found: object = None
-    limit: object = None
-
-
 _OFF: Final = Finding(False)
 
 
@@ -198,7 +180,7 @@ def _disabled(ask: Ask) -> Finding:
 
 def _above_trigger(ask: Ask) -> Finding:
     # Also when the target is reached exactly: nothing is missing, so nothing is asked.
-    holds = not below_trigger(ask.policy, ask.available_nanos) or ask.amount_nanos <= 0
+    holds = not below_trigger(ask.policy, ask.available_nanos) or amount_of(ask) <= 0
     return Finding(holds, ask.available_nanos, ask.policy.trigger_nanos)
 
 
@@ -265,7 +247,8 @@ def _velocity(ask: Ask) -> Finding:
 
 def _above_max(ask: Ask) -> Finding:
     ceiling_nanos = ceiling_of(ask.account.currency)
-    return Finding(ask.amount_nanos > ceiling_nanos, ask.amount_nanos, ceiling_nanos)
+    amount_nanos = amount_of(ask)
+    return Finding(amount_nanos > ceiling_nanos, amount_nanos, ceiling_nanos)
 
 
 # Asked in this order; the first that holds is the reason.
@@ -364,7 +347,7 @@ def consider(draft: Draft, *, stale: bool, result_timeout_s: int) -> None:
         if finding.holds:
             _withhold(draft, ask, reason, findings)
             return
-    _request(draft, ask.amount_nanos, findings, result_timeout_s)
+    _request(draft, amount_of(ask), findings, result_timeout_s)
 
 
 def _covered(draft: Draft) -> None:
@@ -396,7 +379,7 @@ def _withhold(
                 _move(draft, stage=Stage.NEEDS_APPROVAL)
                 draft.notify(
                     NoticeKind.RECHARGE_NEEDS_APPROVAL,
-                    amount=text_from(ask.amount_nanos),
+                    amount=text_from(amount_of(ask)),
                     balance=text_from(draft.balance_nanos),
                     **draft.exposed(),
                 )
