@@ -127,12 +127,12 @@ def hangs() -> None:
     book = shard.Shard._book
     booked = 0
 
-    async def stands(self: Any, taken: Any) -> None:
+    async def stands(self: Any, taken: Any) -> Any:
         nonlocal booked
         booked += sum(len(part.records) for part in taken)
         if booked > 100:
             await asyncio.Event().wait()
-        await book(self, taken)
+        return await book(self, taken)
 
     _replace(shard.Shard, "_book", stands)
     _replace(shards, "STALLED_AFTER_S", 8.0)
