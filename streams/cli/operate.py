@@ -141,6 +141,8 @@ def load(
     open_calls: Annotated[
         str, typer.Option(help="Per cent of calls with start and progress before their end.")
     ] = "0",
+    licences: Annotated[str, typer.Option(help="Per cent of tenants with included minutes.")] = "0",
+    grants: Annotated[str, typer.Option(help="Per cent of tenants that are given a grant.")] = "0",
     open_first: Annotated[
         bool, typer.Option("--open/--no-open", help="Open the tenants first.")
     ] = True,
@@ -175,6 +177,8 @@ def load(
             malformed_ppm=ppm_from(malformed, "malformed"),
             wrong_partition_ppm=ppm_from(wrong_partition, "wrong-partition"),
             open_calls_ppm=ppm_from(open_calls, "open-calls"),
+            licensed_ppm=ppm_from(licences, "licences"),
+            granted_ppm=ppm_from(grants, "grants"),
         )
     except ValueError as error:
         fail(EXIT_USAGE, f"{error}; see `credits load --help`.")
