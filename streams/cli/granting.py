@@ -45,7 +45,10 @@ def grant(
         typer.Option(help="Until when (RFC 3339); default: paid 12 months, promotional for ever."),
     ] = None,
     every_days: Annotated[
-        int | None, typer.Option(min=1, max=366, help="Set back to its amount every so many days.")
+        int | None,
+        typer.Option(
+            min=1, max=366, help="An allowance, set back to its amount every so many days."
+        ),
     ] = None,
     every_months: Annotated[
         int | None, typer.Option(min=1, max=12, help="The same, every so many months.")
@@ -54,7 +57,7 @@ def grant(
     command_id: Id = None,
     wait: Wait = 10,
 ) -> None:
-    """Give money with an expiry and a place in the order of use, now, later or again and again."""
+    """Give money: now or later, once or again and again, with an expiry and a priority."""
     if not reason:
         fail(EXIT_USAGE, "A grant needs a --reason; it stands in the ledger for ever.")
     command = {
@@ -95,7 +98,7 @@ def void(
 
 
 def grants(context: typer.Context, tenant: Tenant) -> None:
-    """A tenant's lots in the order in which they are used up, then those to come."""
+    """A tenant's grants in the order of use, then those to come."""
     account = account_known(tenant)
     rows: list[dict[str, Any]] = [
         {
