@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from streams.cli.balances import Id, Tenant, Wait, amount_from, currency_from, known, tenant_from
-from streams.cli.commanding import Order, ask, new_id, send
+from streams.cli.commanding import Order, ask, send
 from streams.cli.output import (
     EXIT_CONFLICT,
     EXIT_UNKNOWN,
@@ -63,11 +63,7 @@ def open_tenant(
         "billing_from": billing_from,
         "time_zone": time_zone,
     }
-    send(
-        context,
-        Order(tenant_id=tenant, command_id=command_id or new_id(), command=command),
-        wait,
-    )
+    send(context, tenant, command, command_id, wait)
     output_of(context).say(
         "Usage that came before it was open waits in the dead letters. Book it with: credits dlq "
         f"replay --reason unknown_tenant --tenant {tenant}"
@@ -87,11 +83,7 @@ def close_tenant(
     if not yes:
         fail(EXIT_USAGE, f"Closing {tenant} ends its service. Say --yes if that is meant.")
     command = {"command": "close_tenant", "reason": reason}
-    send(
-        context,
-        Order(tenant_id=tenant, command_id=command_id or new_id(), command=command),
-        wait,
-    )
+    send(context, tenant, command, command_id, wait)
 
 
 @tenant_app.command("show")
@@ -137,11 +129,7 @@ def set_licences(
         "country": country,
         "effective_from": effective_from,
     }
-    send(
-        context,
-        Order(tenant_id=tenant, command_id=command_id or new_id(), command=command),
-        wait,
-    )
+    send(context, tenant, command, command_id, wait)
 
 
 @tenant_app.command("import")
