@@ -141,7 +141,7 @@ def entry(booked: Mapping[str, Any], others: Iterable[Mapping[str, Any]] = ()) -
             f"{rate['connect_fee']} come to {amount.removeprefix('-')} {currency}"
         )
         if pools:
-            why = f"{_minutes(taken, 'included ')} and money paid it; the other {why}"
+            why = f"included: {_minutes(taken)}; the other {why}"
     considered += [pool(one) for one in pools]
     if rate is not None:
         considered.append(
