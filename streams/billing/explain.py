@@ -14,7 +14,7 @@ from schemas.notices import NoticeKind, Withheld
 
 # What a guard says when it lets a recharge pass, and when it holds it back.
 SENTENCES: Final[dict[Withheld, tuple[str, str]]] = {
-    Withheld.DISABLED: ("auto-recharge is on", "auto-recharge is off: {found}"),
+    Withheld.DISABLED: ("auto-recharge is on", "auto-recharge is off"),
     Withheld.ABOVE_TRIGGER: (
         "{found} is available, short of the trigger of {limit}",
         "{found} is available and the trigger is {limit}: nothing is missing",
@@ -130,26 +130,29 @@ def entry(booked: Mapping[str, Any], others: Iterable[Mapping[str, Any]] = ()) -
     rate = booked.get("rate")
     considered: list[str] = []
     pools = booked.get("pools", ())
+    taken = minutes_of(pools)
     if booked["kind"] == EntryKind.POOL:
-        why = f"{minutes_of(pools)} included minutes paid all of it"
+        why = f"{_minutes(taken, 'included ')} paid all of it"
     elif rate is None:
-        why = f"{booked['kind']} of {amount} {currency}"
+        why = _without_rate(booked)
     else:
         why = (
             f"{rate['billed_s']} s at {rate['per_minute']} a minute and a fee of "
             f"{rate['connect_fee']} come to {amount.removeprefix('-')} {currency}"
         )
         if pools:
-            why = f"{minutes_of(pools)} minutes were included; the other {why}"
+            why = f"included: {_minutes(taken)}; the other {why}"
     considered += [pool(one) for one in pools]
     if rate is not None:
-        rest_s = max(0, rate["duration_s"] - 60 * minutes_of(pools))
-        considered += [
-            f"deck {rate['deck']}, version {rate['version']}: the row of prefix {rate['prefix']}",
-            f"increments {rate['initial_increment_s']}/{rate['increment_s']}: "
-            f"{rest_s} s are billed as {rate['billed_s']} s",
-            *(f"rate {name}: {value}" for name, value in rate.items() if name not in _RATE_TOLD),
-        ]
+        considered.append(
+            f"deck {rate['deck']}, version {rate['version']}: the row of prefix {rate['prefix']}"
+        )
+        if booked["kind"] != EntryKind.POOL:
+            considered.append(
+                f"increments {rate['initial_increment_s']}/{rate['increment_s']}: "
+                f"{max(0, rate['duration_s'] - 60 * taken)} s are billed as {rate['billed_s']} s"
+            )
+        considered += [f"rate {name}: {rate[name]}" for name in rate if name not in _RATE_TOLD]
     if booked["kind"] == EntryKind.ORPHAN:
         why += ", for no request we know"
     considered += _links(booked, others)
@@ -183,8 +186,36 @@ def entry(booked: Mapping[str, Any], others: Iterable[Mapping[str, Any]] = ()) -
     )
 
 
+# What moved money without a rate, where the kind and the amount alone would not say it.
+_MOVED: Final = {
+    EntryKind.EXPIRY: "a lot has expired, and {amount} {currency} were left in it",
+    EntryKind.EXPIRY_REOPENED: (
+        "usage of before a lot's expiry came late: {amount} {currency} of the lot come back for it"
+    ),
+    EntryKind.VOID: "a lot was voided, and {amount} {currency} were left in it",
+    EntryKind.REVERSAL: "a correction gives back {amount} {currency}",
+}
+
+
+def _without_rate(booked: Mapping[str, Any]) -> str:
+    """Why an entry that no rate priced moved its amount."""
+    kind, amount, currency = booked["kind"], booked["amount"], booked["currency"]
+    if kind not in _MOVED:
+        return f"{kind} of {amount} {currency}"
+    given_back = -minutes_of(booked.get("pools", ()))
+    if given_back and amount == "0":
+        return f"a correction gives back {_minutes(given_back, 'included ')}"
+    moved = _MOVED[kind].format(amount=amount.removeprefix("-"), currency=currency)
+    return f"{moved} and {_minutes(given_back, 'included ')}" if given_back else moved
+
+
+def _minutes(count: int, what: str = "") -> str:
+    return f"{count} {what}minute{'' if count == 1 else 's'}"
+
+
 def _links(booked: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What an entry has to do with a correction, told from either side."""
+    """What an entry has to do with a correction, told from either side, and with the others that
+    the same record brought about."""
     seq, links = booked["seq"], booked.get("links")
     told: list[str] = []
     if links is not None:
@@ -193,14 +224,13 @@ def _links(booked: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> li
         verb = "takes back" if booked["kind"] == EntryKind.REVERSAL else "stands in place of"
         told.append(f"correction: {verb} what {wrong} had caused{at}")
     for other in others:
-        named = other.get("links")
-        if named is None or other["seq"] == seq:
+        if other["seq"] == seq:
             continue
         cause = other["caused_by"]
-        if named.get("entry") == seq:
+        if other.get("links", {}).get("entry") == seq:
             verb = "taken back" if other["kind"] == EntryKind.REVERSAL else "replaced"
             told.append(f"{verb} by entry {other['seq']}: {cause['source']}/{cause['id']}")
-        elif links is not None and cause == booked["caused_by"]:
+        elif cause == booked["caused_by"]:
             told.append(f"together with entry {other['seq']}: {other['kind']}")
     return told
 
@@ -216,8 +246,8 @@ def pool(used: Mapping[str, Any]) -> str:
     verb = "gave" if minutes >= 0 else "got back"
     included = f" of {used['included']}" if "included" in used else ""
     return (
-        f"pool {used['pool']} {verb} {abs(minutes)} minutes of {used['month']}, "
-        f"{used['used']}{included} used in it"
+        f"pool {used['pool']} {verb} {_minutes(abs(minutes))} of {used['month']}; "
+        f"used after it: {used['used']}{included}"
     )
 
 
@@ -230,6 +260,8 @@ def guard(asked: Mapping[str, Any]) -> str:
     if name in _OPTIONAL and asked.get("limit") is None and not holds:
         return f"{name}: {asked.get('found') or _NO_LIMIT}"
     sentence = SENTENCES[Withheld(name)][holds]
+    if name == Withheld.DISABLED and asked.get("found") == "closed":
+        sentence = "the account is closed"
     return f"{name}: {sentence.format_map(_Blank(asked))}"
 
 
@@ -252,7 +284,6 @@ def decision(notice: Mapping[str, Any]) -> Explanation:
     exposed = []
     if notice.get("exposure"):
         exposed = [_EXPOSED.format_map(_Blank(notice))]
-        why += f"; {exposed[0]}"
     return Explanation(
         about=about,
         tenant_id=notice["tenant_id"],

@@ -7,7 +7,7 @@ import msgspec
 import typer
 
 from schemas import topics
-from streams.cli.commanding import IdOption, Order, WaitOption, home_of, new_id, send
+from streams.cli.commanding import IdOption, WaitOption, home_of, send
 from streams.cli.output import (
     EXIT_NOT_FOUND,
     EXIT_USAGE,
@@ -50,6 +50,13 @@ def currency_from(text: str) -> str:
 Tenant = Annotated[str, typer.Argument(help="Tenant id.", callback=given(tenant_from))]
 Id = Annotated[str | None, IdOption]
 Wait = Annotated[float, WaitOption]
+Reason = Annotated[str, typer.Option(help="Why; it stands in the ledger.")]
+
+
+def require_reason(reason: str, what: str) -> None:
+    """End the process with 2 when no reason is given for what changes a balance by hand."""
+    if not reason:
+        fail(EXIT_USAGE, f"{what} needs a --reason; it stands in the ledger for ever.")
 
 
 async def balances_of(settings: Settings, tenant: str | None = None) -> dict[str, dict[str, Any]]:
@@ -162,8 +169,7 @@ def topup(
             "amount": money,
             "reason": reason,
         }
-    order = Order(tenant_id=tenant, command_id=command_id or new_id(), command=command)
-    send(context, order, wait)
+    send(context, tenant, command, command_id, wait)
     if already_paid is None:
         output_of(context).say("The payment service is asked; the balance grows when it has paid.")
 
@@ -177,23 +183,18 @@ def adjust(
     currency: Annotated[
         str, typer.Argument(help="ISO 4217 code.", callback=given(currency_from))
     ] = "USD",
-    reason: Annotated[str, typer.Option(help="Why; it stands in the ledger.")] = "",
+    reason: Reason = "",
     command_id: Id = None,
     wait: Wait = 10,
 ) -> None:
     """Correct a balance, with a reason."""
-    if not reason:
-        fail(EXIT_USAGE, "An adjustment needs a --reason; it stands in the ledger for ever.")
+    require_reason(reason, "An adjustment")
     command = {
         "command": "adjustment",
         "amount": {"amount": amount, "currency": currency},
         "reason": reason,
     }
-    send(
-        context,
-        Order(tenant_id=tenant, command_id=command_id or new_id(), command=command),
-        wait,
-    )
+    send(context, tenant, command, command_id, wait)
 
 
 def register(app: typer.Typer) -> None:

@@ -193,13 +193,20 @@ async def _first_answers(
     return found
 
 
-def send(context: typer.Context, order: Order, wait_s: float) -> None:
-    """Send one command and print its answer.
+def send(
+    context: typer.Context,
+    tenant: str,
+    command: dict[str, Any],
+    command_id: str | None,
+    wait_s: float,
+) -> None:
+    """Send one command, under a new id when none is given, and print its answer.
 
     Ends the process with 2 when no worker would understand it, 4 when it is refused, 75 when
     there is no answer in time.
     """
     settings = settings_now()
+    order = Order(tenant_id=tenant, command_id=command_id or new_id(), command=command)
     fault = order.fault()
     if fault is not None:
         fail(EXIT_USAGE, f"Nothing was sent: {fault}.")

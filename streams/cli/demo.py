@@ -307,7 +307,10 @@ async def _play(
         rate=course.rate,
         seed=course.seed,
         conflicts_ppm=500,
+        corrections_ppm=5_000,
         open_calls_ppm=50_000,
+        licensed_ppm=300_000,
+        granted_ppm=200_000,
     )
     start = datetime.now(UTC)
     simulator = Simulator(settings, Behaviour(seed=course.seed, never=NEVER_ANSWERED))

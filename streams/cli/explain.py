@@ -46,7 +46,7 @@ def explain(
     entry: Annotated[int | None, typer.Option(help="An entry's number.", min=1)] = None,
     recharge: Annotated[str | None, typer.Option(help="A recharge's id.")] = None,
 ) -> None:
-    """Why a tenant was or was not recharged; with --entry, why an entry has its amount."""
+    """Why a recharge was or was not requested; with --entry, why an entry has its amount."""
     if entry is not None and recharge is not None:
         fail(EXIT_USAGE, "--entry and --recharge exclude each other.")
     settings = settings_now()
@@ -92,7 +92,7 @@ def show(output: Output, explanation: why.Explanation) -> None:
     output.line(f"{explanation.about} of {explanation.tenant_id}, {explanation.at}")
     output.line(explanation.why)
     place = ""
-    if explanation.topic is not None:
+    if explanation.topic not in (None, "tick"):
         place = f" ({explanation.topic}/{explanation.partition}/{explanation.offset})"
     output.line(f"caused by {explanation.caused_by}{place}")
     for line in explanation.considered:

@@ -6,9 +6,17 @@ import typer
 
 from schemas.commands import GrantKind
 from schemas.money import text_from
-from streams.cli.balances import Id, Tenant, Wait, amount_from, currency_from
-from streams.cli.commanding import Order, new_id, send
-from streams.cli.output import EXIT_USAGE, fail, given, output_of
+from streams.cli.balances import (
+    Id,
+    Reason,
+    Tenant,
+    Wait,
+    amount_from,
+    currency_from,
+    require_reason,
+)
+from streams.cli.commanding import send
+from streams.cli.output import given, output_of
 from streams.cli.settings import account_known
 
 
@@ -17,9 +25,6 @@ def kind_from(text: str) -> str:
     if text not in set(GrantKind):
         raise typer.BadParameter(f"{text!r} is no kind; choose paid or promotional.")
     return text
-
-
-Reason = Annotated[str, typer.Option(help="Why; it stands in the ledger.")]
 
 
 def grant(
@@ -45,7 +50,10 @@ def grant(
         typer.Option(help="Until when (RFC 3339); default: paid 12 months, promotional for ever."),
     ] = None,
     every_days: Annotated[
-        int | None, typer.Option(min=1, max=366, help="Set back to its amount every so many days.")
+        int | None,
+        typer.Option(
+            min=1, max=366, help="An allowance, set back to its amount every so many days."
+        ),
     ] = None,
     every_months: Annotated[
         int | None, typer.Option(min=1, max=12, help="The same, every so many months.")
@@ -54,9 +62,8 @@ def grant(
     command_id: Id = None,
     wait: Wait = 10,
 ) -> None:
-    """Give money with an expiry and a place in the order of use, now, later or again and again."""
-    if not reason:
-        fail(EXIT_USAGE, "A grant needs a --reason; it stands in the ledger for ever.")
+    """Give money: now or later, once or again and again, with an expiry and a priority."""
+    require_reason(reason, "A grant")
     command = {
         "command": "grant",
         "amount": {"amount": amount, "currency": currency},
@@ -68,11 +75,7 @@ def grant(
         "every_months": every_months,
         "reason": reason,
     }
-    send(
-        context,
-        Order(tenant_id=tenant, command_id=command_id or new_id(), command=command),
-        wait,
-    )
+    send(context, tenant, command, command_id, wait)
 
 
 def void(
@@ -84,18 +87,13 @@ def void(
     wait: Wait = 10,
 ) -> None:
     """Take what is left of a grant, and what is still to come of it."""
-    if not reason:
-        fail(EXIT_USAGE, "Voiding a grant needs a --reason; it stands in the ledger for ever.")
+    require_reason(reason, "Voiding a grant")
     command = {"command": "void", "grant_id": grant_id, "reason": reason}
-    send(
-        context,
-        Order(tenant_id=tenant, command_id=command_id or new_id(), command=command),
-        wait,
-    )
+    send(context, tenant, command, command_id, wait)
 
 
 def grants(context: typer.Context, tenant: Tenant) -> None:
-    """A tenant's lots in the order in which they are used up, then those to come."""
+    """A tenant's grants in the order of use, then those to come."""
     account = account_known(tenant)
     rows: list[dict[str, Any]] = [
         {

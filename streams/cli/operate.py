@@ -132,15 +132,17 @@ def load(
         str, typer.Option(help="office-day, evening-conferences, hot-tenant.")
     ] = "office-day",
     envelope: Annotated[str, typer.Option(help="bare, binary, structured, mixed.")] = "mixed",
-    duplicates: Annotated[str, typer.Option(help="Per cent sent twice.")] = "1",
-    conflicts: Annotated[str, typer.Option(help="Per cent with an id used before.")] = "0",
+    duplicates: Annotated[str, typer.Option(help="Per cent that repeat an earlier one.")] = "1",
+    conflicts: Annotated[str, typer.Option(help="Per cent with an earlier one's id.")] = "0",
     late: Annotated[str, typer.Option(help="Per cent days late.")] = "0.5",
-    corrections: Annotated[str, typer.Option(help="Per cent that correct earlier ones.")] = "0",
-    malformed: Annotated[str, typer.Option(help="Per cent that is broken.")] = "0.2",
+    corrections: Annotated[str, typer.Option(help="Per cent that correct an earlier one.")] = "0",
+    malformed: Annotated[str, typer.Option(help="Per cent that are broken.")] = "0.2",
     wrong_partition: Annotated[str, typer.Option(help="Per cent on a wrong partition.")] = "0.1",
     open_calls: Annotated[
         str, typer.Option(help="Per cent of calls with start and progress before their end.")
     ] = "0",
+    licences: Annotated[str, typer.Option(help="Per cent of tenants with included minutes.")] = "0",
+    grants: Annotated[str, typer.Option(help="Per cent of tenants that are given a grant.")] = "0",
     open_first: Annotated[
         bool, typer.Option("--open/--no-open", help="Open the tenants first.")
     ] = True,
@@ -149,7 +151,7 @@ def load(
     ),
     not_production: NotProduction = False,
 ) -> None:
-    """Write real-shaped usage, and say what should come of it."""
+    """Write real-shaped usage, and store what should come of it for `verify --expect`."""
     from streams import provision
     from streams.testbed import load as generator
     from streams.testbed.kafka import require_namespace
@@ -175,6 +177,8 @@ def load(
             malformed_ppm=ppm_from(malformed, "malformed"),
             wrong_partition_ppm=ppm_from(wrong_partition, "wrong-partition"),
             open_calls_ppm=ppm_from(open_calls, "open-calls"),
+            licensed_ppm=ppm_from(licences, "licences"),
+            granted_ppm=ppm_from(grants, "grants"),
         )
     except ValueError as error:
         fail(EXIT_USAGE, f"{error}; see `credits load --help`.")

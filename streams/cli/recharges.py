@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from streams.cli.balances import Id, Tenant, Wait, amount_from, currency_from
-from streams.cli.commanding import Order, new_id, send
+from streams.cli.commanding import send
 from streams.cli.output import EXIT_USAGE, fail, given
 
 recharge_app = typer.Typer(no_args_is_help=True, help="Approve, deny or resolve a recharge.")
@@ -23,7 +23,7 @@ def approve(
 ) -> None:
     """What looked like fraud is none: ask for the money that is missing."""
     command = {"command": "approve", "reason": reason}
-    send(context, Order(tenant_id=tenant, command_id=command_id or new_id(), command=command), wait)
+    send(context, tenant, command, command_id, wait)
 
 
 @recharge_app.command("deny")
@@ -36,7 +36,7 @@ def deny(
 ) -> None:
     """It may be fraud: pause auto-recharge until money comes or a payment method is added."""
     command = {"command": "deny", "reason": reason}
-    send(context, Order(tenant_id=tenant, command_id=command_id or new_id(), command=command), wait)
+    send(context, tenant, command, command_id, wait)
 
 
 @recharge_app.command("resolve")
@@ -72,7 +72,7 @@ def resolve(
         "amount": None if amount is None else {"amount": amount, "currency": currency},
         "reason": reason,
     }
-    send(context, Order(tenant_id=tenant, command_id=command_id or new_id(), command=command), wait)
+    send(context, tenant, command, command_id, wait)
 
 
 def register(app: typer.Typer) -> None:

@@ -9,7 +9,7 @@ from schemas.commands import Compare, Method
 from schemas.money import text_from
 from streams.billing.account import Account, NewerRowError, Policy, decode_row
 from streams.cli.balances import Id, Tenant, Wait, amount_from
-from streams.cli.commanding import Order, home_of, new_id, send
+from streams.cli.commanding import home_of, send
 from streams.cli.output import (
     EXIT_FAILED,
     EXIT_NOT_FOUND,
@@ -272,11 +272,7 @@ def set_settings(
         command["policy"] = {
             name: value for name, value in whole.items() if value not in (None, _OFF)
         }
-    send(
-        context,
-        Order(tenant_id=tenant, command_id=command_id or new_id(), command=command),
-        wait,
-    )
+    send(context, tenant, command, command_id, wait)
 
 
 def register(app: typer.Typer) -> None:

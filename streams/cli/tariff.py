@@ -13,7 +13,7 @@ from schemas import topics
 from schemas.decks import Assembly, DeckManifest, DeckName, Version, chunk_key, manifest_key, packed
 from schemas.usage import Timestamp
 from streams.cli.balances import Id, Tenant, Wait
-from streams.cli.commanding import Order, issued_by, new_id, send
+from streams.cli.commanding import issued_by, send
 from streams.cli.output import (
     EXIT_CONFLICT,
     EXIT_FAILED,
@@ -325,11 +325,7 @@ def assign_deck(
             f"first: `credits tariff publish FILE --deck {deck}`.",
         )
     command = {"command": "tariff_assignment", "deck": deck, "effective_from": effective_from}
-    send(
-        context,
-        Order(tenant_id=tenant, command_id=command_id or new_id(), command=command),
-        wait,
-    )
+    send(context, tenant, command, command_id, wait)
 
 
 def register(app: typer.Typer) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from streams.cli.balances import Id, Tenant, Wait, amount_from, currency_from, known, tenant_from
-from streams.cli.commanding import Order, ask, new_id, send
+from streams.cli.commanding import Order, ask, send
 from streams.cli.output import (
     EXIT_CONFLICT,
     EXIT_UNKNOWN,
@@ -22,7 +22,9 @@ from streams.cli.output import (
 )
 from streams.cli.tariff import At
 
-tenant_app = typer.Typer(no_args_is_help=True, help="Open, close, show, import tenants.")
+tenant_app = typer.Typer(
+    no_args_is_help=True, help="Open, close, show, import tenants; their licences."
+)
 
 _OPENING: Final = ("currency", "opening_balance", "billing_from", "time_zone")
 _POLICY: Final = (
@@ -61,11 +63,7 @@ def open_tenant(
         "billing_from": billing_from,
         "time_zone": time_zone,
     }
-    send(
-        context,
-        Order(tenant_id=tenant, command_id=command_id or new_id(), command=command),
-        wait,
-    )
+    send(context, tenant, command, command_id, wait)
     output_of(context).say(
         "Usage that came before it was open waits in the dead letters. Book it with: credits dlq "
         f"replay --reason unknown_tenant --tenant {tenant}"
@@ -85,11 +83,7 @@ def close_tenant(
     if not yes:
         fail(EXIT_USAGE, f"Closing {tenant} ends its service. Say --yes if that is meant.")
     command = {"command": "close_tenant", "reason": reason}
-    send(
-        context,
-        Order(tenant_id=tenant, command_id=command_id or new_id(), command=command),
-        wait,
-    )
+    send(context, tenant, command, command_id, wait)
 
 
 @tenant_app.command("show")
@@ -104,9 +98,10 @@ def with_pools_as_lines(public: dict[str, Any]) -> dict[str, Any]:
     """A public balance for a person: each pool is a line of its own."""
     lines = {name: value for name, value in public.items() if name != "pools"}
     for pool in public.get("pools", ()):
+        ended = not pool["left"] and pool["used"] < pool["included"]
         lines[f"pool {pool['pool']}"] = (
             f"{pool['used']} of {pool['included']} minutes of {pool['month']} used, "
-            f"{pool['left']} left"
+            f"{pool['left']} left{': it ended with another pool of its plan' if ended else ''}"
         )
     return lines
 
@@ -126,7 +121,7 @@ def set_licences(
     command_id: Id = None,
     wait: Wait = 10,
 ) -> None:
-    """Say how many licences a tenant has; their included minutes pay before credits."""
+    """Set how many licences of a plan a tenant has; their minutes pay before credits."""
     command = {
         "command": "licences",
         "capability": capability,
@@ -134,11 +129,7 @@ def set_licences(
         "country": country,
         "effective_from": effective_from,
     }
-    send(
-        context,
-        Order(tenant_id=tenant, command_id=command_id or new_id(), command=command),
-        wait,
-    )
+    send(context, tenant, command, command_id, wait)
 
 
 @tenant_app.command("import")
@@ -147,7 +138,7 @@ def import_tenants(
     file: Annotated[Path, typer.Argument(help="CSV with a header; only tenant_id is required.")],
     wait: Wait = 30,
 ) -> None:
-    """Open many tenants from a CSV file; running it again opens nothing twice.
+    """Open many tenants from a CSV file, each once however often it is run.
 
     Columns: tenant_id, currency, opening_balance, billing_from, time_zone; for auto-recharge
     trigger, method, amount, target, min_amount, max_amount, daily_cap, weekly_cap, monthly_cap,

@@ -67,6 +67,8 @@ _TICK_WITHIN: Final = timedelta(minutes=1)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _RECHARGES: Final = uuid.UUID("6f1b2f3e-2f57-5a0c-9a5e-0d1c6f5b7a11")
 _USAGE: Final = (topics.CALL_USAGE, topics.CONFERENCE_USAGE)
+# What usage costs: money, or included minutes alone.
+_CHARGES: Final = ("charge", "pool")
 _ID_MEMBER: Final = {
     topics.CALL_USAGE: "event_id",
     topics.CONFERENCE_USAGE: "event_id",
@@ -618,6 +620,11 @@ class Entry(Struct, gc=False):
         """Included minutes that it took."""
         return sum(one["minutes"] for one in self.pools)
 
+    @property
+    def minutes_by_month(self) -> dict[str, int]:
+        """The same by month and pool, the month first."""
+        return {f"{one['month']} {one['pool']}": one["minutes"] for one in self.pools}
+
 
 def _deck_of(entry: Mapping[str, Any]) -> tuple[str, str] | None:
     rate = entry.get("rate")
@@ -633,8 +640,8 @@ class Lot(Struct):
 
 
 class Charge(Struct, gc=False):
-    """A charge that may be corrected: the number of its event's identity, and the entry that has
-    reversed it."""
+    """A charge that may be corrected: the number of its event's identity, the included minutes it
+    took by pool and month, and the entry that has reversed it."""
 
     tenant: str
     seq: int
@@ -643,6 +650,7 @@ class Charge(Struct, gc=False):
     at: datetime
     booked_at: datetime
     taken: int | None = None
+    minutes: dict[str, int] = {}
 
 
 class Fold(Struct):
@@ -941,7 +949,7 @@ class _Partition:
                 group = "dispute"
             key = (tenant, kept.payment, group)
             self.by_payment[key] = self.by_payment.get(key, 0) + amount
-        if entry["kind"] in ("charge", "pool"):
+        if entry["kind"] in _CHARGES:
             self._price(name, entry, amount, kept.minutes)
 
     def _lots(self, name: str, fold: Fold, entry: dict[str, Any]) -> None:
@@ -1401,7 +1409,7 @@ class _Partition:
             return
         if event.body.get("phase") == "correction":
             self.corrections.setdefault(identity, []).append(event)
-        charges = [entry for entry in entries if entry.kind in ("charge", "pool")]
+        charges = [entry for entry in entries if entry.kind in _CHARGES]
         if len(charges) > 1:
             self.report.violate("at_most_once", f"{event.place} has {len(charges)} charges")
         minutes = charges[0].minutes if charges else 0
@@ -1591,11 +1599,12 @@ class _Partition:
     def _corrections(self) -> None:
         booked = [entry for entries in self.entries.values() for entry in entries]
         for one in booked:
-            if one.kind == "charge":
+            if one.kind in _CHARGES:
                 number = _number(one.identity)
                 self.charges[one.tenant, one.seq] = Charge(
-                    one.tenant, one.seq, number, one.amount, one.at, one.booked_at
-                )
+                    one.tenant, one.seq, number, one.amount, one.at, one.booked_at,
+                    minutes=one.minutes_by_month,
+                )  # fmt: skip
         of_event: dict[tuple[str, int], list[Charge]] = {}
         for charge in self.charges.values():
             of_event.setdefault((charge.tenant, charge.number), []).append(charge)
@@ -1650,6 +1659,14 @@ class _Partition:
                 f"{name} gives {Fraction(back.amount, 10**9)} back for a charge of "
                 f"{Fraction(-charge.amount, 10**9)}"
             )
+        # A month that is over for good gets nothing back; days differ by zone.
+        open_since = f"{back.booked_at - timedelta(days=34):%Y-%m}"
+        due = {one: -minutes for one, minutes in charge.minutes.items()}
+        given = back.minutes_by_month
+        if any(given.get(one) != minutes for one, minutes in due.items() if one >= open_since) or (
+            not given.items() <= due.items()
+        ):
+            self._wrong(f"{name} does not give back the minutes that entry {seq} took")
         if charge.number != _number((back.identity[0], str(back.links.get("corrects")))):
             self._wrong(f"{name} reverses entry {seq}, but names another event")
         if charge.seq >= back.seq:
@@ -1667,10 +1684,10 @@ class _Partition:
         reversed_seqs = [one.links.get("entry") for one in entries if one.kind == "reversal"]
         for entry in entries:
             name = f"{entry.tenant}/{entry.seq}"
-            if entry.kind in ("reversal", "charge") and entry.links.get("corrects") != corrects:
+            if entry.kind in ("reversal", *_CHARGES) and entry.links.get("corrects") != corrects:
                 self._wrong(f"{name} does not say that it corrects {corrects}")
             last = reversed_seqs[-1] if reversed_seqs else None
-            if entry.kind == "charge" and entry.links.get("entry") != last:
+            if entry.kind in _CHARGES and entry.links.get("entry") != last:
                 self._wrong(f"{name} does not say in place of which entry it stands")
 
     def _refused_rightly(self, of_event: Mapping[tuple[str, int], Sequence["Charge"]]) -> None:

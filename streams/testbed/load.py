@@ -36,6 +36,10 @@ SOURCE: Final = "credits-load"
 PER_MILLION: Final = 1_000_000
 ANSWER_WITHIN_S: Final = 60
 BILLED_SINCE: Final = timedelta(days=40)
+# Licences change at an instant of the last 35 days; the latest usage is 30 days old.
+LICENSED_SINCE: Final = timedelta(days=34)
+# So soon one kind of grant begins and another expires: while the load runs, after its opening.
+SOON: Final = timedelta(seconds=20)
 
 
 class Profile(StrEnum):
@@ -65,9 +69,11 @@ class Expected(StrEnum):
 
 class Plan(Struct, frozen=True, kw_only=True):
     """A load. `rate` in events per second, 0 for as fast as it goes; shares in millionths of
-    all records; `zipf`: the n-th tenant has 1/n of the traffic of the first. `run` is a name that
-    tells the ids from those of another load with the same seed. The `start` and `progress` of an
-    open call come beside its `end`, which is one of the `events`."""
+    all records, of tenants for `licensed_ppm` and `granted_ppm`; `zipf`: the n-th tenant has 1/n
+    of the traffic of the first. `run` is a name that tells the ids from those of another load with
+    the same seed. The `start` and `progress` of an open call come beside its `end`, which is one
+    of the `events`. Licences and grants change who pays for a call, and never what becomes of a
+    record."""
 
     tenants: int = 200
     events: int = 30_000
@@ -82,6 +88,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     wrong_partition_ppm: int = 1_000
     corrections_ppm: int = 0
     open_calls_ppm: int = 0
+    licensed_ppm: int = 0
+    granted_ppm: int = 0
     envelope: Envelope = Envelope.MIXED
     zipf: bool = True
 
@@ -206,6 +214,8 @@ _MIXES: Final = {
     Profile.HOT_TENANT: (("international", 60), ("payg_out", 30), ("toll_free_in", 10)),
 }  # fmt: skip
 _CONFERENCE_KINDS: Final = frozenset({"conf_dial_out", "conf_dial_in", "conf_ppm", "voip_leg"})
+# What calling plans include minutes for.
+_PLANNED_KINDS: Final = frozenset({"overage_domestic", "international"})
 # Seconds: many short calls, few long ones.
 _DURATIONS: Final = (
     0, 4, 17, 32, 45, 57, 61, 75, 93, 118, 140, 180, 219, 301, 480, 733, 1_260, 2_705,
@@ -218,6 +228,8 @@ _OPEN_FOR: Final = tuple(one for one in _DURATIONS if 2 * PHASES_APART_S <= one 
 # As fast as it goes, no time passes; the phases of a call are so many records a second apart.
 _PACE: Final = 500
 _SECOND: Final = timedelta(seconds=1)
+# How the ids of phases before the end end.
+_EARLY: Final = ("-start", "-progress")
 
 
 class _Weighted:
@@ -234,6 +246,23 @@ class _Weighted:
 def tenant_id(number: int) -> str:
     """The n-th tenant of a load, counted from 1."""
     return f"t-{number:06d}"
+
+
+def _chosen(number: int, ppm: int) -> int:
+    """The how-many-th of an even share of all tenants the n-th one is, from 1; 0: it is none."""
+    before, place = -(-(number - 1) * ppm // PER_MILLION), -(-number * ppm // PER_MILLION)
+    return place if place > before else 0
+
+
+# Plans whose users call, and where they are; a licensed tenant has one of them, and conferences.
+_CALLING_PLANS: Final = (("MCOPSTN5", "US"), ("MCOPSTN2", "GB"))
+_CONFERENCE_PLAN: Final = "MCOMEETADV"
+
+
+def _calling_plan(plan: Plan, number: int) -> tuple[str, str] | None:
+    """The plan of a tenant's users and their country; None when it has no licences."""
+    place = _chosen(number, plan.licensed_ppm)
+    return _CALLING_PLANS[place % len(_CALLING_PLANS)] if place else None
 
 
 def events(plan: Plan, start: datetime) -> Iterator[Planned]:
@@ -264,10 +293,14 @@ def events(plan: Plan, start: datetime) -> Iterator[Planned]:
             )  # fmt: skip
             continue
         if plan.profile is Profile.HOT_TENANT and dice.randrange(10):
-            tenant = tenant_id(1)
+            number = 1
         else:
-            tenant = tenant_id(1 + bisect(weights, dice.randrange(weights[-1])))
+            number = 1 + bisect(weights, dice.randrange(weights[-1]))
+        tenant = tenant_id(number)
         event = _usage(plan, dice, index, tenant, kinds.draw(dice), start)
+        calling = _calling_plan(plan, number)
+        if calling is not None and event["kind"] in _PLANNED_KINDS:
+            event["capability"], event["user_country"] = calling
         if plan.open_calls_ppm and dice.randrange(PER_MILLION) < plan.open_calls_ppm:
             # When this one is written, those of earlier calls beside it included.
             written = (index + 2 * opened) // plan.rate if plan.rate else 0
@@ -292,7 +325,7 @@ def events(plan: Plan, start: datetime) -> Iterator[Planned]:
         roll -= plan.conflicts_ppm
         if 0 <= roll < plan.corrections_ppm and recent:
             earlier = dice.choice(recent)
-            if earlier.event_id not in corrected:
+            if earlier.event_id not in corrected and not _told_early(earlier):
                 corrected.add(earlier.event_id)
                 planned = _correction(dice, earlier, event["event_id"])
                 recent[dice.randrange(len(recent))] = planned
@@ -308,6 +341,11 @@ def events(plan: Plan, start: datetime) -> Iterator[Planned]:
         yield planned
     while waiting:
         yield heappop(waiting)[2]
+
+
+def _told_early(planned: Planned) -> bool:
+    """Whether a record is of a call that lasts: it has cost nothing that could be corrected."""
+    return planned.event_id.endswith(_EARLY)
 
 
 def _remember(dice: random.Random, recent: list[Planned], planned: Planned) -> None:
@@ -331,9 +369,10 @@ def _phases(
         event["leg_id"] = f"l-{name}"
     started = {one: value for one, value in event.items() if one != "duration_s"}
     elapsed_s = duration_s - PHASES_APART_S
+    start, progress = (f"{name}{early}" for early in _EARLY)
     return [
-        started | {"event_id": f"{name}-start", "phase": "start"},
-        event | {"event_id": f"{name}-progress", "phase": "progress", "duration_s": elapsed_s},
+        started | {"event_id": start, "phase": "start"},
+        event | {"event_id": progress, "phase": "progress", "duration_s": elapsed_s},
         event | {"phase": "end"},
     ]
 
@@ -605,32 +644,74 @@ def write_expectation(path: Path, plan: Plan, start: datetime, produced: Produce
 
 
 def opening_commands(plan: Plan, now: datetime) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(tenant, command id, command) for every tenant: an account, then a policy of its own.
+    """(tenant, command id, command) for every tenant: an account, then a policy of its own, then
+    the licences and the grant of those that have any.
 
     The ids tell the start as well: `billing_from` follows from it, and one id never says two
     things.
     """
     name = f"{plan.seed}/{now.isoformat()}"
     for number in range(1, plan.tenants + 1):
-        tenant = tenant_id(number)
-        opened = {
+        for what, command in _commands_of(plan, number, now):
+            issued = {"issued_at": now.isoformat(), "issued_by": SOURCE}
+            command_id = str(uuid5(LOADS, f"{name}/{number}/{what}"))
+            yield tenant_id(number), command_id, command | issued
+
+
+def _commands_of(plan: Plan, number: int, now: datetime) -> Iterator[tuple[str, dict[str, Any]]]:
+    yield (
+        "open",
+        {
             "command": "open_tenant",
             "currency": "USD",
             "opening_balance": str(105 + number % 7 * 20),
             "billing_from": (now - BILLED_SINCE).isoformat(),
-            "issued_at": now.isoformat(),
-            "issued_by": SOURCE,
-        }
-        yield tenant, str(uuid5(LOADS, f"{name}/{number}/open")), opened
-        settings = {
+        },
+    )
+    yield (
+        "settings",
+        {
             "command": "settings",
             "expected_version": 0,
             "policy": _policy(number),
             "payment_methods": ["card-1", "card-2"][: 1 + number % 2],
-            "issued_at": now.isoformat(),
-            "issued_by": SOURCE,
+        },
+    )
+    calling = _calling_plan(plan, number)
+    if calling is not None:
+        licences = {
+            "command": "licences",
+            "count": 1,
+            "effective_from": (now - LICENSED_SINCE).isoformat(),
         }
-        yield tenant, str(uuid5(LOADS, f"{name}/{number}/settings")), settings
+        capability, country = calling
+        yield "calling", licences | {"capability": capability, "country": country}
+        yield "conferences", licences | {"capability": _CONFERENCE_PLAN}
+    place = _chosen(number, plan.granted_ppm)
+    if place:
+        yield "grant", {"command": "grant"} | _grant(place, now)
+
+
+def _grant(place: int, now: datetime) -> dict[str, Any]:
+    """One of four in turn: money that expires while the load runs, and whose rest late usage still
+    finds; an allowance; money that is to come; and a gift."""
+    usd = {"currency": "USD"}
+    match place % 4:
+        case 1:
+            lasts = {
+                "effective_at": (now - timedelta(days=1)).isoformat(),
+                "expires_at": (now + SOON).isoformat(),
+            }
+            return lasts | {"amount": usd | {"amount": "15"}, "reason": "trial"}
+        case 2:
+            since = {"effective_at": (now - BILLED_SINCE).isoformat(), "every_months": 1}
+            return since | {"amount": usd | {"amount": "5"}, "reason": "monthly allowance"}
+        case 3:
+            comes = {"kind": "paid", "effective_at": (now + SOON).isoformat()}
+            return comes | {"amount": usd | {"amount": "25"}, "reason": "paid in advance"}
+        case _:
+            ends = {"priority": 10, "expires_at": (now + timedelta(days=30)).isoformat()}
+            return ends | {"amount": usd | {"amount": "10"}, "reason": "welcome"}
 
 
 def _policy(number: int) -> dict[str, Any]:

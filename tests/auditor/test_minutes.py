@@ -73,6 +73,51 @@ def test_minutes_that_were_due_hold() -> None:
     assert report.counts["included minutes"] == 60
 
 
+def corrected(books: Included, **changes: Any) -> None:
+    """The call that the pool paid alone was one of a minute; its minute is included, too."""
+    fix = usage("fix", kind="conf_dial_out", phase="correction", corrects="e0", duration_s=60)
+    books.records[topics.CALL_USAGE].append(record(topics.CALL_USAGE, 5, fix))
+    books.next[topics.CALL_USAGE] = 6
+    cause = (topics.CALL_USAGE, 5, "pbx", "fix")
+    links = {"corrects": "e0", "entry": 2}
+    line = {name: value for name, value in books.line.items() if name != "included"}
+    back = books.entry(5, "reversal", "0", "149.4", cause, links=links)
+    back["pools"] = [line | {"minutes": -58, "used": 2}]
+    again = books.charge(6, 5, "fix", "0", "149.4") | {"kind": "pool", "links": links}
+    again["pools"] = [books.line | {"minutes": 1, "used": 3}]
+    books.entries += [back | changes, again]
+
+
+def test_a_call_that_included_minutes_paid_is_corrected() -> None:
+    books = Included()
+    corrected(books)
+    report = books.audited()
+    assert violated(report) == set(), report.lines()
+    assert report.counts["reversals"] == 1
+
+
+@pytest.mark.parametrize("given_back", [0, 57, 59])
+def test_a_correction_gives_back_the_minutes_that_were_taken(given_back: int) -> None:
+    books = Included()
+    line = {"pool": books.line["pool"], "month": "2026-03"}
+    left = 60 - given_back
+    corrected(books, pools=[line | {"minutes": -given_back, "used": left}] if given_back else [])
+    books.entries[-1]["pools"] = [books.line | {"minutes": 1, "used": left + 1}]
+    if not given_back:
+        # Nothing is left of the pool: credits pay the minute.
+        books.entries[-1] |= {
+            "kind": "charge", "pools": [], "amount": "-0.6", "balance_after": "148.8"
+        }  # fmt: skip
+    assert violated(books.audited()) == {"correction"}
+
+
+def test_what_included_minutes_pay_instead_is_linked_as_well() -> None:
+    books = Included()
+    corrected(books)
+    del books.entries[-1]["links"]
+    assert violated(books.audited()) == {"correction"}
+
+
 def more_than_included(books: Included) -> None:
     books.entries[2]["pools"] = [books.line | {"minutes": 3, "used": 61}]
 

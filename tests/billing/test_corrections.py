@@ -490,7 +490,7 @@ def test_an_explanation_leads_from_each_entry_of_a_correction_to_the_others() ->
         "replaced by entry 4: test/fix",
     ]
     told = explain.entry(reversal, entries)
-    assert told.why == "reversal of 10 USD"
+    assert told.why == "a correction gives back 10 USD"
     assert told.considered[:2] == [
         "correction: takes back what test/c1 had caused, entry 2",
         "together with entry 4: charge",

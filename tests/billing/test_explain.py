@@ -80,13 +80,54 @@ def test_what_a_newer_version_adds_to_an_entry_is_told_by_its_name() -> None:
     assert "rate steps: 3" in told.considered
 
 
-def test_a_purchase_names_its_payment_and_reason() -> None:
+def a_purchase() -> dict[str, Any]:
     book = Book(an_account("0"))
     book.feed(a_command(a_payment("50")))
-    told = explain.entry(decoded(book.entries[-1]))
+    return decoded(book.entries[-1])
+
+
+def test_a_purchase_names_its_payment_and_reason() -> None:
+    told = explain.entry(a_purchase())
     assert told.why == "purchase of 50 USD"
     assert "payment_id: wire-1" in told.considered
     assert "lot g1 got 50, 50 left in it" in told.considered
+
+
+LINE = {"pool": "conference/MCOMEETADV", "month": "2026-03", "minutes": -3, "used": 6}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"kind": "expiry", "amount": "-5"}, "a lot has expired, and 5 USD were left in it"),
+        ({"kind": "void", "amount": "-5"}, "a lot was voided, and 5 USD were left in it"),
+        (
+            {"kind": "expiry_reopened", "amount": "0.5"},
+            "usage of before a lot's expiry came late: 0.5 USD of the lot come back for it",
+        ),
+        ({"kind": "reversal", "amount": "0.6"}, "a correction gives back 0.6 USD"),
+        (
+            {"kind": "reversal", "amount": "0.6", "pools": [LINE]},
+            "a correction gives back 0.6 USD and 3 included minutes",
+        ),
+        (
+            {"kind": "reversal", "amount": "0", "pools": [LINE | {"minutes": -1}]},
+            "a correction gives back 1 included minute",
+        ),
+        ({"kind": "grant", "amount": "5"}, "grant of 5 USD"),
+    ],
+)
+def test_what_no_rate_priced_says_why_it_moved(changes: dict[str, Any], why: str) -> None:
+    assert explain.entry(a_purchase() | changes).why == why
+
+
+def test_what_one_record_brought_about_is_told_together() -> None:
+    paid = a_purchase() | {"seq": 8, "kind": "charge"}
+    reopened = paid | {"seq": 7, "kind": "expiry_reopened"}
+    other = paid | {"seq": 9, "caused_by": paid["caused_by"] | {"id": "another"}}
+    told = explain.entry(reopened, [reopened, paid, other]).considered
+    assert "together with entry 8: charge" in told
+    assert not any("entry 9" in line for line in told)
 
 
 def test_every_guard_has_a_sentence_for_passing_and_for_holding() -> None:
@@ -180,7 +221,7 @@ def test_a_withheld_recharge_tells_the_guards_that_were_asked_and_the_one_that_h
 def test_a_closed_account_says_that_it_is_closed() -> None:
     outcome = apply(an_account("100", trigger="200"), a_command(closing()))
     told = explain.decision(the(outcome, NoticeKind.RECHARGE_WITHHELD))
-    assert told.why == "disabled: auto-recharge is off: closed"
+    assert told.why == "disabled: the account is closed"
 
 
 def test_an_approved_recharge_says_who_let_it_pass() -> None:

@@ -435,7 +435,7 @@ def test_why_nothing_was_asked_for_names_the_exposure() -> None:
     assert (notice.balance, notice.available, notice.exposure) == ("100", "99", "1")
     told_why = explain.decision(msgspec.to_builtins(notice))
     exposed = "1 of the balance of 100 is held for open calls"
-    assert exposed in told_why.why
+    assert told_why.why == "disabled: auto-recharge is off"
     assert exposed in told_why.considered
 
 

@@ -491,13 +491,12 @@ def test_an_explanation_and_a_statement_name_the_minutes() -> None:
     office = Office("10", licences())
     office.call(58 * 60)
     covered, straddling = (explain.entry(decoded(office.call(s).entries[0])) for s in (60, 219))
-    assert covered.why == "1 included minutes paid all of it"
+    assert covered.why == "1 included minute paid all of it"
     assert covered.considered[0] == (
-        "pool conference/MCOMEETADV gave 1 minutes of 2026-03, 59 of 60 used in it"
+        "pool conference/MCOMEETADV gave 1 minute of 2026-03; used after it: 59 of 60"
     )
     assert straddling.why == (
-        "1 minutes were included; the other 180 s at 0.015 a minute and a fee of 0 come to 0.045 "
-        "USD"
+        "included: 1 minute; the other 180 s at 0.015 a minute and a fee of 0 come to 0.045 USD"
     )
     assert "increments 60/60: 159 s are billed as 180 s" in straddling.considered
     text = statement.compose("t-1", "USD", office.entries)

@@ -415,6 +415,8 @@ class Stage:
             seed=self.options.seed,
             conflicts_ppm=2_000,
             corrections_ppm=5_000,
+            licensed_ppm=300_000,
+            granted_ppm=200_000,
         )
         self.watcher = Watcher(self.settings)
         self._go(self.watcher.run())

@@ -17,20 +17,21 @@ from msgspec.structs import replace
 
 from schemas import topics
 from schemas.codec import Decoded, decoder
-from schemas.commands import AnyCommand, OpenTenant
+from schemas.commands import AnyCommand, Grant, OpenTenant
 from schemas.envelope import RejectedError
 from schemas.notices import DeadLetterReason, NoticeKind
 from streams.billing import holds, ledger
 from streams.billing.account import Account
 from streams.billing.events import Cause, CommandEvent, usage_event
 from streams.billing.outcomes import Terms
+from streams.coverage import load_coverage
 from streams.decks import load_deck
 from streams.settings import Settings
 from streams.testbed import load
 from streams.testbed.load import Envelope, Expected, Plan, Planned, Profile, Variety, events
 
 NOW = datetime(2026, 3, 2, 10, tzinfo=UTC)
-TERMS = Terms(tariff=load_deck(None))
+TERMS = Terms(tariff=load_deck(None), coverage=load_coverage(None))
 DECODERS = {topic: decoder(topic) for topic in topics.SOURCES}
 NOTHING_WRONG = Plan(
     events=2_000, duplicates_ppm=0, late_ppm=0, malformed_ppm=0, wrong_partition_ppm=0
@@ -64,7 +65,7 @@ class Door:
     """What a shard does with records, without Kafka: decode, judge, tell repeats, apply."""
 
     def __init__(self) -> None:
-        self._accounts: dict[str, Account] = {}
+        self.accounts: dict[str, Account] = {}
         self._contents: dict[tuple[str, str], bytes] = {}
 
     def takes(self, planned: Planned) -> tuple[Expected, DeadLetterReason | None]:
@@ -89,13 +90,13 @@ class Door:
                 return Expected.DUPLICATE, None
             return Expected.DEAD_LETTER, DeadLetterReason.CONFLICT
         tenant = decoded.tenant_id
-        if tenant not in self._accounts and re.fullmatch(r"t-\d{6}", tenant):
-            self._accounts[tenant] = an_account(tenant, NOW - load.BILLED_SINCE)
-        outcome = ledger.apply(self._accounts.get(tenant), event, TERMS, NOW)
+        if tenant not in self.accounts and re.fullmatch(r"t-\d{6}", tenant):
+            self.accounts[tenant] = an_account(tenant, NOW - load.BILLED_SINCE)
+        outcome = ledger.apply(self.accounts.get(tenant), event, TERMS, NOW)
         if outcome.refused is not None:
             return Expected.DEAD_LETTER, outcome.refused.reason
         assert outcome.account is not None
-        self._accounts[tenant] = outcome.account
+        self.accounts[tenant] = outcome.account
         self._contents[identity] = content
         return Expected.BOOK, None
 
@@ -382,20 +383,90 @@ def commands(plan: Plan, now: datetime) -> list[tuple[str, str, AnyCommand]]:
     ]
 
 
-def test_every_tenant_is_opened_and_set_without_a_refusal() -> None:
-    rows: dict[str, Account | None] = {}
-    for tenant, command_id, command in commands(Plan(tenants=40), NOW):
+def opened(plan: Plan) -> dict[str, Account]:
+    """The accounts that the opening commands of a load come to; none is refused."""
+    rows: dict[str, Account] = {}
+    for tenant, command_id, command in commands(plan, NOW):
         cause = Cause(topics.COMMAND, 0, 0, load.SOURCE, command_id)
         event = CommandEvent(replace(command, tenant_id=tenant), cause)
         outcome = ledger.apply(rows.get(tenant), event, TERMS, NOW)
         assert outcome.label == "applied"
         assert outcome.notices[0].notice is NoticeKind.COMMAND_APPLIED
+        assert outcome.account is not None
         rows[tenant] = outcome.account
-    policies = [account.policy for account in rows.values() if account is not None]
+    return rows
+
+
+def test_every_tenant_is_opened_and_set_without_a_refusal() -> None:
+    policies = [account.policy for account in opened(Plan(tenants=40)).values()]
     assert len(policies) == 40
     assert {policy.method for policy in policies} == {"fixed", "fixed_multiple", "target"}
     assert {policy.enabled for policy in policies} == {True, False}
     assert any(policy.monthly_cap_nanos for policy in policies)
+
+
+WELL_OFF = Plan(tenants=40, licensed_ppm=300_000, granted_ppm=200_000)
+
+
+def test_a_share_of_the_tenants_has_licences_and_grants() -> None:
+    accounts = opened(WELL_OFF).values()
+    licensed = [account for account in accounts if account.pools]
+    assert len(licensed) == 12
+    plans = {one.plan for account in licensed for one in account.pools}
+    assert plans == {"MCOMEETADV", "MCOPSTN2", "MCOPSTN5"}
+    granted = [command for _, _, command in commands(WELL_OFF, NOW) if isinstance(command, Grant)]
+    assert len(granted) == 8
+    assert {command.kind for command in granted} == {"paid", "promotional"}
+    assert sum(command.every_months is not None for command in granted) == 2
+    assert sum(len(account.planned) for account in accounts) == 4
+
+
+def test_licences_and_grants_change_no_command_of_a_load_without_them() -> None:
+    without = list(load.opening_commands(replace(WELL_OFF, licensed_ppm=0, granted_ppm=0), NOW))
+    assert without == [
+        one
+        for one in load.opening_commands(WELL_OFF, NOW)
+        if one[2]["command"] in ("open_tenant", "settings")
+    ]
+
+
+def test_licences_change_nothing_of_a_load_but_who_pays() -> None:
+    licensed = 0
+    for one, other in zip(
+        records(replace(NOTHING_WRONG, envelope=Envelope.BARE, licensed_ppm=300_000)),
+        records(replace(NOTHING_WRONG, envelope=Envelope.BARE)),
+        strict=True,
+    ):
+        event = orjson.loads(one.value or b"{}")
+        licensed += event.pop("capability", None) is not None
+        event.pop("user_country", None)
+        assert event == orjson.loads(other.value or b"{}")
+    assert licensed > 100
+
+
+def test_pools_pay_for_calls_and_come_to_their_end() -> None:
+    plan = replace(OPEN, licensed_ppm=1_000_000, tenants=5)
+    door = Door()
+    door.accounts |= opened(plan)
+    assert [one for one in records(plan) if door.takes(one) != (one.expected, one.reason)] == []
+    used = {
+        (account.tenant_id, one.plan)
+        for account in door.accounts.values()
+        for one in account.pools
+        if one.used
+    }
+    assert len(used) == 2 * plan.tenants
+
+
+def test_only_what_was_charged_is_corrected() -> None:
+    plan = replace(OPEN, corrections_ppm=100_000)
+    named = []
+    for one in records(plan):
+        if one.expected is Expected.BOOK and b'"corrects"' in (one.value or b""):
+            event = orjson.loads(one.value or b"{}")
+            named.append(event["corrects"])
+    assert len(named) > 100
+    assert not [one for one in named if one.endswith(("-start", "-progress"))]
 
 
 def test_command_ids_are_told_by_seed_and_tenant() -> None:
