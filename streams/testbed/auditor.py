@@ -29,7 +29,15 @@ from xxhash import xxh3_64_intdigest
 
 from schemas import topics
 from streams.settings import Settings
-from streams.testbed.minutes import Booked, Call, Coverage, Licence, Reckoning
+from streams.testbed.minutes import (
+    Booked,
+    Call,
+    Coverage,
+    Licence,
+    Line,
+    Reckoning,
+    lines_of,
+)
 
 HOLDS: Final = 0
 VIOLATED: Final = 1
@@ -625,16 +633,22 @@ def _deck_of(entry: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 class Lot(Struct):
-    """What the ledger says of a lot: what is left, when it ends, what was left when it did."""
+    """What the ledger says of a lot: what is left, when it ends, what was left when it did, and
+    whether it was voided."""
 
     left: int = 0
     ends: datetime | None = None
     lapsed: int = 0
+    void: bool = False
+
+    def copy(self) -> "Lot":
+        """As it is now."""
+        return Lot(self.left, self.ends, self.lapsed, self.void)
 
 
 class Charge(Struct, gc=False):
-    """A charge that may be corrected: the number of its event's identity, and the entry that has
-    reversed it."""
+    """A charge that may be corrected, of money or of included minutes alone: the number of its
+    event's identity, and the entry that has reversed it. `minutes` are pool, month and count."""
 
     tenant: str
     seq: int
@@ -643,11 +657,12 @@ class Charge(Struct, gc=False):
     at: datetime
     booked_at: datetime
     taken: int | None = None
+    minutes: list[Line] = []
 
 
 class Fold(Struct):
-    """A tenant's ledger, folded; `reopened` are expired lots that an event has money from, `gone`
-    the ends of lots that are empty: a correction may give something back to them."""
+    """A tenant's ledger, folded; `reopened` are lots that are over and have money by an event,
+    `gone` lots that are empty: a correction may give something back to them."""
 
     seq: int = 0
     balance: int = 0
@@ -656,12 +671,13 @@ class Fold(Struct):
     lots: dict[str, Lot] = {}
     cause: tuple[Any, ...] = ()
     reopened: set[str] = set()
-    gone: dict[str, datetime | None] = {}
+    gone: dict[str, Lot] = {}
 
     def copy(self) -> "Fold":
         """As it is now."""
-        lots = {name: Lot(lot.left, lot.ends, lot.lapsed) for name, lot in self.lots.items()}
-        return Fold(self.seq, self.balance, self.overdraft, self.head, lots, gone=dict(self.gone))
+        lots = {name: lot.copy() for name, lot in self.lots.items()}
+        gone = {name: lot.copy() for name, lot in self.gone.items()}
+        return Fold(self.seq, self.balance, self.overdraft, self.head, lots, gone=gone)
 
 
 class Log(Struct, kw_only=True):
@@ -752,8 +768,10 @@ class _Partition:
                     int(overdraft),
                     bytes.fromhex(head),
                     {
-                        name: Lot(int(left), None if ends is None else _utc(ends), int(lapsed))
-                        for name, (left, ends, lapsed) in lots.items()
+                        name: Lot(
+                            int(left), None if ends is None else _utc(ends), int(lapsed), void
+                        )
+                        for name, (left, ends, lapsed, void) in lots.items()
                     },
                 )
                 for tenant, (seq, balance, overdraft, head, lots) in earlier["tenants"].items()
@@ -950,7 +968,7 @@ class _Partition:
         at, booked_at = _utc(entry["at"]), _utc(entry["booked_at"])
         for used in entry.get("grants", ()):
             if used["id"] not in fold.lots:
-                fold.lots[used["id"]] = Lot(ends=fold.gone.pop(used["id"], None))
+                fold.lots[used["id"]] = fold.gone.pop(used["id"], Lot())
             lot = fold.lots[used["id"]]
             moved = nanos(used["amount"])
             lot.left += moved
@@ -963,6 +981,10 @@ class _Partition:
                 self._bad_lot(name, f"is paid by {used['id']}, which had expired")
             if kind in ("expiry", "void") and lot.left:
                 self._bad_lot(name, f"leaves something in {used['id']}")
+            if kind == "void":
+                lot.void = True
+            elif kind == "reversal" and (lot.void or (lot.ends and lot.ends <= booked_at)):
+                fold.reopened.add(used["id"])
             if kind == "expiry":
                 lot.lapsed -= moved
                 if lot.ends is None or lot.ends != at or booked_at < at:
@@ -983,7 +1005,7 @@ class _Partition:
         for used in entry.get("grants", ()):
             known = fold.lots.get(used["id"])
             if known is not None and not known.left and not known.lapsed:
-                fold.gone[used["id"]] = fold.lots.pop(used["id"]).ends
+                fold.gone[used["id"]] = fold.lots.pop(used["id"])
         left = sum(lot.left for lot in fold.lots.values())
         if left - fold.overdraft != fold.balance:
             self._bad_lot(name, f"has {Fraction(left, 10**9)} in lots, which is not the balance")
@@ -992,7 +1014,7 @@ class _Partition:
         """What must hold between events."""
         for name in fold.reopened:
             if name in fold.lots and fold.lots[name].left:
-                self._bad_lot(f"{tenant}/{fold.seq}", f"leaves money in {name}, which had expired")
+                self._bad_lot(f"{tenant}/{fold.seq}", f"leaves money in {name}, which is over")
         fold.reopened = set()
         if fold.overdraft and any(lot.left for lot in fold.lots.values()):
             self._bad_lot(f"{tenant}/{fold.seq}", "leaves a lot beside an overdraft")
@@ -1463,7 +1485,9 @@ class _Partition:
         of_tenant: dict[str, list[Booked]] = {}
         for place, entries in self.entries.items():
             for one in entries:
-                if one.tenant in self.licences or one.pools:
+                undone = self.charges.get((one.tenant, one.links.get("entry", 0)))
+                back = undone.minutes if one.kind == "reversal" and undone is not None else []
+                if one.tenant in self.licences or one.pools or back:
                     of_tenant.setdefault(one.tenant, []).append(
                         Booked(
                             one.seq,
@@ -1472,6 +1496,7 @@ class _Partition:
                             one.booked_at,
                             one.pools,
                             self.calls.get(place),
+                            None if undone is None else back,
                         )
                     )
         for tenant, booked in of_tenant.items():
@@ -1591,10 +1616,16 @@ class _Partition:
     def _corrections(self) -> None:
         booked = [entry for entries in self.entries.values() for entry in entries]
         for one in booked:
-            if one.kind == "charge":
+            if one.kind in ("charge", "pool"):
                 number = _number(one.identity)
                 self.charges[one.tenant, one.seq] = Charge(
-                    one.tenant, one.seq, number, one.amount, one.at, one.booked_at
+                    one.tenant,
+                    one.seq,
+                    number,
+                    one.amount,
+                    one.at,
+                    one.booked_at,
+                    minutes=lines_of(one.pools),
                 )
         of_event: dict[tuple[str, int], list[Charge]] = {}
         for charge in self.charges.values():
@@ -1667,10 +1698,13 @@ class _Partition:
         reversed_seqs = [one.links.get("entry") for one in entries if one.kind == "reversal"]
         for entry in entries:
             name = f"{entry.tenant}/{entry.seq}"
-            if entry.kind in ("reversal", "charge") and entry.links.get("corrects") != corrects:
+            if (
+                entry.kind in ("reversal", "charge", "pool")
+                and entry.links.get("corrects") != corrects
+            ):
                 self._wrong(f"{name} does not say that it corrects {corrects}")
             last = reversed_seqs[-1] if reversed_seqs else None
-            if entry.kind == "charge" and entry.links.get("entry") != last:
+            if entry.kind in ("charge", "pool") and entry.links.get("entry") != last:
                 self._wrong(f"{name} does not say in place of which entry it stands")
 
     def _refused_rightly(self, of_event: Mapping[tuple[str, int], Sequence["Charge"]]) -> None:
@@ -1767,11 +1801,9 @@ class _Partition:
                             str(lot.left),
                             None if lot.ends is None else lot.ends.isoformat(),
                             str(lot.lapsed),
+                            lot.void,
                         ]
-                        for name, lot in (
-                            *fold.lots.items(),
-                            *((name, Lot(ends=ends)) for name, ends in fold.gone.items()),
-                        )
+                        for name, lot in (*fold.gone.items(), *fold.lots.items())
                     },
                 ]
                 for tenant, fold in tenants.items()

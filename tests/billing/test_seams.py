@@ -3,17 +3,13 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import msgspec
 import pytest
-from msgspec.structs import replace
 
 from schemas.commands import GrantKind
 from schemas.money import text_from
-from schemas.notices import NoticeKind
 from schemas.usage import Kind, Phase
 from streams.billing import grants
-from streams.billing.account import Account, decode_row, encode_row
-from streams.billing.events import UsageEvent
+from streams.billing.account import decode_row, encode_row
 from streams.billing.outcomes import Outcome
 from tests.billing.builders import (
     NOW,
@@ -22,12 +18,11 @@ from tests.billing.builders import (
     a_cause,
     a_command,
     a_grant,
-    a_payment,
     a_void,
     an_account,
     an_adjustment,
+    corrected,
     decoded,
-    entries_of,
     minutes,
     told,
     usd,
@@ -37,12 +32,6 @@ from tests.billing.test_pools import MONTENEGRO, TERMS, Office, licences
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 POOL = "conference/MCOMEETADV"
-
-
-def corrected(event: UsageEvent, of: str, entries: list[bytes], name: str) -> UsageEvent:
-    """The event as a correction of another, with what that one has caused."""
-    usage = replace(event.usage, phase=Phase.CORRECTION, corrects=of)  # type: ignore[type-var]
-    return replace(event, usage=usage, cause=a_cause(name=name), original=entries_of(entries, of))
 
 
 def moved(outcome: Outcome) -> list[tuple[str, str]]:
