@@ -153,7 +153,7 @@ class Reckoning:
         back = []
         for pool, month, minutes in undone:
             year, _, number = month.partition("-")
-            if booked_at <= self._end_of(datetime(int(year), int(number), 1)) + _KEPT:
+            if booked_at <= self._end_of(datetime(int(year), int(number), 1, tzinfo=UTC)) + _KEPT:
                 back.append((pool, month, -minutes))
         return back
 

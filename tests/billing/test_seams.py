@@ -1,15 +1,20 @@
 """Where corrections, included minutes, lots and holds meet."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as search
+from hypothesis import strategies as st
 
 from schemas.commands import GrantKind
 from schemas.money import text_from
 from schemas.usage import Kind, Phase
 from streams.billing import grants
 from streams.billing.account import decode_row, encode_row
+from streams.billing.events import Event
 from streams.billing.outcomes import Outcome
 from tests.billing.builders import (
     NOW,
@@ -18,12 +23,14 @@ from tests.billing.builders import (
     a_cause,
     a_command,
     a_grant,
+    a_payment,
     a_void,
     an_account,
     an_adjustment,
     corrected,
     decoded,
     minutes,
+    opening,
     told,
     usd,
 )
@@ -196,7 +203,7 @@ def correct(
     return book.feed(corrected(event, of, book.entries, name or f"{of}'"), now)
 
 
-def given(book: Book, amount: str, now: datetime = NOW, **members: Any) -> str:
+def granted(book: Book, amount: str, now: datetime = NOW, **members: Any) -> str:
     outcome = book.feed(a_command(a_grant(amount, **members)), now)
     assert outcome.label == "applied", outcome.notices
     grant_id = outcome.notices[0].grant_id
@@ -209,7 +216,7 @@ def test_what_returns_to_an_expired_lot_joins_what_was_left_of_it(
     after: timedelta, lapsed: list[str]
 ) -> None:
     book = Book(an_account("100"))
-    given(book, "10", expires_at=NOW + HOUR)
+    granted(book, "10", expires_at=NOW + HOUR)
     calling(book, "c1", 6)
     now = NOW + after
     outcome = correct(book, "c1", 0, now)
@@ -221,7 +228,7 @@ def test_what_returns_to_an_expired_lot_joins_what_was_left_of_it(
 
 def test_a_lot_that_was_voided_is_voided_again_also_after_its_end() -> None:
     book = Book(an_account("100"))
-    lot = given(book, "10", expires_at=NOW + HOUR)
+    lot = granted(book, "10", expires_at=NOW + HOUR)
     calling(book, "c1", 6)
     book.feed(a_command(a_void(lot)))
     now = NOW + 2 * HOUR
@@ -238,8 +245,8 @@ def test_a_lot_that_was_voided_is_voided_again_also_after_its_end() -> None:
 
 def test_a_voided_lot_stays_so_when_another_dead_one_leaves_before_it() -> None:
     book = Book(an_account("100"))
-    given(book, "2", expires_at=NOW + HOUR)
-    lot = given(book, "10", expires_at=NOW + 9 * DAY)
+    granted(book, "2", expires_at=NOW + HOUR)
+    lot = granted(book, "10", expires_at=NOW + 9 * DAY)
     calling(book, "c1", 8)
     book.feed(a_command(a_void(lot)))
     now = NOW + 60 * HOUR
@@ -253,7 +260,7 @@ def test_a_voided_lot_stays_so_when_another_dead_one_leaves_before_it() -> None:
 @pytest.mark.parametrize("right", [0, 3, 8, 9])
 def test_an_allowance_that_was_set_back_since_gets_no_more_than_its_amount(right: int) -> None:
     book = Book(an_account("100"))
-    lot = given(book, "10", priority=2, every_months=1)
+    lot = granted(book, "10", priority=2, every_months=1)
     calling(book, "c1", 8)
     now = NOW + 31 * DAY
     book.feed(a_call(kind=Kind.FREE), now)
@@ -276,8 +283,8 @@ def test_an_allowance_that_was_set_back_since_gets_no_more_than_its_amount(right
 def test_what_an_allowance_has_too_much_pays_the_new_content_and_no_more_of_it() -> None:
     """As it is with a dead lot: then the burn order."""
     book = Book(an_account("100"))
-    first = given(book, "5", priority=1)
-    lot = given(book, "10", priority=2, every_months=1)
+    first = granted(book, "5", priority=1)
+    lot = granted(book, "10", priority=2, every_months=1)
     calling(book, "c1", 13)
     now = NOW + 31 * DAY
     book.feed(a_call(kind=Kind.FREE), now)
@@ -296,7 +303,7 @@ def full(book: Book, count: int, now: datetime = NOW) -> None:
 
 def test_a_lot_that_was_put_together_with_another_comes_back_as_one_of_its_own() -> None:
     book = Book(an_account("0"))
-    lot = given(book, "10", kind=GrantKind.PAID, expires_at=NOW + 29 * DAY)
+    lot = granted(book, "10", kind=GrantKind.PAID, expires_at=NOW + 29 * DAY)
     calling(book, "c1", 6)
     full(book, grants.MOST_LOTS)
     assert lot not in lots(book)
@@ -391,3 +398,76 @@ def test_a_correction_neither_places_nor_ends_a_hold(leg: str | None) -> None:
     assert before is not None
     assert office.account is not None
     assert office.account.holds == before.holds == 1
+
+
+# -- laws ----------------------------------------------------------------------------------------
+
+ENDS = st.sampled_from([1, 20, 47, 72, 24 * 20, None])
+LOTS = st.one_of(
+    st.tuples(st.just("gift"), st.integers(1, 9), ENDS, st.integers(1, 3), st.sampled_from("pq")),
+    st.tuples(st.just("allowance"), st.integers(1, 9), st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(st.just("gifts"), st.integers(3, 12)),
+    st.tuples(st.just("void"), st.integers(0, 5)),
+    st.tuples(st.just("call"), st.integers(1, 20), st.integers(0, 60)),
+    st.tuples(st.just("correct"), st.integers(0, 5), st.integers(0, 20), st.integers(0, 60)),
+    st.tuples(st.just("wait"), st.sampled_from([1, 24, 50, 24 * 30])),
+    st.tuples(st.just("pay"), st.integers(1, 20)),
+)
+
+
+def told_story(steps: list[Any]) -> Iterator[tuple[Book, datetime]]:
+    """A tenant's lots, calls and corrections: the book and the instant after each step."""
+    book, now, names = Book(), NOW, list[str]()
+    book.feed(a_command(opening(opening_balance="20")), now)
+    yield book, now
+    for step in steps:
+        now += timedelta(seconds=1)
+        event: Event
+        match step:
+            case ("wait", hours):
+                now += hours * HOUR
+                event = a_call(kind=Kind.FREE)
+            case ("gift", amount, hours, priority, kind):
+                event = a_command(
+                    a_grant(
+                        str(amount),
+                        priority=priority,
+                        kind=GrantKind.PAID if kind == "p" else GrantKind.PROMOTIONAL,
+                        expires_at=None if hours is None else now + hours * HOUR,
+                    )
+                )
+            case ("allowance", amount, priority, days):
+                event = a_command(a_grant(str(amount), priority=priority, every_days=days))
+            case ("gifts", count):
+                for number in range(count):
+                    ends = now + (40 + number) * DAY
+                    book.feed(a_command(an_adjustment("1", expires_at=ends)), now)
+                continue
+            case ("void", at):
+                assert book.account is not None
+                grants_now = book.account.grants
+                if at >= len(grants_now):
+                    continue
+                event = a_command(a_void(grants_now[at].id))
+            case ("pay", amount):
+                event = a_command(a_payment(str(amount), f"wire-{now}"))
+            case ("call", count, hours):
+                started = now - hours * HOUR - timedelta(minutes=count)
+                event = a_call(duration_s=60 * count, started_at=started)
+                names.append(event.cause.id)
+            case (_, at, count, hours):
+                if at >= len(names):
+                    continue
+                started = now - hours * HOUR - timedelta(minutes=count)
+                right = a_call(duration_s=60 * count, started_at=started)
+                event = corrected(right, names.pop(at), book.entries, right.cause.id)
+                names.append(right.cause.id)
+        book.feed(event, now)
+        yield book, now
+
+
+@given(st.lists(LOTS, max_size=25))
+@search(max_examples=200)
+def test_whatever_becomes_of_lots_before_a_correction_the_books_hold(steps: list[Any]) -> None:
+    for book, now in told_story(steps):
+        sound(book, now)
