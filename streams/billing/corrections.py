@@ -131,7 +131,9 @@ def report(draft: Draft, back: Back) -> None:
     for attempt in recharge.unneeded(draft.account, back.booked_at, back.nanos + charged):
         draft.notify(
             NoticeKind.RECHARGE_UNNEEDED,
-            recharge_id=attempt.recharge_id,
+            recharge_id=recharge.recharge_id(
+                draft.account.tenant_id, attempt.epoch, attempt.attempt
+            ),
             amount=text_from(attempt.amount_nanos),
             epoch=attempt.epoch,
             attempt=attempt.attempt,

@@ -228,7 +228,7 @@ def entries_of(entries: Iterable[bytes], name: str) -> tuple[LedgerEntry, ...]:
 
 def corrected(event: UsageEvent, of: str, entries: list[bytes], name: str) -> UsageEvent:
     """The event as a correction of another, with what that one has caused."""
-    usage = msgspec.structs.replace(event.usage, phase=Phase.CORRECTION, corrects=of)  # type: ignore[type-var]
+    usage = msgspec.structs.replace(event.usage, phase=Phase.CORRECTION, corrects=of)
     return msgspec.structs.replace(
         event, usage=usage, cause=a_cause(name=name), original=entries_of(entries, of)
     )
