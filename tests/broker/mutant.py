@@ -11,9 +11,11 @@ import signal
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 
-from streams.engine import rows, seen, shard, shards, transaction, transport
+from streams.billing import account
+from streams.engine import batch, rows, seen, shard, shards, transaction, transport
 
 
 def _replace(owner: Any, name: str, new: Any) -> None:
@@ -154,6 +156,14 @@ def forgets_partitions() -> None:
     _replace(PartitionAssignor, "_perform_assignment", forgetful)
 
 
+def newer_rows() -> None:
+    """Not a protection taken out: a later program, whose rows are of the next version and which
+    reads those of this one."""
+    encode, version = account.encode_row, account.VERSION + 1
+    _replace(account, "VERSION", version)
+    _replace(batch, "encode_row", lambda one: encode(msgspec.structs.replace(one, version=version)))
+
+
 MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "position_check": position_check,
     "seen_ids": seen_ids,
@@ -163,6 +173,7 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "silent_member": silent_member,
     "hangs": hangs,
     "forgets_partitions": forgets_partitions,
+    "newer_rows": newer_rows,
 }
 
 

@@ -82,6 +82,28 @@ async def test_a_sigkill_mid_batch_loses_and_doubles_nothing(
     assert report.counts["distinct_ids"] > 1_000
 
 
+async def test_a_rolling_upgrade_goes_forward_and_an_older_program_keeps_its_hands_off(
+    installation: Settings, workers: Workers, tmp_path: Path
+) -> None:
+    plan = a_plan(ENDLESS, rate=500)
+    older = workers("older").start()
+    await older.ready()
+    start = await opened(installation, plan)
+    writing = Ongoing(installation, plan, start, tmp_path / "e.json")
+    newer = await mutated(workers, "newer_rows", "newer")
+    before = await unbooked_total(installation)
+    await until(lambda: passed(installation, before + 900), 60)
+    # It dies half-way through the upgrade: the older one gets rows that it must not read.
+    newer.kill()
+    await until(partial(has_logged, older, "newer_rows"), 60, lambda: older.log[-3_000:])
+    await mutated(workers, "newer_rows", "newer-again")
+    older.signal(signal.SIGTERM)
+    await older.ended()
+    await writing.ended()
+    await drained(installation)
+    await audited(installation, tmp_path / "e.json")
+
+
 async def unbooked_total(settings: Settings) -> int:
     return sum(
         source.next

@@ -44,7 +44,7 @@ async def test_a_small_run_measures_everything_and_ends_with_books_that_hold(
     assert found["verify"] == {"throughput": 0}
     assert set(found["throughput"]) == THROUGHPUT | {"kafka_bytes_per_event"}
     assert found["throughput"]["events"] <= 120_000
-    assert set(found["latency"]) == {"idle_cpu_percent", *RATES}
+    assert set(found["latency"]) == {"p50_ms", "p99_ms", "idle_cpu_percent", *RATES}
     for name in RATES:
         one = found["latency"][name]
         assert set(one) == STEADY
