@@ -115,9 +115,9 @@ class Asked(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
 
 
 class Attempt(Struct, frozen=True, gc=False, array_like=True):
-    """An auto-recharge that was asked for; kept so that a late answer is known."""
+    """An auto-recharge that was asked for; kept so that a late answer is known. Its id is derived,
+    so a row does without it."""
 
-    recharge_id: str
     epoch: int
     attempt: int
     amount_nanos: int

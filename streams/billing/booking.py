@@ -3,7 +3,7 @@
 A draft is made for one event and ends as an `Outcome`; it never leaves `ledger.apply`.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
 from hashlib import sha256
@@ -220,10 +220,11 @@ class Draft:
         amount_nanos: int,
         at: datetime,
         details: Mapping[str, Any] = _NOTHING,
-        first: Collection[str] = (),
+        first: Mapping[str, int] | None = None,
     ) -> None:
         """Take money out, below zero if need be: what happened, happened. The lots in `first` pay
-        before any other, dead or alive; then the rest of what had expired stays where it is."""
+        before any other, dead or alive, so much each; then the rest of what had expired stays where
+        it is."""
         if first:
             burnt = grants.burn_first(self.account, first, amount_nanos, at, self.now)
         else:

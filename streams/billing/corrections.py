@@ -27,12 +27,15 @@ _USAGE: Final = frozenset({topics.CALL_USAGE, topics.CONFERENCE_USAGE})
 
 class Back(Struct, frozen=True, gc=False):
     """What was taken back: the links for the new charge, how much money came back, when the first
-    of it had been charged, and the lots that got some although they had expired or been voided."""
+    of it had been charged. `first` is what lots have by it that they cannot keep, for they have
+    expired or been voided, or have been set back and now exceed their amount; `voided` are the
+    lots that were voided."""
 
     links: Links
     nanos: int
     booked_at: datetime | None
-    dead: frozenset[str]
+    first: Mapping[str, int]
+    voided: frozenset[str]
 
 
 def take_back(draft: Draft, event: UsageEvent) -> Back:
@@ -50,8 +53,7 @@ def take_back(draft: Draft, event: UsageEvent) -> Back:
     links = Links(corrects)
     total_nanos = 0
     booked_at: datetime | None = None
-    voided = {one.grant.id for one in draft.account.spent if one.voided}
-    dead: set[str] = set()
+    voided = frozenset(one.grant.id for one in draft.account.spent if one.voided)
     for entry in original:
         if entry.kind is not EntryKind.CHARGE and entry.kind is not EntryKind.POOL:
             continue
@@ -59,11 +61,6 @@ def take_back(draft: Draft, event: UsageEvent) -> Back:
         shares = [(used.id, -nanos_from(used.amount)) for used in entry.grants]
         fresh = draft.new_lot(amount_nanos)
         burnt = _given_back(draft, shares, amount_nanos, fresh)
-        dead.update(
-            grant.id
-            for grant, _ in burnt.touched
-            if grant.id in voided or not grants.active(grant, draft.now)
-        )
         links = Links(corrects, entry.seq)
         details: dict[str, Any] = {
             "usage_kind": entry.usage_kind,
@@ -78,7 +75,13 @@ def take_back(draft: Draft, event: UsageEvent) -> Back:
         draft.book(EntryKind.REVERSAL, amount_nanos, burnt, entry.at, details)
         total_nanos += amount_nanos
         booked_at = booked_at or entry.booked_at
-    return Back(links, total_nanos, booked_at, frozenset(dead))
+    first: dict[str, int] = {}
+    for grant in draft.account.grants:
+        if grant.id in voided or not grants.active(grant, draft.now):
+            first[grant.id] = grant.left_nanos
+        elif grant.left_nanos > grant.amount_nanos:
+            first[grant.id] = grant.left_nanos - grant.amount_nanos
+    return Back(links, total_nanos, booked_at, first, voided)
 
 
 def _given_back(
@@ -99,18 +102,23 @@ def _given_back(
 def charge_anew(
     draft: Draft, amount_nanos: int, at: datetime, details: Mapping[str, Any], back: Back
 ) -> None:
-    """Charge the new content. Money of dead lots pays first: it can do nothing else any more."""
+    """Charge the new content. What lots cannot keep pays first: it can do nothing else."""
     linked = {**details, "links": back.links}
-    draft.debit(EntryKind.CHARGE, amount_nanos, at, linked, first=back.dead)
+    draft.debit(EntryKind.CHARGE, amount_nanos, at, linked, first=back.first)
 
 
 def let_go(draft: Draft, back: Back) -> None:
-    """What came back to dead lots and was not needed goes again as it went before."""
+    """What came back to lots that cannot keep it and was not needed goes again as it went
+    before: it is void, it expires, or the lot is set back."""
     for grant in draft.account.grants:
-        if grant.expires_at is not None and grant.expires_at <= draft.now:
-            granting.expire(draft, grant)
-        elif grant.id in back.dead:
+        if grant.id in back.voided:
             granting.take(draft, EntryKind.VOID, grant, draft.now)
+        elif grant.expires_at is not None and grant.expires_at <= draft.now:
+            granting.expire(draft, grant)
+        elif grant.left_nanos > grant.amount_nanos:
+            whole = replace(grant, left_nanos=grant.amount_nanos)
+            draft.put_in(EntryKind.GRANT, whole, draft.now)
+    draft.account = grants.trimmed(draft.account)
 
 
 def report(draft: Draft, back: Back) -> None:
@@ -123,7 +131,9 @@ def report(draft: Draft, back: Back) -> None:
     for attempt in recharge.unneeded(draft.account, back.booked_at, back.nanos + charged):
         draft.notify(
             NoticeKind.RECHARGE_UNNEEDED,
-            recharge_id=attempt.recharge_id,
+            recharge_id=recharge.recharge_id(
+                draft.account.tenant_id, attempt.epoch, attempt.attempt
+            ),
             amount=text_from(attempt.amount_nanos),
             epoch=attempt.epoch,
             attempt=attempt.attempt,

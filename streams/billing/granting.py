@@ -82,7 +82,7 @@ def _plan(draft: Draft, planned: Planned) -> None:
         if not account.lapsed:
             raise _full()
         account, _ = grants.make_room(account)
-    draft.account = replace(account, planned=(*account.planned, planned))
+    draft.account = grants.trimmed(replace(account, planned=(*account.planned, planned)))
 
 
 def _full() -> CommandRefusedError:
@@ -183,7 +183,7 @@ def expire(draft: Draft, lot: Grant) -> None:
         rest_nanos = sum(one.left_nanos for one in lapsed if one.id == lot.id)
         kept = tuple(one for one in lapsed if one.id != lot.id)
         rest = replace(lot, left_nanos=lot.left_nanos + rest_nanos)
-        draft.account = replace(draft.account, lapsed=(*kept, rest))
+        draft.account = grants.trimmed(replace(draft.account, lapsed=(*kept, rest)))
     draft.notify(NoticeKind.GRANT_EXPIRED, grant_id=lot.id, amount=text_from(lot.left_nanos))
 
 

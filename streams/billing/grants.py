@@ -9,7 +9,7 @@ go; when there is none, the two lots of one kind and priority that expire neares
 become one, with the later expiry.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import combinations
 from typing import Final
@@ -206,7 +206,7 @@ def with_spent(
     here = {grant.id for grant in account.grants}
     left = [grant for grant in before if grant.id not in here]
     voided = {one.grant.id for one in account.spent if one.voided}
-    gone = {grant.id for grant in left} | here
+    gone = {grant.id for grant in left}
     first = now - SPENT_KEPT
     kept = [one for one in account.spent if one.at > first and one.grant.id not in gone]
     for grant in left:
@@ -216,12 +216,13 @@ def with_spent(
 
 
 def trimmed(account: Account) -> Account:
-    """No more lots remembered than have place among those of the row: the last that left it. What
-    an older one burnt comes back as a lot of its own."""
+    """No lot remembered that is back in the row, and no more than have place beside those of the
+    row: the last that left it. What an older one burnt comes back as a lot of its own."""
+    here = {grant.id for grant in account.grants}
+    spent = tuple(one for one in account.spent if one.grant.id not in here)
     room = max(0, MOST_LOTS - lots_of(account))
-    if len(account.spent) <= room:
-        return account
-    return replace(account, spent=account.spent[len(account.spent) - room :])
+    spent = spent[max(0, len(spent) - room) :]
+    return account if len(spent) == len(account.spent) else replace(account, spent=spent)
 
 
 def give_back(
@@ -263,25 +264,30 @@ def give_back(
 
 
 def burn_first(
-    account: Account, first: Collection[str], amount_nanos: int, at: datetime, now: datetime
+    account: Account, first: Mapping[str, int], amount_nanos: int, at: datetime, now: datetime
 ) -> Burnt:
-    """Take an amount from certain lots, dead or alive, and what they cannot give as `burn` does."""
+    """Take an amount from certain lots, dead or alive, from each so much at most, and what they do
+    not give as `burn` does."""
     left = amount_nanos
     kept: list[Grant] = []
-    touched: list[tuple[Grant, int]] = []
+    touched: dict[str, tuple[Grant, int]] = {}
     for grant in account.grants:
-        taken = min(grant.left_nanos, left) if grant.id in first else 0
+        taken = min(first.get(grant.id, 0), grant.left_nanos, left)
         left -= taken
         after = grant
         if taken:
             after = replace(grant, left_nanos=grant.left_nanos - taken)
-            touched.append((after, -taken))
+            touched[grant.id] = (after, -taken)
         if after.left_nanos:
             kept.append(after)
     if not left:
-        return Burnt(tuple(kept), account.overdraft_nanos, tuple(touched))
+        return Burnt(tuple(kept), account.overdraft_nanos, tuple(touched.values()))
     rest = burn(replace(account, grants=tuple(kept)), left, at, now)
-    return Burnt(rest.grants, rest.overdraft_nanos, (*touched, *rest.touched))
+    for grant, nanos in rest.touched:
+        # A lot may have given twice; an entry names it once.
+        before = touched.get(grant.id)
+        touched[grant.id] = (grant, nanos if before is None else before[1] + nanos)
+    return Burnt(rest.grants, rest.overdraft_nanos, tuple(touched.values()))
 
 
 def expired(grants: Iterable[Grant], at: datetime) -> tuple[Grant, ...]:

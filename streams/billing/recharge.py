@@ -104,6 +104,14 @@ def recharge_id(tenant_id: str, epoch: int, attempt: int) -> str:
     return str(uuid5(RECHARGES, f"{tenant_id}/{epoch}/{attempt}"))
 
 
+def attempt_of(account: Account, wanted: str) -> Attempt | None:
+    """The auto-recharge of an id, when it is still known."""
+    for one in reversed(account.recharging.attempts):
+        if recharge_id(account.tenant_id, one.epoch, one.attempt) == wanted:
+            return one
+    return None
+
+
 def below_trigger(policy: Policy, available_nanos: int) -> bool:
     """Strictly below by default; at the trigger too when the policy compares `le`."""
     if policy.compare is Compare.LE:
@@ -442,7 +450,7 @@ def _request(
         expires_at=draft.now + timedelta(seconds=result_timeout_s),
     )
     short_nanos = account.policy.trigger_nanos - account.balance_nanos
-    made = Attempt(asked.recharge_id, epoch, attempt, amount_nanos, draft.now, short_nanos)
+    made = Attempt(epoch, attempt, amount_nanos, draft.now, short_nanos)
     _move(
         draft,
         stage=Stage.REQUESTED,

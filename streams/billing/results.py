@@ -15,7 +15,7 @@ from schemas.ledger import EntryKind
 from schemas.money import MAX_EVENT_NANOS, nanos_from, text_from
 from schemas.notices import DeadLetterReason, NoticeKind
 from streams.billing import recharge
-from streams.billing.account import Asked, Attempt, Payment, UnpaidFund
+from streams.billing.account import Asked, Payment, UnpaidFund
 from streams.billing.booking import Draft, RefusedError
 from streams.billing.events import ResultEvent
 
@@ -25,7 +25,7 @@ ANSWERED_WITHIN: Final = timedelta(days=396)
 PAYMENT_KEPT: Final = ANSWERED_WITHIN + timedelta(days=1)
 KEPT_UNPAID: Final = 15
 
-_Known = TypeVar("_Known", Attempt, Asked, UnpaidFund)
+_Known = TypeVar("_Known", Asked, UnpaidFund)
 
 _DISPUTES: Final = {
     Status.DISPUTE_OPENED: EntryKind.DISPUTE_OPENED,
@@ -48,7 +48,7 @@ def answer(draft: Draft, event: ResultEvent) -> str:
     current = account.recharging.asked
     fund = _by_id(account.funds, result.recharge_id)
     is_current = current is not None and current.recharge_id == result.recharge_id
-    attempt = _by_id(account.recharging.attempts, result.recharge_id)
+    attempt = recharge.attempt_of(account, result.recharge_id)
     unpaid = _by_id(account.unpaid_funds, result.recharge_id)
     succeeded = result.status is Status.SUCCEEDED
     if result.status in _MONEY:

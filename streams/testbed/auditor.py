@@ -29,7 +29,15 @@ from xxhash import xxh3_64_intdigest
 
 from schemas import topics
 from streams.settings import Settings
-from streams.testbed.minutes import Booked, Call, Coverage, Licence, Reckoning
+from streams.testbed.minutes import (
+    Booked,
+    Call,
+    Coverage,
+    Licence,
+    Line,
+    Reckoning,
+    lines_of,
+)
 
 HOLDS: Final = 0
 VIOLATED: Final = 1
@@ -620,11 +628,6 @@ class Entry(Struct, gc=False):
         """Included minutes that it took."""
         return sum(one["minutes"] for one in self.pools)
 
-    @property
-    def minutes_by_month(self) -> dict[str, int]:
-        """The same by month and pool, the month first."""
-        return {f"{one['month']} {one['pool']}": one["minutes"] for one in self.pools}
-
 
 def _deck_of(entry: Mapping[str, Any]) -> tuple[str, str] | None:
     rate = entry.get("rate")
@@ -632,16 +635,22 @@ def _deck_of(entry: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 class Lot(Struct):
-    """What the ledger says of a lot: what is left, when it ends, what was left when it did."""
+    """What the ledger says of a lot: what is left, when it ends, what was left when it did, and
+    whether it was voided."""
 
     left: int = 0
     ends: datetime | None = None
     lapsed: int = 0
+    void: bool = False
+
+    def copy(self) -> "Lot":
+        """As it is now."""
+        return Lot(self.left, self.ends, self.lapsed, self.void)
 
 
 class Charge(Struct, gc=False):
-    """A charge that may be corrected: the number of its event's identity, the included minutes it
-    took by pool and month, and the entry that has reversed it."""
+    """A charge that may be corrected, of money or of included minutes alone: the number of its
+    event's identity, and the entry that has reversed it. `minutes` are pool, month and count."""
 
     tenant: str
     seq: int
@@ -650,12 +659,12 @@ class Charge(Struct, gc=False):
     at: datetime
     booked_at: datetime
     taken: int | None = None
-    minutes: dict[str, int] = {}
+    minutes: list[Line] = []
 
 
 class Fold(Struct):
-    """A tenant's ledger, folded; `reopened` are expired lots that an event has money from, `gone`
-    the ends of lots that are empty: a correction may give something back to them."""
+    """A tenant's ledger, folded; `reopened` are lots that are over and have money by an event,
+    `gone` lots that are empty: a correction may give something back to them."""
 
     seq: int = 0
     balance: int = 0
@@ -664,12 +673,13 @@ class Fold(Struct):
     lots: dict[str, Lot] = {}
     cause: tuple[Any, ...] = ()
     reopened: set[str] = set()
-    gone: dict[str, datetime | None] = {}
+    gone: dict[str, Lot] = {}
 
     def copy(self) -> "Fold":
         """As it is now."""
-        lots = {name: Lot(lot.left, lot.ends, lot.lapsed) for name, lot in self.lots.items()}
-        return Fold(self.seq, self.balance, self.overdraft, self.head, lots, gone=dict(self.gone))
+        lots = {name: lot.copy() for name, lot in self.lots.items()}
+        gone = {name: lot.copy() for name, lot in self.gone.items()}
+        return Fold(self.seq, self.balance, self.overdraft, self.head, lots, gone=gone)
 
 
 class Log(Struct, kw_only=True):
@@ -760,8 +770,10 @@ class _Partition:
                     int(overdraft),
                     bytes.fromhex(head),
                     {
-                        name: Lot(int(left), None if ends is None else _utc(ends), int(lapsed))
-                        for name, (left, ends, lapsed) in lots.items()
+                        name: Lot(
+                            int(left), None if ends is None else _utc(ends), int(lapsed), void
+                        )
+                        for name, (left, ends, lapsed, void) in lots.items()
                     },
                 )
                 for tenant, (seq, balance, overdraft, head, lots) in earlier["tenants"].items()
@@ -958,7 +970,7 @@ class _Partition:
         at, booked_at = _utc(entry["at"]), _utc(entry["booked_at"])
         for used in entry.get("grants", ()):
             if used["id"] not in fold.lots:
-                fold.lots[used["id"]] = Lot(ends=fold.gone.pop(used["id"], None))
+                fold.lots[used["id"]] = fold.gone.pop(used["id"], Lot())
             lot = fold.lots[used["id"]]
             moved = nanos(used["amount"])
             lot.left += moved
@@ -971,6 +983,10 @@ class _Partition:
                 self._bad_lot(name, f"is paid by {used['id']}, which had expired")
             if kind in ("expiry", "void") and lot.left:
                 self._bad_lot(name, f"leaves something in {used['id']}")
+            if kind == "void":
+                lot.void = True
+            elif kind == "reversal" and (lot.void or (lot.ends and lot.ends <= booked_at)):
+                fold.reopened.add(used["id"])
             if kind == "expiry":
                 lot.lapsed -= moved
                 if lot.ends is None or lot.ends != at or booked_at < at:
@@ -991,7 +1007,7 @@ class _Partition:
         for used in entry.get("grants", ()):
             known = fold.lots.get(used["id"])
             if known is not None and not known.left and not known.lapsed:
-                fold.gone[used["id"]] = fold.lots.pop(used["id"]).ends
+                fold.gone[used["id"]] = fold.lots.pop(used["id"])
         left = sum(lot.left for lot in fold.lots.values())
         if left - fold.overdraft != fold.balance:
             self._bad_lot(name, f"has {Fraction(left, 10**9)} in lots, which is not the balance")
@@ -1000,7 +1016,7 @@ class _Partition:
         """What must hold between events."""
         for name in fold.reopened:
             if name in fold.lots and fold.lots[name].left:
-                self._bad_lot(f"{tenant}/{fold.seq}", f"leaves money in {name}, which had expired")
+                self._bad_lot(f"{tenant}/{fold.seq}", f"leaves money in {name}, which is over")
         fold.reopened = set()
         if fold.overdraft and any(lot.left for lot in fold.lots.values()):
             self._bad_lot(f"{tenant}/{fold.seq}", "leaves a lot beside an overdraft")
@@ -1471,7 +1487,9 @@ class _Partition:
         of_tenant: dict[str, list[Booked]] = {}
         for place, entries in self.entries.items():
             for one in entries:
-                if one.tenant in self.licences or one.pools:
+                undone = self.charges.get((one.tenant, one.links.get("entry", 0)))
+                back = undone.minutes if one.kind == "reversal" and undone is not None else []
+                if one.tenant in self.licences or one.pools or back:
                     of_tenant.setdefault(one.tenant, []).append(
                         Booked(
                             one.seq,
@@ -1480,6 +1498,7 @@ class _Partition:
                             one.booked_at,
                             one.pools,
                             self.calls.get(place),
+                            None if undone is None else back,
                         )
                     )
         for tenant, booked in of_tenant.items():
@@ -1602,9 +1621,14 @@ class _Partition:
             if one.kind in _CHARGES:
                 number = _number(one.identity)
                 self.charges[one.tenant, one.seq] = Charge(
-                    one.tenant, one.seq, number, one.amount, one.at, one.booked_at,
-                    minutes=one.minutes_by_month,
-                )  # fmt: skip
+                    one.tenant,
+                    one.seq,
+                    number,
+                    one.amount,
+                    one.at,
+                    one.booked_at,
+                    minutes=lines_of(one.pools),
+                )
         of_event: dict[tuple[str, int], list[Charge]] = {}
         for charge in self.charges.values():
             of_event.setdefault((charge.tenant, charge.number), []).append(charge)
@@ -1659,14 +1683,6 @@ class _Partition:
                 f"{name} gives {Fraction(back.amount, 10**9)} back for a charge of "
                 f"{Fraction(-charge.amount, 10**9)}"
             )
-        # A month that is over for good gets nothing back; days differ by zone.
-        open_since = f"{back.booked_at - timedelta(days=34):%Y-%m}"
-        due = {one: -minutes for one, minutes in charge.minutes.items()}
-        given = back.minutes_by_month
-        if any(given.get(one) != minutes for one, minutes in due.items() if one >= open_since) or (
-            not given.items() <= due.items()
-        ):
-            self._wrong(f"{name} does not give back the minutes that entry {seq} took")
         if charge.number != _number((back.identity[0], str(back.links.get("corrects")))):
             self._wrong(f"{name} reverses entry {seq}, but names another event")
         if charge.seq >= back.seq:
@@ -1784,11 +1800,9 @@ class _Partition:
                             str(lot.left),
                             None if lot.ends is None else lot.ends.isoformat(),
                             str(lot.lapsed),
+                            lot.void,
                         ]
-                        for name, lot in (
-                            *fold.lots.items(),
-                            *((name, Lot(ends=ends)) for name, ends in fold.gone.items()),
-                        )
+                        for name, lot in (*fold.gone.items(), *fold.lots.items())
                     },
                 ]
                 for tenant, fold in tenants.items()

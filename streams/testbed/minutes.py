@@ -15,7 +15,13 @@ from zoneinfo import ZoneInfo
 from msgspec import Struct
 
 _KEPT: Final = timedelta(days=35)
+# Pool, month and how many minutes it gave.
 Line = tuple[str, str, int]
+
+
+def lines_of(pools: Iterable[Mapping[str, Any]]) -> list[Line]:
+    """What an entry says that pools gave."""
+    return [(one["pool"], one["month"], one["minutes"]) for one in pools]
 
 
 class Coverage:
@@ -80,7 +86,8 @@ class Call(Struct, frozen=True):
 
 
 class Booked(Struct, frozen=True):
-    """An entry: what it says of pools, and the call that caused it, if that is at hand."""
+    """An entry: what it says of pools, and the call that caused it, if that is at hand. Of a
+    reversal `undone` is what the reversed entry took, if that is known."""
 
     seq: int
     kind: str
@@ -88,6 +95,7 @@ class Booked(Struct, frozen=True):
     booked_at: datetime
     lines: list[dict[str, Any]]
     call: Call | None = None
+    undone: list[Line] | None = None
 
 
 class Reckoning:
@@ -109,7 +117,7 @@ class Reckoning:
         """What is wrong with entries, told in the ledger's order. Not `complete`: licences may be
         unknown, so only what the entries say of themselves is held against each other."""
         for entry in sorted(entries, key=lambda one: one.seq):
-            lines = [(one["pool"], one["month"], one["minutes"]) for one in entry.lines]
+            lines = lines_of(entry.lines)
             booked = entry.kind in ("charge", "pool")
             if complete and booked and entry.call is not None:
                 right = [
@@ -118,6 +126,10 @@ class Reckoning:
                 ]
                 if lines not in right:
                     yield f"{entry.seq} took {_said(lines)}, where {_said(right[-1])} was due"
+            if entry.kind == "reversal" and entry.undone is not None:
+                back = self._returned(entry.undone, entry.booked_at)
+                if lines != back:
+                    yield f"{entry.seq} moves {_said(lines)}, where {_said(back)} was due"
             if lines and booked and (entry.kind == "pool") != (entry.amount == 0):
                 yield f"{entry.seq} is of kind {entry.kind}, its amount is {entry.amount}"
             for one in entry.lines:
@@ -135,6 +147,15 @@ class Reckoning:
         same = [one for one in self._licences if one.known_at == at]
         for count in range(len(same) + 1):
             yield before + same[:count]
+
+    def _returned(self, undone: list[Line], booked_at: datetime) -> list[Line]:
+        """What goes back: all of it, but nothing to months that are over for good."""
+        back = []
+        for pool, month, minutes in undone:
+            year, _, number = month.partition("-")
+            if booked_at <= self._end_of(datetime(int(year), int(number), 1, tzinfo=UTC)) + _KEPT:
+                back.append((pool, month, -minutes))
+        return back
 
     def _due(self, call: Call, booked_at: datetime, known: list[Licence]) -> list[Line]:
         try:

@@ -1,6 +1,8 @@
 """Lots as the auditor folds them: sound stories pass, and every breach is noticed."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +11,10 @@ from hypothesis import settings as search
 from hypothesis import strategies as st
 
 from schemas import topics
-from streams.testbed.auditor import Log, audit
+from streams.testbed.auditor import Log, Options, audit
 from tests.auditor.books import AT, DECK, NAMES, TENANT, Books, record, violated
 from tests.billing.test_ledger import STEPS, play
+from tests.billing.test_seams import LOTS, told_story
 
 EXPIRED_AT = "2026-03-02T11:00:00Z"
 LATER = "2026-03-02T12:00:00Z"
@@ -30,6 +33,24 @@ def test_what_the_books_say_of_lots_is_what_the_auditor_folds(
     report, _ = audit([log], names=NAMES, partitions=1, deck=DECK)
     assert report.findings["lots"].shown == []
     assert report.counts.get("entries", 0) == len(entries)
+
+
+@given(st.lists(LOTS, max_size=25))
+@search(max_examples=100)
+def test_what_corrections_do_to_lots_is_what_the_auditor_folds(steps: list[Any]) -> None:
+    *_, (book, _) = told_story(steps)
+    ledger = [record(topics.LEDGER, at, value, key=b"t-1") for at, value in enumerate(book.entries)]
+    middle = len(ledger) // 2
+    earlier = None
+    for part in (ledger[:middle], ledger[middle:]):
+        log = Log(partition=0, rows={}, records={topics.LEDGER: part})
+        options = Options(checkpoint_from=None if earlier is None else Path("earlier"))
+        report, reached = audit(
+            [log], names=NAMES, partitions=1, deck=DECK, options=options, earlier=earlier
+        )
+        earlier = json.loads(json.dumps(reached))
+        for law in ("lots", "conservation", "sequence", "chain"):
+            assert report.findings[law].shown == []
 
 
 def used(lot: str, amount: str, left: str) -> dict[str, str]:
@@ -163,3 +184,79 @@ def test_a_breach_is_noticed(breach: Callable[[Story], None]) -> None:
     story = Story()
     breach(story)
     assert "lots" in violated(story.audited())
+
+
+class Returned(Story):
+    """And that call is corrected an hour later: it was free. What returned to the lot expires."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        place = (topics.CALL_USAGE, 5, "pbx", "fix")
+        links = {"corrects": "e4", "entry": 7}
+        self.booked = "2026-03-02T13:00:00Z"
+        self.entries += [
+            self.entry(
+                8, "reversal", "0.6", "150", place, booked_at=self.booked, links=links,
+                grants=[used(MADE, "0.6", "0.6")],
+            ),
+            self.entry(
+                9, "expiry", "-0.6", "149.4", place, at=EXPIRED_AT, booked_at=self.booked,
+                grants=[used(MADE, "-0.6", "0")],
+            ),
+        ]  # fmt: skip
+        self.next[topics.CALL_USAGE] = 6
+
+    def log(self) -> Log:
+        free = {"event_id": "fix", "source": "pbx", "tenant_id": TENANT, "call_id": "c",
+                "kind": "free", "phase": "correction", "corrects": "e4", "started_at": AT,
+                "duration_s": 60}  # fmt: skip
+        log = super().log()
+        log.records[topics.CALL_USAGE] = [
+            *log.records[topics.CALL_USAGE], record(topics.CALL_USAGE, 5, free),
+        ]  # fmt: skip
+        return log
+
+    def void(self) -> None:
+        """The lot was voided, in place of its expiry."""
+        self.entries[3]["expires_at"] = "2027-03-02T00:00:00Z"
+        self.entries[4] |= {"kind": "void", "at": AT}
+        del self.entries[5:7]
+
+
+def test_what_returned_to_a_dead_lot_and_expired_again_is_sound() -> None:
+    report = Returned().audited()
+    assert violated(report) == set(), report.lines()
+
+
+def test_what_stays_in_a_dead_lot_is_found() -> None:
+    story = Returned()
+    del story.entries[-1]
+    assert violated(story.audited()) == {"lots"}
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_what_stays_in_a_voided_lot_is_found_also_after_a_checkpoint(again: bool) -> None:
+    cause = ("tick", -1, "tick", AT)
+    steps = [
+        Books.entry(1, "grant", "10", "10", cause, grants=[used("g1", "10", "10")]),
+        Books.charge(Books(), 2, 0, "e1", "-0.6", "9.4") | {"grants": [used("g1", "-0.6", "9.4")]},
+        Books.entry(3, "void", "-9.4", "0", cause, grants=[used("g1", "-9.4", "0")]),
+        Books.entry(
+            4, "reversal", "0.6", "0.6", (topics.CALL_USAGE, 1, "pbx", "fix"),
+            links={"corrects": "e1", "entry": 2}, grants=[used("g1", "0.6", "0.6")],
+        ),
+        Books.entry(
+            5, "void", "-0.6", "0", (topics.CALL_USAGE, 1, "pbx", "fix"),
+            grants=[used("g1", "-0.6", "0")],
+        ),
+    ]  # fmt: skip
+    books = Books()
+    books.entries = steps if again else steps[:4]
+    values, _ = books.ledger()
+    ledger = [record(topics.LEDGER, at, value) for at, value in enumerate(values)]
+    earlier = None
+    for part in (ledger[:3], ledger[3:]):
+        log = Log(partition=0, rows={}, records={topics.LEDGER: part})
+        report, earlier = audit([log], names=NAMES, partitions=1, deck=DECK, earlier=earlier)
+        earlier = json.loads(json.dumps(earlier))
+    assert bool(report.findings["lots"].shown) is not again

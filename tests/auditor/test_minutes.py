@@ -1,5 +1,6 @@
 """The auditor's reckoning of included minutes: it finds what is wrong and agrees with the rest."""
 
+import json
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,23 @@ from hypothesis import strategies as st
 
 from schemas import topics
 from schemas.commands import Licences
-from schemas.ledger import LedgerEntry
+from schemas.ledger import EntryKind, LedgerEntry
 from schemas.usage import Kind
 from streams.billing.account import encode_row
 from streams.billing.tariff import Rate, Tariff
 from streams.coverage import load_coverage
-from streams.testbed.auditor import UNKNOWN, Deck, billed_parts
-from streams.testbed.minutes import Booked, Call, Coverage, Licence, Reckoning
-from tests.auditor.books import AT, Books, record, usage, violated
-from tests.billing.builders import NOW, Book, a_call, a_command, opening
+from streams.testbed.auditor import UNKNOWN, Deck, Options, Report, audit, billed_parts
+from streams.testbed.minutes import (
+    Booked,
+    Call,
+    Coverage,
+    Licence,
+    Line,
+    Reckoning,
+    lines_of,
+)
+from tests.auditor.books import AT, DECK, NAMES, Books, record, usage, violated
+from tests.billing.builders import NOW, Book, a_call, a_command, corrected, opening
 
 LICENSED: dict[str, Any] = {
     "command": "licences", "command_id": "lic", "source": "cli", "capability": "MCOMEETADV",
@@ -73,7 +82,7 @@ def test_minutes_that_were_due_hold() -> None:
     assert report.counts["included minutes"] == 60
 
 
-def corrected(books: Included, **changes: Any) -> None:
+def a_correction(books: Included, **changes: Any) -> None:
     """The call that the pool paid alone was one of a minute; its minute is included, too."""
     fix = usage("fix", kind="conf_dial_out", phase="correction", corrects="e0", duration_s=60)
     books.records[topics.CALL_USAGE].append(record(topics.CALL_USAGE, 5, fix))
@@ -90,7 +99,7 @@ def corrected(books: Included, **changes: Any) -> None:
 
 def test_a_call_that_included_minutes_paid_is_corrected() -> None:
     books = Included()
-    corrected(books)
+    a_correction(books)
     report = books.audited()
     assert violated(report) == set(), report.lines()
     assert report.counts["reversals"] == 1
@@ -101,19 +110,19 @@ def test_a_correction_gives_back_the_minutes_that_were_taken(given_back: int) ->
     books = Included()
     line = {"pool": books.line["pool"], "month": "2026-03"}
     left = 60 - given_back
-    corrected(books, pools=[line | {"minutes": -given_back, "used": left}] if given_back else [])
+    a_correction(books, pools=[line | {"minutes": -given_back, "used": left}] if given_back else [])
     books.entries[-1]["pools"] = [books.line | {"minutes": 1, "used": left + 1}]
     if not given_back:
         # Nothing is left of the pool: credits pay the minute.
         books.entries[-1] |= {
             "kind": "charge", "pools": [], "amount": "-0.6", "balance_after": "148.8"
         }  # fmt: skip
-    assert violated(books.audited()) == {"correction"}
+    assert violated(books.audited()) == {"pools"}
 
 
 def test_what_included_minutes_pay_instead_is_linked_as_well() -> None:
     books = Included()
-    corrected(books)
+    a_correction(books)
     del books.entries[-1]["links"]
     assert violated(books.audited()) == {"correction"}
 
@@ -195,6 +204,135 @@ def test_licences_that_are_no_longer_there_are_unknown() -> None:
     assert report.exit_code == UNKNOWN
 
 
+# -- corrections ----------------------------------------------------------------------------------
+
+
+class Corrected(Included):
+    """And both calls were wrong: the straddling one lasted a minute, then the other was free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.next[topics.CALL_USAGE] = 7
+        short = usage(
+            "fix1", phase="correction", corrects="e1", kind="conf_dial_out", duration_s=60
+        )
+        free = usage("fix0", phase="correction", corrects="e0", kind="free", duration_s=60)
+        self.records[topics.CALL_USAGE] += [
+            record(topics.CALL_USAGE, 5, short), record(topics.CALL_USAGE, 6, free),
+        ]  # fmt: skip
+        place = (topics.CALL_USAGE, 5, "pbx", "fix1")
+        links = {"corrects": "e1", "entry": 3}
+        pool = self.charge(6, 5, "fix1", "0", "150") | {"kind": "pool", "links": links}
+        self.entries += [
+            self.entry(
+                5, "reversal", "0.6", "150", place, links=links, pools=[self.given(-2, 58)],
+            ),
+            pool | {"pools": [self.line | {"minutes": 1, "used": 59}]},
+            self.entry(
+                7, "reversal", "0", "150", (topics.CALL_USAGE, 6, "pbx", "fix0"),
+                links={"corrects": "e0", "entry": 2}, pools=[self.given(-58, 1)],
+            ),
+        ]  # fmt: skip
+
+    def given(self, minutes: int, used: int) -> dict[str, Any]:
+        line = self.line | {"minutes": minutes, "used": used}
+        del line["included"]
+        return line
+
+
+def test_minutes_that_returned_hold() -> None:
+    report = Corrected().audited()
+    assert violated(report) == set(), report.lines()
+    assert (report.counts["included minutes"], report.counts["reversals"]) == (1, 2)
+
+
+def kept_minutes(books: Corrected) -> None:
+    books.entries[6]["pools"] = []
+
+
+def given_back_twice(books: Corrected) -> None:
+    books.entries[4]["pools"] = [books.given(-4, 56)]
+    books.entries[5]["pools"] = [books.line | {"minutes": 1, "used": 57}]
+    books.entries[6]["pools"] = [books.given(-58, -1)]
+
+
+def given_to_another_month(books: Corrected) -> None:
+    books.entries[6]["pools"] = [books.given(-58, -58) | {"month": "2026-02"}]
+
+
+def given_to_a_month_that_is_over(books: Corrected) -> None:
+    # The end of March, and 35 days: 5 May.
+    books.entries[6]["booked_at"] = "2026-05-06T00:00:01Z"
+
+
+def reversed_the_pool_twice(books: Corrected) -> None:
+    free = usage("again", phase="correction", corrects="e0", kind="free", duration_s=60)
+    books.records[topics.CALL_USAGE].append(record(topics.CALL_USAGE, 7, free))
+    books.next[topics.CALL_USAGE] = 8
+    again = books.entry(
+        8, "reversal", "0", "150", (topics.CALL_USAGE, 7, "pbx", "again"),
+        links={"corrects": "e0", "entry": 2},
+    )  # fmt: skip
+    books.entries.append(again)
+
+
+def pool_without_links(books: Corrected) -> None:
+    del books.entries[5]["links"]
+
+
+def pool_not_reversed(books: Corrected) -> None:
+    del books.entries[6]
+
+
+@pytest.mark.parametrize(
+    ("breach", "reds"),
+    [
+        (kept_minutes, {"pools"}),
+        (given_back_twice, {"pools"}),
+        (given_to_another_month, {"pools"}),
+        (given_to_a_month_that_is_over, {"pools"}),
+        (reversed_the_pool_twice, {"correction", "pools"}),
+        (pool_without_links, {"correction"}),
+        (pool_not_reversed, {"at_least_once"}),
+    ],
+)
+def test_wrong_corrections_of_included_calls_are_found(breach: Any, reds: set[str]) -> None:
+    books = Corrected()
+    breach(books)
+    report = books.audited()
+    assert violated(report) == reds, report.lines()
+
+
+@pytest.mark.parametrize(
+    ("breach", "reds"),
+    [(None, set()), (kept_minutes, {"pools"}), (reversed_the_pool_twice, {"correction", "pools"})],
+)
+def test_a_checkpoint_knows_which_minutes_may_return(breach: Any, reds: set[str]) -> None:
+    def checkpoint(books: Books) -> Any:
+        _, reached = audit([books.log()], names=NAMES, partitions=1, deck=DECK)
+        return json.loads(json.dumps(reached))
+
+    def later(books: Books, ledger: int, offset: int, earlier: Any) -> Report:
+        since = {topics.LEDGER: ledger, topics.CALL_USAGE: offset}
+        log = books.log()
+        for topic, records in log.records.items():
+            log.records[topic] = [one for one in records if one.offset >= since.get(topic, 99)]
+        report, _ = audit(
+            [log], names=NAMES, partitions=1, deck=DECK, earlier=earlier,
+            options=Options(checkpoint_from=Path("earlier")),
+        )  # fmt: skip
+        return report
+
+    books = Corrected()
+    if breach is not None:
+        breach(books)
+    report = later(books, 4, 5, checkpoint(Included()))
+    assert violated(report) == reds, report.lines()
+    if breach is reversed_the_pool_twice:
+        report = later(books, 7, 7, checkpoint(Corrected()))
+        assert violated(report) == reds, report.lines()
+
+
 def test_an_entry_of_the_commands_instant_may_know_it_or_not() -> None:
     at = datetime.fromisoformat(AT)
     call = Call("conf_dial_out", None, None, at, 60, {"Country": "GB"})
@@ -245,6 +383,13 @@ STORIES = st.lists(
             st.integers(0, 34),
         ),
         st.tuples(st.just("wait"), st.integers(0, 30)),
+        st.tuples(
+            st.just("correct"),
+            st.integers(0, 9),
+            st.sampled_from([*KINDS, Kind.FREE]),
+            st.integers(1, 30_000),
+            st.integers(0, 34),
+        ),
     ),
     max_size=25,
 )  # fmt: skip
@@ -266,6 +411,8 @@ def test_it_agrees_with_what_is_booked(story: list[Any], zone: str) -> None:
     book.feed(a_command(opening(time_zone=zone, billing_from=since)), now, **terms)
     licences: list[Licence] = []
     booked: list[Booked] = []
+    names: list[str] = []
+    taken: dict[int | None, list[Line]] = {}
     for step in story:
         now += timedelta(seconds=1)
         match step:
@@ -282,16 +429,29 @@ def test_it_agrees_with_what_is_booked(story: list[Any], zone: str) -> None:
                     licences.append(Licence(plan, country or "", count, at, now))
             case (kind, capability, country, seconds, days):
                 started = now - timedelta(days=days, seconds=seconds)
+                of: str | None = None
+                if kind == "correct":
+                    if capability >= len(names):
+                        continue
+                    of, kind, capability, country = names.pop(capability), country, None, None
                 event = a_call(
                     kind=kind, capability=capability, user_country=country,
                     duration_s=seconds, started_at=started,
                 )  # fmt: skip
+                if of is not None:
+                    event = corrected(event, of, book.entries, event.cause.id)
+                names.append(event.cause.id)
                 for value in book.feed(event, now, **terms).entries:
                     entry = msgspec.json.decode(value, type=LedgerEntry)
-                    lines = msgspec.to_builtins(entry.pools)
+                    lines = list(msgspec.to_builtins(entry.pools))
                     call = Call(kind, capability, country, started, seconds, ROW)
                     amount = 0 if entry.amount == "0" else -1
-                    booked.append(Booked(entry.seq, entry.kind, amount, now, list(lines), call))
+                    undone = None
+                    if entry.kind is EntryKind.REVERSAL:
+                        assert entry.links is not None
+                        undone = taken[entry.links.entry]
+                    taken[entry.seq] = lines_of(lines)
+                    booked.append(Booked(entry.seq, entry.kind, amount, now, lines, call, undone))
     assert list(Reckoning(Coverage(), zone, licences).judge(booked, complete=True)) == []
     assert book.account is not None
     assert len(encode_row(book.account)) < 4_096

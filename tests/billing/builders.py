@@ -226,6 +226,14 @@ def entries_of(entries: Iterable[bytes], name: str) -> tuple[LedgerEntry, ...]:
     return tuple(one for one in read if one.caused_by.id == name)
 
 
+def corrected(event: UsageEvent, of: str, entries: list[bytes], name: str) -> UsageEvent:
+    """The event as a correction of another, with what that one has caused."""
+    usage = msgspec.structs.replace(event.usage, phase=Phase.CORRECTION, corrects=of)
+    return msgspec.structs.replace(
+        event, usage=usage, cause=a_cause(name=name), original=entries_of(entries, of)
+    )
+
+
 def chain_holds(entries: list[bytes], head: bytes = NO_HASH, seq: int = 0) -> bool:
     """Check numbers and hashes on raw bytes, as anybody could."""
     for value in entries:

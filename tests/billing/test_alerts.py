@@ -28,13 +28,13 @@ from streams.billing.account import (
 from streams.billing.booking import Draft
 from streams.billing.coverage import FREE_KINDS
 from streams.billing.events import Tick
-from streams.billing.recharge import recharge_id
 from tests.billing.builders import (
     NOW,
     Book,
     a_call,
     a_cause,
     a_command,
+    a_grant,
     a_payment,
     a_result,
     an_account,
@@ -375,7 +375,8 @@ def test_rows_of_before_the_members_that_came_later_are_read() -> None:
 def test_a_row_with_all_that_a_recharge_remembers_stays_below_four_kilobytes() -> None:
     book = Book(an_account("0", trigger="100", methods=["card-1", "card-2"]))
     for at in range(24):
-        lot = an_adjustment("10.123456789", expires_at=NOW + timedelta(days=40 + at))
+        ends = NOW + timedelta(days=40 + at)
+        lot = a_grant("123456.123456789", expires_at=ends)
         book.feed(a_command(lot))
     assert book.account is not None
     nanos = 123_456_789_012
@@ -383,7 +384,7 @@ def test_a_row_with_all_that_a_recharge_remembers_stays_below_four_kilobytes() -
         book.account.recharging,
         hours=tuple(Sum(490_000 + at, 1, nanos) for at in range(25)),
         days=tuple(Sum(20_500 + at, 1, nanos) for at in range(31)),
-        attempts=tuple(Attempt(recharge_id("t-1", 9, at), 9, at, nanos) for at in range(15)),
+        attempts=tuple(Attempt(9, at, nanos, NOW, nanos) for at in range(15)),
         declines=tuple(Declines(20_500 + at, "card-1", 1) for at in range(31)),
         risks=tuple(
             Risk(f"premium-{one}", tuple(Sum(120_000 + at, 1, nanos) for at in range(7)))

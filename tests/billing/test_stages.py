@@ -16,6 +16,7 @@ from schemas.funding import RechargeRequest, Status
 from streams.billing import recharge
 from streams.billing.account import Account, Recharging
 from streams.billing.booking import Draft
+from streams.billing.recharge import recharge_id
 from streams.billing.stages import AFTER, LEADS_TO, Occasion, Stage, Step, drawn
 from tests.billing.builders import (
     NOW,
@@ -98,7 +99,8 @@ def standing(stage: Stage, now: datetime) -> Account:
 
 
 def _earlier(account: Account) -> str:
-    return account.recharging.attempts[0].recharge_id
+    first = account.recharging.attempts[0]
+    return recharge_id(account.tenant_id, first.epoch, first.attempt)
 
 
 def _current(account: Account) -> str:
@@ -239,7 +241,8 @@ def act(book: Book, action: str, size: int, at: int, now: datetime) -> tuple[str
         case "answer" | "late answer":
             of = asked.recharge_id if asked and action == "answer" else None
             if of is None and known:
-                of = known[size % len(known)].recharge_id
+                one = known[size % len(known)]
+                of = recharge_id(account.tenant_id, one.epoch, one.attempt)
             if of is None:
                 return None
             status = list(Status)[size % len(Status)]
