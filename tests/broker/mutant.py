@@ -51,12 +51,12 @@ def offsets_first() -> None:
     original = transaction.Transactor.commit
     group_position: dict[Any, int] = {}
 
-    async def split(self: Any, outputs: Any, offsets: Any) -> None:
+    async def split(self: Any, outputs: Any, offsets: Any) -> Any:
         await original(self, self.outputs(0), offsets)
         group_position.update(offsets)
         if os.environ.get("MUTANT_DIES") and sum(group_position.values()) > 500:
             os.kill(os.getpid(), signal.SIGKILL)
-        await original(self, outputs, {})
+        return await original(self, outputs, {})
 
     _replace(transaction.Transactor, "commit", split)
 
