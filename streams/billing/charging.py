@@ -57,28 +57,15 @@ def charge(
         return "open" if is_open else "free"
     if is_open:
         return _hold(draft, event, terms, duration_s + holds.AHEAD_S, kind)
-    if terms.decks is None and not account.decks:
-        tariff = terms.tariff
-    else:
-        tariff = _tariff_of(account, event, terms, duration_s)
-    digits = coverage.digits_of(usage.callee)
-    rate = None if digits is None else tariff.find(digits)
-    if digits is None or rate is None:
-        raise unrated(tariff, digits or "", duration_s)
-    if rate.special is None:
-        priced = rating.price(rate, duration_s)
-    else:
-        found = rating.price_special(tariff, digits, event.started_at, duration_s)
-        if found is None:
-            raise unrated(tariff, digits, duration_s)
-        priced, rate = found, found.rate
+    tariff, digits, priced = _priced(account, event, terms, duration_s)
+    rate = priced.rate
     if not priced.amount_nanos:
         return "free"
     taken: tuple[PoolUsed, ...] = ()
     if account.pools:
         taken = pools.take(draft, event, duration_s, kind, rate, terms.coverage)
         if taken:
-            priced = _rest(tariff, rate, digits, event, duration_s, pools.minutes_of(taken))
+            priced = _cost(tariff, rate, digits, event, duration_s, pools.minutes_of(taken))
     details = {
         "usage_kind": kind,
         "call_id": usage.call_id,
@@ -125,20 +112,36 @@ def correct(draft: Draft, event: UsageEvent, terms: Terms) -> str:
     return "corrected"
 
 
-def _rest(
-    tariff: Tariff, rate: Rate, digits: str, event: UsageEvent, duration_s: int, minutes: int
+def _priced(
+    account: Account, event: UsageEvent, terms: Terms, duration_s: int
+) -> tuple[Tariff, str, Charge]:
+    """The deck in force, the digits of the number, and what so many seconds of a leg cost. Raises
+    RefusedError when nothing says it."""
+    if terms.decks is None and not account.decks:
+        tariff = terms.tariff
+    else:
+        tariff = _tariff_of(account, event, terms, duration_s)
+    digits = coverage.digits_of(event.usage.callee)
+    rate = None if digits is None else tariff.find(digits)
+    if digits is None or rate is None:
+        raise unrated(tariff, digits or "", duration_s)
+    return tariff, digits, _cost(tariff, rate, digits, event, duration_s)
+
+
+def _cost(
+    tariff: Tariff, rate: Rate, digits: str, event: UsageEvent, duration_s: int, minutes: int = 0
 ) -> Charge:
-    """What a call costs after its first minutes, which a pool has paid: the rest like a call of
+    """What a call costs after its first `minutes`, which pools have paid: the rest like a call of
     its own, at the prices of its place in this one; nothing when nothing is left, no fee either."""
     begin = minutes * _MINUTE_S
-    if begin >= duration_s:
+    if begin and begin >= duration_s:
         return Charge(0, rate, 0)
     if rate.special is None:
         return rating.price(rate, duration_s - begin)
-    rest = rating.price_special(tariff, digits, event.started_at, duration_s, begin)
-    if rest is None:
+    found = rating.price_special(tariff, digits, event.started_at, duration_s, begin)
+    if found is None:
         raise unrated(tariff, digits, duration_s)
-    return rest
+    return found
 
 
 def _hold(draft: Draft, event: UsageEvent, terms: Terms, duration_s: int, kind: Kind) -> str:
@@ -152,25 +155,15 @@ def _hold(draft: Draft, event: UsageEvent, terms: Terms, duration_s: int, kind: 
         return "open"
     account = draft.account
     try:
-        tariff = _tariff_of(account, event, terms, duration_s)
+        tariff, digits, priced = _priced(account, event, terms, duration_s)
     except RefusedError:
         return "open"
-    digits = coverage.digits_of(event.usage.callee)
-    rate = None if digits is None else tariff.find(digits)
-    if digits is None or rate is None:
-        return "open"
-    if rate.special is None:
-        priced = rating.price(rate, duration_s)
-    else:
-        found = rating.price_special(tariff, digits, event.started_at, duration_s)
-        if found is None:
-            return "open"
-        priced = found
     if account.pools:
         apart = Draft(account, event.cause, draft.now)
+        rate = priced.rate
         taken = pools.take(apart, event, duration_s, kind, rate, terms.coverage)
         if taken:
-            priced = _rest(tariff, rate, digits, event, duration_s, pools.minutes_of(taken))
+            priced = _cost(tariff, rate, digits, event, duration_s, pools.minutes_of(taken))
     holds.place(draft, event, priced.amount_nanos)
     return "open"
 

@@ -1,7 +1,8 @@
 """Commands: what administrators and operators ask; applied whole or refused with rule and fix."""
 
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
-from typing import Final, assert_never
+from typing import Final, TypeVar, assert_never
 
 from msgspec.structs import replace
 
@@ -57,6 +58,8 @@ MOST_ASSIGNMENTS: Final = 12
 # Plans, by country where they count by country, and changes of each: a row stays small.
 MOST_PLANS: Final = 24
 MOST_LICENCE_CHANGES: Final = 12
+
+_Change = TypeVar("_Change", Assignment, LicenceCount)
 
 
 def obey(draft: Draft, event: CommandEvent, terms: Terms) -> None:
@@ -414,6 +417,22 @@ def _adjust(draft: Draft, command: Adjustment) -> None:
     )
 
 
+def _with_change(
+    changes: Iterable[_Change],
+    changed: _Change,
+    since_of: Callable[[_Change], datetime],
+    now: datetime,
+) -> list[_Change]:
+    """A history in order with one more change, instead of the one at its instant. What no call can
+    start under any more is forgotten, but for the last before it."""
+    since = since_of(changed)
+    kept = [one for one in changes if since_of(one) != since]
+    kept.append(changed)
+    kept.sort(key=since_of)
+    old = [one for one in kept if since_of(one) < now - FORMER_KEPT]
+    return kept[max(0, len(old) - 1) :]
+
+
 def _assign_deck(draft: Draft, command: TariffAssignment) -> None:
     now, account = draft.now, draft.account
     since = now if command.effective_from is None else utc(command.effective_from)
@@ -421,12 +440,8 @@ def _assign_deck(draft: Draft, command: TariffAssignment) -> None:
         raise CommandRefusedError(
             "effective_from", "A deck is assigned from an instant of the last 35 days, or later."
         )
-    kept = [one for one in account.decks if one.effective_from != since]
-    kept.append(Assignment(command.deck, since))
-    kept.sort(key=lambda one: one.effective_from)
-    # What no call can start under any more is forgotten, but for the last before it.
-    old = [one for one in kept if one.effective_from < now - FORMER_KEPT]
-    kept = kept[max(0, len(old) - 1) :]
+    changed = Assignment(command.deck, since)
+    kept = _with_change(account.decks, changed, lambda one: one.effective_from, now)
     if len(kept) > MOST_ASSIGNMENTS:
         raise CommandRefusedError(
             "too_many_assignments",
@@ -450,12 +465,8 @@ def _licences(draft: Draft, command: Licences, coverage: Coverage) -> None:
             held = one
         else:
             others.append(one)
-    counts = [one for one in held.counts if one.since != since]
-    counts.append(LicenceCount(since, command.count))
-    counts.sort(key=lambda one: one.since)
-    # As with decks: what no call can start under any more is forgotten, but for the last of it.
-    old = [one for one in counts if one.since < now - FORMER_KEPT]
-    counts = counts[max(0, len(old) - 1) :]
+    changed = LicenceCount(since, command.count)
+    counts = _with_change(held.counts, changed, lambda one: one.since, now)
     if len(counts) > MOST_LICENCE_CHANGES:
         raise CommandRefusedError(
             "too_many_changes",

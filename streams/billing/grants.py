@@ -259,7 +259,7 @@ def give_back(
     grants = account.grants
     if touched:
         untouched = [grant for grant in grants if grant.id not in got]
-        grants = tuple(sorted((*untouched, *(grant for grant, _ in touched)), key=burn_order))
+        grants = ordered((*untouched, *(grant for grant, _ in touched)))
     return Burnt(grants, account.overdraft_nanos - pays, tuple(touched))
 
 

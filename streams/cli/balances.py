@@ -50,6 +50,7 @@ def currency_from(text: str) -> str:
 Tenant = Annotated[str, typer.Argument(help="Tenant id.", callback=given(tenant_from))]
 Id = Annotated[str | None, IdOption]
 Wait = Annotated[float, WaitOption]
+Currency = Annotated[str, typer.Argument(help="ISO 4217 code.", callback=given(currency_from))]
 Reason = Annotated[str, typer.Option(help="Why; it stands in the ledger.")]
 
 
@@ -140,9 +141,7 @@ def topup(
     amount: Annotated[
         str, typer.Argument(help="How much, such as 50.00.", callback=given(amount_from))
     ],
-    currency: Annotated[
-        str, typer.Argument(help="ISO 4217 code.", callback=given(currency_from))
-    ] = "USD",
+    currency: Currency = "USD",
     already_paid: Annotated[
         str | None,
         typer.Option("--already-paid", metavar="REF", help="Book a payment received elsewhere."),
@@ -180,9 +179,7 @@ def adjust(
     amount: Annotated[
         str, typer.Argument(help="Up or, with a minus, down.", callback=given(amount_from))
     ],
-    currency: Annotated[
-        str, typer.Argument(help="ISO 4217 code.", callback=given(currency_from))
-    ] = "USD",
+    currency: Currency = "USD",
     reason: Reason = "",
     command_id: Id = None,
     wait: Wait = 10,

@@ -96,7 +96,7 @@ async def ask(
     from aiokafka import TopicPartition
 
     from streams import provision
-    from streams.testbed.kafka import ends_of, started_producer, started_reader
+    from streams.testbed.kafka import read_from_end, started_producer, started_reader
 
     notices = settings.topics.of(topics.NOTIFICATION)
     await provision.require(settings, [settings.topics.of(topics.COMMAND), notices])
@@ -107,10 +107,7 @@ async def ask(
     reader = await started_reader(settings)
     try:
         # From where the notices end before anything is written: the answers come after.
-        ends = await ends_of(reader, tps)
-        reader.assign(tps)
-        for tp in tps:
-            reader.seek(tp, ends[tp])
+        await read_from_end(reader, tps)
         producer = await started_producer(settings, linger_ms=5)
         try:
             await _write(producer, settings, orders, homes)

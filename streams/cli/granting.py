@@ -7,12 +7,12 @@ import typer
 from schemas.commands import GrantKind
 from schemas.money import text_from
 from streams.cli.balances import (
+    Currency,
     Id,
     Reason,
     Tenant,
     Wait,
     amount_from,
-    currency_from,
     require_reason,
 )
 from streams.cli.commanding import send
@@ -33,9 +33,7 @@ def grant(
     amount: Annotated[
         str, typer.Argument(help="How much, such as 50.00.", callback=given(amount_from))
     ],
-    currency: Annotated[
-        str, typer.Argument(help="ISO 4217 code.", callback=given(currency_from))
-    ] = "USD",
+    currency: Currency = "USD",
     kind: Annotated[
         str, typer.Option(help="promotional or paid.", callback=given(kind_from))
     ] = GrantKind.PROMOTIONAL.value,

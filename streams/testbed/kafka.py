@@ -60,6 +60,14 @@ async def ends_of(reader: AIOKafkaConsumer, tps: Sequence[TopicPartition]) -> di
     return dict(await reader.end_offsets(list(tps)))
 
 
+async def read_from_end(reader: AIOKafkaConsumer, tps: Sequence[TopicPartition]) -> None:
+    """Let a reader begin where partitions end now: it gets what is written from here on."""
+    ends = await ends_of(reader, tps)
+    reader.assign(list(tps))
+    for tp in tps:
+        reader.seek(tp, ends[tp])
+
+
 async def read_to_end(
     settings: Settings, topics: Sequence[str], *, partition: int | None = None
 ) -> AsyncIterator[Any]:

@@ -29,7 +29,7 @@ from schemas import topics
 from schemas.envelope import STRUCTURED, binary_headers
 from schemas.notices import DeadLetterReason, NoticeKind
 from streams.settings import Settings
-from streams.testbed.kafka import ends_of, started_producer, started_reader
+from streams.testbed.kafka import read_from_end, started_producer, started_reader
 
 LOADS: Final = UUID("0b0a6a52-64a0-5d8c-8c11-3c2e5f0f9d21")
 SOURCE: Final = "credits-load"
@@ -746,10 +746,7 @@ async def open_tenants(settings: Settings, plan: Plan, *, now: datetime | None =
     producer = await started_producer(settings, linger_ms=5)
     try:
         tps = [TopicPartition(name, number) for number in range(settings.partitions)]
-        ends = await ends_of(reader, tps)
-        reader.assign(tps)
-        for tp in tps:
-            reader.seek(tp, ends[tp])
+        await read_from_end(reader, tps)
         waiting: dict[str, str] = {}
         sends: list[Awaitable[Any]] = []
         for planned in openings(plan, now):

@@ -22,7 +22,7 @@ from streams.testbed.bench.worker import (
     tenths,
     usage_names,
 )
-from streams.testbed.kafka import ends_of, started_producer, started_reader
+from streams.testbed.kafka import ends_of, read_from_end, started_producer, started_reader
 from streams.testbed.load import events, partition_of
 
 STEADY_FOR_S: Final = 10
@@ -76,10 +76,7 @@ async def measure_steady(
         tps = [
             TopicPartition(settings.topics.of(topics.LEDGER), number) for number in range(watched)
         ]
-        ends = await ends_of(reader, tps)
-        reader.assign(tps)
-        for tp in tps:
-            reader.seek(tp, ends[tp])
+        await read_from_end(reader, tps)
         began = monotonic() + 1
         until = began + STEADY_FOR_S
         watching = asyncio.create_task(_watch(reader, began, rate, seed, until=until + 10))

@@ -12,7 +12,7 @@ from schemas import topics
 from streams.settings import Settings
 from streams.testbed.bench.steady import send_slices, slices_of
 from streams.testbed.bench.worker import BenchError, Place, Worker, ms, running, say
-from streams.testbed.kafka import ends_of, started_producer, started_reader
+from streams.testbed.kafka import read_from_end, started_producer, started_reader
 
 RATE: Final = 1_000
 SEED: Final = 97
@@ -63,10 +63,7 @@ async def _gaps(settings: Settings, tenants: int, victim: Worker) -> list[int]:
             TopicPartition(settings.topics.of(topics.LEDGER), number)
             for number in range(settings.partitions)
         ]
-        ends = await ends_of(reader, tps)
-        reader.assign(tps)
-        for tp in tps:
-            reader.seek(tp, ends[tp])
+        await read_from_end(reader, tps)
         began = monotonic() + 1
         sending = asyncio.create_task(send_slices(producer, slices, began))
         arrivals = await _watch(reader, victim, began)
