@@ -20,11 +20,10 @@ from schemas.usage import Kind
 from streams.billing import grants
 from streams.billing.account import Account, Watch
 from streams.billing.booking import Draft
-from streams.billing.coverage import FREE_KINDS
 
 # Bits in `armed` of an account's alert levels, from the top down.
 _LEVELS: Final = (1, 2, 64, 128)
-_EVERY_LEVEL: Final = 1 | 2 | 64 | 128
+_EVERY_LEVEL: Final = sum(_LEVELS)
 _TRIGGER: Final = 4
 _EXHAUSTED: Final = 8
 _NEGATIVE: Final = 16
@@ -65,7 +64,7 @@ def kinds_of(scope: int, free: Set[Kind]) -> list[Kind]:
     return [kind for kind in Kind if kind not in free and (kind is Kind.TOLL_FREE_IN) == toll_free]
 
 
-def review(draft: Draft, free: Set[Kind] = FREE_KINDS) -> None:
+def review(draft: Draft, free: Set[Kind]) -> None:
     """Tell what the balance has crossed, suspend or resume, and set the band anew. `free` are the
     kinds of usage that need no money."""
     account = draft.account
@@ -148,7 +147,8 @@ def _tell(draft: Draft, bit: int, funding_nanos: int) -> None:
 
 
 def _runway(draft: Draft, watch: Watch, *, funded: bool) -> Watch:
-    """For how long the money lasts. Worked out whenever a twentieth of the last funding is gone."""
+    """For how long the money lasts. Worked out whenever a twentieth of the last funding is gone;
+    never below zero, where no use leaves the band."""
     balance_nanos = draft.balance_nanos
     armed, at, mark_nanos, check_nanos = (
         watch.armed,
@@ -161,9 +161,9 @@ def _runway(draft: Draft, watch: Watch, *, funded: bool) -> Watch:
     if at is None or funded or balance_nanos > mark_nanos:
         at, mark_nanos, check_nanos = draft.now, balance_nanos, balance_nanos
     step_nanos = watch.funding_nanos * REARM_PERCENT // 100
-    if step_nanos and check_nanos - balance_nanos >= step_nanos:
+    if balance_nanos > 0 and step_nanos and check_nanos - balance_nanos >= step_nanos:
         spent_nanos, elapsed = mark_nanos - balance_nanos, draft.now - at
-        if spent_nanos > 0 and balance_nanos > 0 and elapsed >= RUNWAY_FROM:
+        if spent_nanos > 0 and elapsed >= RUNWAY_FROM:
             # In µs and not as a timedelta: a small use of much money lasts beyond any calendar.
             lasts_us = balance_nanos * (elapsed // _MICROSECOND) // spent_nanos
             if armed & _RUNWAY and lasts_us < RUNWAY_HOURS * _HOUR_US:
