@@ -111,7 +111,7 @@ def set_licences(
     context: typer.Context,
     tenant: Tenant,
     capability: Annotated[
-        str, typer.Argument(metavar="PLAN", help="The plan, such as MCOMEETADV or MCOPSTN1.")
+        str, typer.Argument(metavar="plan", help="The plan, such as MCOMEETADV or MCOPSTN1.")
     ],
     count: Annotated[int, typer.Argument(min=0, help="How many there are from then on.")],
     country: Annotated[
