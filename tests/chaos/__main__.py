@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from streams.cli.demo import environment_of
 from streams.cli.operate import seconds_from
+from tests.broker.harness import AUDITED_TIMES
 from tests.chaos import faults
 from tests.chaos.schedule import KINDS, Fault, Lane, Options, Round, plan
 from tests.chaos.stage import ROOT, SERVED_WITHIN_S, Stage, StuckError, wait
@@ -30,7 +31,6 @@ VIOLATED: Final = 1
 UNKNOWN: Final = 75
 HEALED_WITHIN_S: Final = 60
 AUDIT_WITHIN_S: Final = 1_800
-AUDITED_TIMES: Final = 4
 
 
 def say(text: str) -> None:
