@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Final, Protocol, Union
+from typing import Any, Final, Union
 
 import msgspec
-from msgspec import Struct
 
 from schemas import topics
 from schemas.commands import AnyCommand
@@ -33,16 +32,22 @@ _TYPES: Final = {
 _BRACE: Final = 0x7B
 _BARE: Final = Envelope(b"")
 _UNKNOWN: Final = "Object contains unknown field"
+_SCHEMA_VIOLATION: Final = DeadLetterReason.SCHEMA_VIOLATION
 
 
-class Decoded(Struct, frozen=True, gc=False):
+class Decoded:
     """An event and its identity. `unknown_fields`: the data had members we do not know."""
 
-    event: Event
-    source: str
-    id: str
-    tenant_id: str
-    unknown_fields: bool = False
+    __slots__ = ("event", "id", "source", "tenant_id", "unknown_fields")
+
+    def __init__(
+        self, event: Event, source: str, event_id: str, tenant_id: str, unknown_fields: bool
+    ) -> None:
+        self.event = event
+        self.source = source
+        self.id = event_id
+        self.tenant_id = tenant_id
+        self.unknown_fields = unknown_fields
 
 
 def _forbidding(kind: type) -> type:
@@ -62,15 +67,6 @@ def _forbidding(kind: type) -> type:
     )
 
 
-class Decoder(Protocol):
-    """See `decoder`."""
-
-    def __call__(
-        self, key: bytes | None, value: bytes | None, headers: Headers, known: bool = False
-    ) -> Decoded:
-        """Decode one record."""
-
-
 def _is_tenant(name: str) -> bool:
     try:
         msgspec.convert(name, TenantId)
@@ -79,25 +75,28 @@ def _is_tenant(name: str) -> bool:
     return True
 
 
-@cache
-def decoder(topic: str) -> Decoder:
-    """The decoder of one source topic, by its name in the manifest.
+class Decoder:
+    """Decodes the records of one source topic, by its name in the manifest."""
 
-    It takes a record's key, value and headers, and whether the key is known to be a tenant's
-    name. Raises RejectedError with `malformed_json`, `schema_violation` or `key_mismatch`.
-    """
-    member = _ID_MEMBERS[topic]
-    declared: Any = _TYPES[topic]
-    kinds: tuple[type, ...] = getattr(declared, "__args__", (declared,))
-    forbidding: Any = Union[tuple(_forbidding(kind) for kind in kinds)]  # noqa: UP007
-    strict: Callable[[bytes | msgspec.Raw], Event] = msgspec.json.Decoder(forbidding).decode
-    tolerant: Callable[[bytes | msgspec.Raw], Event] = msgspec.json.Decoder(declared).decode
-    schema_violation = DeadLetterReason.SCHEMA_VIOLATION
-    faults = Faults(kinds)
+    def __init__(self, topic: str) -> None:
+        declared: Any = _TYPES[topic]
+        kinds: tuple[type, ...] = getattr(declared, "__args__", (declared,))
+        forbidding: Any = Union[tuple(_forbidding(kind) for kind in kinds)]  # noqa: UP007
+        self._topic = topic
+        self._member = _ID_MEMBERS[topic]
+        self._strict: Callable[[bytes | msgspec.Raw], Event]
+        self._strict = msgspec.json.Decoder(forbidding).decode
+        self._tolerant: Callable[[bytes | msgspec.Raw], Event]
+        self._tolerant = msgspec.json.Decoder(declared).decode
+        self._faults = Faults(kinds)
 
     def decode(
-        key: bytes | None, value: bytes | None, headers: Headers, known: bool = False
+        self, key: bytes | None, value: bytes | None, headers: Headers, known: bool = False
     ) -> Decoded:
+        """Decode one record. `known` says that its key is known to be a tenant's name.
+
+        Raises RejectedError with `malformed_json`, `schema_violation` or `key_mismatch`.
+        """
         if not value:
             raise RejectedError(DeadLetterReason.MALFORMED_JSON, "$")
         # Bare JSON has no envelope to open.
@@ -107,39 +106,40 @@ def decoder(topic: str) -> Decoder:
         unknown = False
         try:
             try:
-                event = strict(data)
+                event = self._strict(data)
             except msgspec.ValidationError as error:
                 if not str(error).startswith(_UNKNOWN):
                     raise
                 unknown = True
-                event = tolerant(data)
+                event = self._tolerant(data)
         except msgspec.ValidationError as error:
-            raise RejectedError(schema_violation, faults.paths(data, fault_path(error))) from None
+            path = self._faults.paths(data, fault_path(error))
+            raise RejectedError(_SCHEMA_VIOLATION, path) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise RejectedError(DeadLetterReason.MALFORMED_JSON, "$") from None
 
-        event_id = getattr(event, member)
-        if envelope.id is not None:
-            if event_id is not None and event_id != envelope.id:
-                raise RejectedError(schema_violation, f"$.{member}")
-            event_id = envelope.id
-        if not event_id or len(event_id) > 255:
-            raise RejectedError(schema_violation, f"$.{member}")
-
+        event_id = getattr(event, self._member)
         source = event.source
-        if envelope.source is not None:
-            if source is not None and source != envelope.source:
-                raise RejectedError(schema_violation, "$.source")
-            source = envelope.source
-        if source is None:
-            source = topic
-        elif not source or len(source) > 255:
-            raise RejectedError(schema_violation, "$.source")
-
         tenant_id = event.tenant_id
-        if envelope.subject is not None:
+        if not bare:
+            if envelope.id is not None:
+                if event_id is not None and event_id != envelope.id:
+                    raise RejectedError(_SCHEMA_VIOLATION, f"$.{self._member}")
+                event_id = envelope.id
+            if envelope.source is not None:
+                if source is not None and source != envelope.source:
+                    raise RejectedError(_SCHEMA_VIOLATION, "$.source")
+                source = envelope.source
+        if not event_id or len(event_id) > 255:
+            raise RejectedError(_SCHEMA_VIOLATION, f"$.{self._member}")
+        if source is None:
+            source = self._topic
+        elif not source or len(source) > 255:
+            raise RejectedError(_SCHEMA_VIOLATION, "$.source")
+
+        if not bare and envelope.subject is not None:
             if tenant_id is not None and tenant_id != envelope.subject:
-                raise RejectedError(schema_violation, "$.tenant_id")
+                raise RejectedError(_SCHEMA_VIOLATION, "$.tenant_id")
             tenant_id = envelope.subject
         if key is None:
             raise RejectedError(DeadLetterReason.KEY_MISMATCH)
@@ -150,9 +150,13 @@ def decoder(topic: str) -> Decoder:
         if known and (tenant_id is None or tenant_id == subject):
             return Decoded(event, source, event_id, subject, unknown)
         if event.tenant_id is not None and not _is_tenant(event.tenant_id):
-            raise RejectedError(schema_violation, "$.tenant_id")
+            raise RejectedError(_SCHEMA_VIOLATION, "$.tenant_id")
         if (tenant_id is not None and tenant_id != subject) or not _is_tenant(subject):
             raise RejectedError(DeadLetterReason.KEY_MISMATCH)
         return Decoded(event, source, event_id, subject, unknown)
 
-    return decode
+
+@cache
+def decoder(topic: str) -> Decoder:
+    """The decoder of a source topic."""
+    return Decoder(topic)

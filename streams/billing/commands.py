@@ -44,7 +44,8 @@ from streams.billing.account import (
 from streams.billing.booking import CommandRefusedError, Draft
 from streams.billing.charging import FORMER_KEPT, LATEST
 from streams.billing.coverage_table import Coverage
-from streams.billing.events import CommandEvent, utc
+from streams.billing.events import CommandEvent
+from streams.billing.legs import utc
 from streams.billing.money import CURRENCIES, exponent_of, rounded_up
 from streams.billing.outcomes import Terms
 from streams.billing.recharge import ceiling_of, minimum_recharge_nanos

@@ -3,8 +3,7 @@
 The door normalises: instants are UTC here, a leg's end and duration are settled.
 """
 
-from datetime import UTC, datetime, timedelta
-from typing import Final
+from datetime import datetime
 
 from msgspec import Struct
 
@@ -13,10 +12,6 @@ from schemas.funding import RechargeResult
 from schemas.ledger import CausedBy, LedgerEntry
 from schemas.usage import CallUsage, ConferenceUsage
 from streams.billing.account import Hold, Payment
-
-# Times of different clocks may differ by a second; beyond that the duration is believed.
-_AGREES: Final = timedelta(seconds=1)
-_SECOND: Final = timedelta(seconds=1)
 
 # What an event came in is what its entries name.
 Cause = CausedBy
@@ -73,43 +68,3 @@ class Tick(Struct, frozen=True, gc=False):
 
 
 Event = UsageEvent | CommandEvent | ResultEvent | Tick
-
-
-_FIRST: Final = datetime.min.replace(tzinfo=UTC)
-_LAST: Final = datetime.max.replace(tzinfo=UTC)
-
-
-def utc(at: datetime) -> datetime:
-    """The same instant in UTC; one beyond the calendar's ends is its first or last instant."""
-    if at.tzinfo is UTC:
-        return at
-    try:
-        return at.astimezone(UTC)
-    except OverflowError:
-        return _FIRST if at.year == 1 else _LAST
-
-
-def _later(at: datetime, seconds: int) -> datetime:
-    try:
-        return at + timedelta(0, seconds)
-    except OverflowError:
-        return _LAST
-
-
-def usage_event(usage: CallUsage | ConferenceUsage, cause: Cause) -> UsageEvent:
-    """Settle when a leg ended and how long it took: `duration_s` wins over the times."""
-    started_at = usage.started_at
-    if started_at.tzinfo is not UTC:
-        started_at = utc(started_at)
-    duration_s = usage.duration_s
-    if usage.ended_at is None:
-        if duration_s is None:
-            return UsageEvent(usage, cause, started_at, started_at, None)
-        return UsageEvent(usage, cause, started_at, _later(started_at, duration_s), duration_s)
-    ended_at = utc(usage.ended_at)
-    if duration_s is None:
-        return UsageEvent(usage, cause, started_at, ended_at, (ended_at - started_at) // _SECOND)
-    counted = _later(started_at, duration_s)
-    if abs(counted - ended_at) > _AGREES:
-        return UsageEvent(usage, cause, started_at, counted, duration_s, True)
-    return UsageEvent(usage, cause, started_at, ended_at, duration_s)

@@ -19,7 +19,8 @@ from schemas.notices import NoticeKind
 from streams.billing import grants
 from streams.billing.account import Grant, Planned, forgotten_at
 from streams.billing.booking import PAID_MONTHS, CommandRefusedError, Draft, months_later
-from streams.billing.events import Cause, utc
+from streams.billing.events import Cause
+from streams.billing.legs import utc
 from streams.billing.outcomes import Burnt
 
 # Lots to come; the rest of a row's lots are then enough to make room among.

@@ -26,8 +26,8 @@ from streams.billing.events import (
     ResultEvent,
     Tick,
     UsageEvent,
-    utc,
 )
+from streams.billing.legs import utc
 from streams.billing.outcomes import Outcome, Refused, Terms
 from streams.billing.results import ANSWERED_WITHIN
 

@@ -52,24 +52,23 @@ from streams.billing.events import (
     ResultEvent,
     Tick,
     UsageEvent,
-    usage_event,
 )
+from streams.billing.legs import usage_event
 from streams.billing.outcomes import Outcome
 from streams.billing.recharge import decline_class
-from streams.engine import seen
+from streams.engine import identity, seen
 from streams.engine.errors import Stop, StoppedError
+from streams.engine.identity import EPOCH
+from streams.engine.position import SourcePosition, encode_position
 from streams.engine.reader import Slice
 from streams.engine.restore import record_hash
 from streams.engine.rows import (
     PAYMENT_MARK,
     POSITION_KEY,
-    SourcePosition,
-    encode_position,
     hold_key,
     owner_of,
     payment_key,
 )
-from streams.engine.seen import EPOCH
 from streams.engine.work import Candidate, Fate, Skipped, Work
 from streams.settings import Settings
 
@@ -150,11 +149,10 @@ class Decider:
         fate. `topic` is the name in the manifest. Raises DefectError."""
         rows = self.rows
         partition = self._partition
-        decode = self._decoders[topic]
+        decoder = self._decoders[topic]
         candidates: list[Candidate] = []
         fates: list[Fate] = []
-        judge = ledger.Punctuality(work.now).judge
-        fingerprint_of, check_of, content = seen.fingerprint, seen.check_of, ledger.content
+        punctuality = ledger.Punctuality(work.now)
         for record in records:
             offset = record.offset
             if offset < first:
@@ -172,7 +170,7 @@ class Decider:
                     fates.append(Fate(record, len(candidates), reason, target=target))
                     continue
             try:
-                decoded = decode(key, record.value, record.headers, known)
+                decoded = decoder.decode(key, record.value, record.headers, known)
             except RejectedError as error:
                 fates.append(Fate(record, len(candidates), error.reason, error.path))
                 continue
@@ -190,15 +188,16 @@ class Decider:
                         work.corrects = True
                 else:
                     event = _funding_event(decoded, cause)
-                late = judge(event)
-                check = check_of(content(event))
+                late = punctuality.judge(event)
+                check = identity.check_of(ledger.content(event))
             except Exception as error:
                 # A record that breaks us is one dead letter, not a worker that never starts.
                 raise DefectError(error, (topic, offset)) from error
             if late is not None:
                 fates.append(Fate(record, len(candidates), late))
                 continue
-            candidates.append(Candidate(record, event, fingerprint_of(source, event_id), check))
+            fingerprint = identity.fingerprint(source, event_id)
+            candidates.append(Candidate(record, event, fingerprint, check))
         return candidates, fates
 
     # -- applying ----------------------------------------------------------------------------
@@ -285,9 +284,9 @@ class Decider:
         known: dict[int, int],
     ) -> None:
         fresh, weeks, accounts = work.fresh, work.weeks, work.accounts
-        apply, terms, now = ledger.apply, work.terms, work.now
+        terms, now = work.terms, work.now
         corrects = work.corrects
-        week_of, this_week = seen.week_of, seen.week_of(work.now)
+        this_week = identity.week_of(work.now)
         outcomes: dict[str, int] = {}
         for at in places:
             candidate = candidates[at]
@@ -308,7 +307,7 @@ class Decider:
                         account = self._account(work, key)
                     # Usage is remembered under the week it ended in, all else under this one.
                     if isinstance(event, UsageEvent):
-                        week = week_of(event.ended_at)
+                        week = identity.week_of(event.ended_at)
                         # An end without a leg id, of a tenant without open calls, ends none.
                         usage = event.usage
                         if account is not None and (
@@ -321,7 +320,7 @@ class Decider:
                     else:
                         week = this_week
                         event = self._with_payment(work, event, key)
-                    outcome = apply(account, event, terms, now)
+                    outcome = ledger.apply(account, event, terms, now)
                 except StoppedError:
                     raise
                 except Exception as error:
@@ -637,7 +636,7 @@ class Decider:
 def _with_original(work: Work, event: UsageEvent) -> UsageEvent:
     """A correction and what its original has caused; alone, when it has none or comes second."""
     source, corrects = event.cause.source, event.usage.corrects
-    if corrects is None or seen.corrected(source, corrects) in work.fresh:
+    if corrects is None or identity.corrected(source, corrects) in work.fresh:
         return event
     original = work.originals.get((source, corrects))
     return msgspec.structs.replace(event, original=original)
@@ -648,10 +647,10 @@ def _remember_corrected(work: Work, event: UsageEvent) -> None:
     that it is corrected."""
     corrects = event.usage.corrects
     assert corrects is not None
-    work.fresh[seen.corrected(event.cause.source, corrects)] = seen.check_of(
+    work.fresh[identity.corrected(event.cause.source, corrects)] = identity.check_of(
         event.cause.id.encode()
     )
-    work.weeks.append(seen.week_of(work.now + FUTURE))
+    work.weeks.append(identity.week_of(work.now + FUTURE))
 
 
 def _funding_event(decoded: Decoded, cause: Cause) -> Event:

@@ -10,7 +10,6 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.codec import lz4_encode
 from aiokafka.consumer import fetcher
 from aiokafka.errors import KafkaError
-from aiokafka.producer import message_accumulator
 
 from streams.settings import Settings
 
@@ -48,20 +47,6 @@ class _PlainRecords(fetcher.PartitionRecords):  # type: ignore[misc]
         return record
 
 
-class _PlainBatchBuilder(message_accumulator.BatchBuilder):  # type: ignore[misc]
-    """Takes bytes as they are: serializers are asked for every record, and we have none."""
-
-    def append(self, *, timestamp: int, key: Any, value: Any, headers: Any = ()) -> Any:
-        if self._closed:
-            return None
-        metadata = self._builder.append(self._relative_offset, timestamp, key, value, headers)
-        if metadata is None:
-            self.close()
-            return None
-        self._relative_offset += 1
-        return metadata
-
-
 class _EndsOnce(aiokafka.producer.sender.EndTxnHandler):  # type: ignore[misc]
     """Asks for a transaction's end once. The client would ask again on another connection when the
     first one breaks; then the first request may arrive late, and commit half of the *next*
@@ -89,7 +74,6 @@ def tune_client() -> None:
     Level 9 costs 2 µs a record for a few per cent of size; 20 ms between transactional requests
     are most of a small transaction. A commit is asked for once.
     """
-    message_accumulator.BatchBuilder = _PlainBatchBuilder
     compiled_records.lz4_encode = _lz4_level_1
     aiokafka.producer.sender.BACKOFF_OVERRIDE = 0.002
     aiokafka.producer.sender.EndTxnHandler = _EndsOnce

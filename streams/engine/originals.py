@@ -17,9 +17,10 @@ from schemas.ledger import LedgerEntry
 from schemas.usage import Phase
 from streams.billing.events import UsageEvent
 from streams.engine.errors import UnknownOutcomeError
+from streams.engine.identity import corrected, fingerprint
 from streams.engine.kafka import log_reader
 from streams.engine.restore import records_of, stop_reader
-from streams.engine.seen import Seen, corrected, fingerprint
+from streams.engine.seen import Seen
 from streams.engine.work import Candidate
 from streams.settings import Settings
 

@@ -20,7 +20,8 @@ from schemas import topics
 from streams.engine import seen
 from streams.engine.errors import FencedError, Stop, StoppedError, UnknownOutcomeError
 from streams.engine.kafka import log_reader
-from streams.engine.rows import POSITION_KEY, Position, Rows, SourcePosition, decode_position
+from streams.engine.position import Position, SourcePosition, decode_position
+from streams.engine.rows import POSITION_KEY, Rows
 from streams.engine.seen import Seen
 from streams.settings import Settings
 

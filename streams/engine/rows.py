@@ -10,18 +10,16 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Final
 
-import msgspec
-from msgspec import Struct
 from xxhash import xxh3_64_intdigest
 
 from streams.billing.account import Account
+from streams.engine.position import Position, SourcePosition
 
 POSITION_KEY: Final = b"\0position"
 # What a key says after its tenant, whose name holds no NUL; what follows is the outside world's.
 PAYMENT_MARK: Final = b"\0pay\0"
 HOLD_MARK: Final = b"\0hold\0"
 NEVER: Final = 0xFFFF_FFFF_FFFF_FFFF
-_VERSION: Final = 1
 _WRAP: Final = 1 << 64
 # Due times are kept exactly for the hour that runs, else only by the hour (2^32 µs are 72 minutes):
 # most rows are due in months, and a pair in a heap takes 100 bytes.
@@ -56,49 +54,6 @@ def row_digest(key: bytes, value: bytes) -> int:
 def due_of(value: bytes) -> int:
     """When a row wants to be looked at again, µs since 1970; NEVER when it does not."""
     return int.from_bytes(value[:8], "big")
-
-
-class SourcePosition(Struct, frozen=True, kw_only=True):
-    """How far one source topic has been booked: `next` is the next offset. `last`, `timestamp`
-    (ms) and `hash` are those of the last record before it, by which a re-created topic shows."""
-
-    next: int
-    last: int = -1
-    timestamp: int = -1
-    hash: str = ""
-
-
-class Position(Struct, frozen=True, kw_only=True):
-    """The position row. `balances` is (Σ positive, Σ negative) nanos per currency as text."""
-
-    version: int = _VERSION
-    now: datetime
-    sources: dict[str, SourcePosition]
-    rows: int
-    digest: str
-    balances: dict[str, tuple[str, str]]
-    tenants: dict[str, int]
-    seen_next: int
-    # What open calls hold, in nanos per currency as text, and how many do.
-    exposures: dict[str, str] = {}
-    holds: int = 0
-
-
-_encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Position)
-
-
-def encode_position(position: Position) -> bytes:
-    """The position row's value."""
-    return _encoder.encode(position)
-
-
-def decode_position(value: bytes) -> Position:
-    """Read a position row. Raises msgspec.DecodeError or ValueError when it is none of ours."""
-    position = _decoder.decode(value)
-    if position.version > _VERSION:
-        raise ValueError(f"a position row of version {position.version}, newer than this program")
-    return position
 
 
 class Totals:

@@ -9,19 +9,18 @@ generation goes as a whole.
 
 from array import array
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from struct import Struct as Packing
 from typing import Final
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest, xxh32_intdigest
+
+from streams.engine.identity import EPOCH
 
 REMEMBERED: Final = timedelta(days=35)
 WEEK: Final = timedelta(days=7)
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_FIRST_DAY: Final = EPOCH.toordinal()
 
 _HEADER: Final = Packing("<BIqqI")
 _VERSION: Final = 1
@@ -53,30 +52,6 @@ Halves = NDArray[np.uint32]
 _HALF: Final = np.uint64(32)
 _NOWHERE: Final = np.zeros(0, dtype=np.int64)
 _NOTHING: Final = np.zeros(0, dtype=np.uint32)
-
-
-def fingerprint(source: str, event_id: str) -> int:
-    """The 64 bits that stand for an identity; never 0, which marks an empty slot.
-
-    The seed tells ("a", "b NUL c") from ("a NUL b", "c").
-    """
-    return xxh3_64_intdigest(f"{source}\0{event_id}".encode(), len(source)) or 1
-
-
-def corrected(source: str, event_id: str) -> int:
-    """The 64 bits that say that an event is corrected already. No event has a source as long as
-    the seed says, so that no event can take the place."""
-    return xxh3_64_intdigest(f"corrected\0{source}\0{event_id}".encode(), 1 << 32) or 1
-
-
-def check_of(content: bytes) -> int:
-    """The 32 bits that stand for what an event says about money."""
-    return xxh32_intdigest(content)
-
-
-def week_of(at: datetime) -> int:
-    """The generation an instant (in UTC) belongs to: whole weeks since 1970."""
-    return (at.toordinal() - _FIRST_DAY) // 7
 
 
 class _Table:

@@ -25,8 +25,10 @@ from streams.engine.errors import (
     StoppedError,
     UnknownOutcomeError,
 )
+from streams.engine.identity import EPOCH
 from streams.engine.lag import Lag
 from streams.engine.originals import Originals, wanted_by
+from streams.engine.position import Position, SourcePosition
 from streams.engine.reader import SLICES_IN_FLIGHT, Reader, Slice, split
 from streams.engine.restore import (
     Marks,
@@ -34,14 +36,8 @@ from streams.engine.restore import (
     clock_back_by,
     restore,
 )
-from streams.engine.rows import (
-    NEVER,
-    Position,
-    Rows,
-    SourcePosition,
-    Totals,
-)
-from streams.engine.seen import EPOCH, Seen
+from streams.engine.rows import NEVER, Rows, Totals
+from streams.engine.seen import Seen
 from streams.engine.transaction import Transactor
 from streams.engine.unanswered import Unanswered
 from streams.engine.work import Candidate, Skipped, Work

@@ -24,6 +24,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from streams.engine.errors import FencedError, UnknownOutcomeError
 from streams.engine.kafka import TRANSACTION_TIMEOUT_MS, transactional_producer
+from streams.engine.outputs import Outputs
 from streams.settings import Settings
 
 # Longer than the transaction's own time-out: after this its end is certain to be decided.
@@ -33,45 +34,6 @@ STOP_TIMEOUT_S: Final = 3
 
 T = TypeVar("T")
 _FENCES: Final = (ProducerFenced, InvalidProducerEpoch)
-_NO_HEADERS: Final[list[tuple[str, bytes]]] = []
-
-
-class Outputs:
-    """Record batches of one transaction, by (topic, partition); nothing is sent before commit."""
-
-    def __init__(self, producer: AIOKafkaProducer, timestamp_ms: int) -> None:
-        self._producer = producer
-        self._timestamp_ms = timestamp_ms
-        self._batches: dict[tuple[str, int], list[BatchBuilder]] = {}
-
-    def append(
-        self,
-        topic: str,
-        partition: int,
-        key: bytes | None,
-        value: bytes | None,
-        headers: list[tuple[str, bytes]] = _NO_HEADERS,
-    ) -> None:
-        """Add a record; a full batch is followed by another."""
-        batches = self._batches.get((topic, partition))
-        if batches is None:
-            batches = self._batches[topic, partition] = [self._producer.create_batch()]
-        stamp = self._timestamp_ms
-        if batches[-1].append(timestamp=stamp, key=key, value=value, headers=headers) is None:
-            batches.append(self._producer.create_batch())
-            added = batches[-1].append(timestamp=stamp, key=key, value=value, headers=headers)
-            assert added is not None, "an empty batch takes any record"
-
-    def batches(self) -> list[tuple[str, int, BatchBuilder]]:
-        """Every batch, closed, in the order in which they must be sent."""
-        for batches in self._batches.values():
-            for batch in batches:
-                batch.close()
-        return [
-            (topic, partition, batch)
-            for (topic, partition), batches in self._batches.items()
-            for batch in batches
-        ]
 
 
 class Transactor:

@@ -3,39 +3,51 @@
 from datetime import datetime
 from typing import Any
 
-from msgspec import Struct
-
 from schemas.ledger import EntryKind, LedgerEntry
 from schemas.money import NANOS
 from schemas.notices import DeadLetterReason
 from streams.billing.account import Account, Hold, Payment
 from streams.billing.events import Event
 from streams.billing.outcomes import Terms
+from streams.engine.outputs import Outputs
+from streams.engine.position import Position
 from streams.engine.reader import Slice
-from streams.engine.rows import Position, Totals
+from streams.engine.rows import Totals
 from streams.engine.seen import Ids
-from streams.engine.transaction import Outputs
 from streams.metrics import Meters
 
 
-class Candidate(Struct, gc=False):
+class Candidate:
     """A record that is a sound event of this partition and not too late."""
 
-    record: Any
-    event: Event
-    fingerprint: int
-    check: int
+    __slots__ = ("check", "event", "fingerprint", "record")
+
+    def __init__(self, record: Any, event: Event, fingerprint: int, check: int) -> None:
+        self.record = record
+        self.event = event
+        self.fingerprint = fingerprint
+        self.check = check
 
 
-class Fate(Struct, gc=False):
+class Fate:
     """A record that is not booked here: it goes to the dead letters for a reason, or without one
     to the partition where it belongs. `place` is how many candidates come before it."""
 
-    record: Any
-    place: int
-    reason: DeadLetterReason | None
-    path: str = ""
-    target: int = -1
+    __slots__ = ("path", "place", "reason", "record", "target")
+
+    def __init__(
+        self,
+        record: Any,
+        place: int,
+        reason: DeadLetterReason | None,
+        path: str = "",
+        target: int = -1,
+    ) -> None:
+        self.record = record
+        self.place = place
+        self.reason = reason
+        self.path = path
+        self.target = target
 
 
 class Skipped:

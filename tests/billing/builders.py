@@ -36,8 +36,8 @@ from streams.billing.events import (
     ResultEvent,
     Tick,
     UsageEvent,
-    usage_event,
 )
+from streams.billing.legs import usage_event
 from streams.billing.outcomes import Outcome, Terms
 from streams.billing.tariff import Rate, Tariff
 

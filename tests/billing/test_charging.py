@@ -8,7 +8,7 @@ from schemas.money import NANOS
 from schemas.notices import DeadLetterReason
 from schemas.usage import CallUsage, Kind, Phase
 from streams.billing import coverage, ledger
-from streams.billing.events import usage_event
+from streams.billing.legs import usage_event
 from streams.billing.outcomes import Terms
 from streams.billing.tariff import Rate, Tariff
 from tests.billing.builders import (

@@ -17,7 +17,8 @@ from aiokafka import TopicPartition
 
 from schemas import topics
 from streams.cli.demo import environment_of
-from streams.engine.rows import POSITION_KEY, Position, decode_position
+from streams.engine.position import Position, decode_position
+from streams.engine.rows import POSITION_KEY
 from streams.settings import Settings
 from streams.testbed import auditor
 from streams.testbed.auditor import Report

@@ -15,7 +15,7 @@ import msgspec
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 
 from streams.billing import account
-from streams.engine import batch, rows, seen, shard, shards, transaction, transport
+from streams.engine import batch, position, seen, shard, shards, transaction, transport
 
 
 def _replace(owner: Any, name: str, new: Any) -> None:
@@ -31,7 +31,7 @@ def position_check() -> None:
 
     def chained(self: Any, taken: Any, _: Any) -> list[Any]:
         for topic, source in list(self._sources.items()):
-            self._sources[topic] = rows.SourcePosition(next=0, last=source.last)
+            self._sources[topic] = position.SourcePosition(next=0, last=source.last)
         return list(taken)
 
     _replace(shard.Shard, "positions", from_the_start)
@@ -72,7 +72,7 @@ def offsets_first() -> None:
         await admin.close()
         for tp, found in committed.items():
             if tp.partition == self.partition and tp.topic in self._sources and found.offset > 0:
-                self._sources[tp.topic] = rows.SourcePosition(next=found.offset)
+                self._sources[tp.topic] = position.SourcePosition(next=found.offset)
 
     opened = shard.Shard.open
     _replace(shard.Shard, "open", by_the_group)

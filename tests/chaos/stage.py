@@ -27,7 +27,8 @@ from schemas import topics
 from streams import provision
 from streams.cli.demo import environment_of
 from streams.engine.kafka import log_reader
-from streams.engine.rows import POSITION_KEY, Position, decode_position
+from streams.engine.position import Position, decode_position
+from streams.engine.rows import POSITION_KEY
 from streams.provision import BrokerAwayError
 from streams.settings import Settings
 from streams.testbed import load

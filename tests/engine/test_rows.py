@@ -7,16 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streams.engine.position import Position, SourcePosition, decode_position, encode_position
 from streams.engine.rows import (
     HOLD_MARK,
     NEVER,
     PAYMENT_MARK,
-    Position,
     Rows,
-    SourcePosition,
     Totals,
-    decode_position,
-    encode_position,
     hold_key,
     owner_of,
     payment_key,

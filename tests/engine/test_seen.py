@@ -9,8 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.engine import seen
-from streams.engine.seen import REMEMBERED, WEEK, Ids, Seen, pack, unpack, week_of
+from streams.engine import identity, seen
+from streams.engine.identity import week_of
+from streams.engine.seen import (
+    REMEMBERED,
+    WEEK,
+    Ids,
+    Seen,
+    pack,
+    unpack,
+)
 
 MONDAY = datetime(2026, 3, 2, tzinfo=UTC)
 
@@ -65,7 +73,7 @@ def test_a_generation_goes_as_a_whole_35_days_after_its_week() -> None:
     week = week_of(MONDAY)
     remembered.remember(ids([1], week=week))
     remembered.remember(ids([2], week=week + 1))
-    end_of_first = seen.EPOCH + (week + 1) * WEEK
+    end_of_first = identity.EPOCH + (week + 1) * WEEK
     remembered.forget(end_of_first + REMEMBERED)
     assert set(remembered.probe([1, 2])) == {0, 1}
     remembered.forget(end_of_first + REMEMBERED + timedelta(seconds=1))
@@ -108,7 +116,7 @@ def test_a_restored_set_equals_the_live_one(
     records: list[bytes], strangers: list[int], over: int
 ) -> None:
     live, restored = Seen(), Seen()
-    now = seen.EPOCH + (2900 + over) * WEEK + REMEMBERED + timedelta(seconds=1)
+    now = identity.EPOCH + (2900 + over) * WEEK + REMEMBERED + timedelta(seconds=1)
     for record in records:
         live.remember(unpack(record))
     live.forget(now)
@@ -215,8 +223,8 @@ def test_a_damaged_record_is_refused(value: bytes) -> None:
 
 
 def test_no_identity_has_the_mark_of_an_empty_slot() -> None:
-    assert seen.fingerprint("a", "b") != 0
-    assert seen.fingerprint("a", "b\0c") != seen.fingerprint("a\0b", "c")
+    assert identity.fingerprint("a", "b") != 0
+    assert identity.fingerprint("a", "b\0c") != identity.fingerprint("a\0b", "c")
 
 
 def batch_at(ordinal: int, ledger_from: int, fingerprint: int) -> Ids:
@@ -262,9 +270,9 @@ def test_places_in_the_ledger_stay_few_and_right(monkeypatch: pytest.MonkeyPatch
 
 
 def test_that_something_is_corrected_is_no_events_id() -> None:
-    mark = seen.corrected("pbx", "e1")
-    assert mark != seen.corrected("pbx", "e2")
+    mark = identity.corrected("pbx", "e1")
+    assert mark != identity.corrected("pbx", "e2")
     assert mark not in (
-        seen.fingerprint("corrected\0pbx", "e1"),
-        seen.fingerprint("corrected", "pbx\0e1"),
+        identity.fingerprint("corrected\0pbx", "e1"),
+        identity.fingerprint("corrected", "pbx\0e1"),
     )

@@ -24,15 +24,13 @@ from streams.engine.batch import us_from
 from streams.engine.errors import UnknownOutcomeError
 from streams.engine.lag import Lag
 from streams.engine.originals import Originals
+from streams.engine.position import SourcePosition, decode_position, encode_position
 from streams.engine.reader import Slice
 from streams.engine.restore import Marks
 from streams.engine.rows import (
     HOLD_MARK,
-    SourcePosition,
     Totals,
-    decode_position,
     due_of,
-    encode_position,
     owner_of,
 )
 from streams.engine.shard import TELL_OFFSETS_EVERY_S, Shard

@@ -13,7 +13,8 @@ from aiokafka.producer.transaction_manager import TransactionManager
 
 from streams.engine import transaction
 from streams.engine.errors import FencedError, UnknownOutcomeError
-from streams.engine.transaction import Outputs, Transactor
+from streams.engine.outputs import Outputs
+from streams.engine.transaction import Transactor
 from streams.settings import Settings
 
 

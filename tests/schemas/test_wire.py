@@ -29,7 +29,7 @@ USAGE = dict(generate.WIRE[0][3])
 
 
 def decode(value: bytes | None, key: bytes | None = b"contoso", headers: Any = ()) -> Decoded:
-    return decoder(topics.CALL_USAGE)(key, value, headers)
+    return decoder(topics.CALL_USAGE).decode(key, value, headers)
 
 
 def test_committed_schemas_are_what_the_types_say() -> None:
@@ -195,7 +195,7 @@ def test_every_topic_stands_once() -> None:
 def faults(topic: str, body: object) -> list[str]:
     value = body if isinstance(body, bytes) else json.dumps(body).encode()
     with pytest.raises(RejectedError) as caught:
-        decoder(topic)(b"t-1", value, ())
+        decoder(topic).decode(b"t-1", value, ())
     return caught.value.path.split(" ")
 
 
@@ -271,7 +271,7 @@ def test_a_record_whose_faults_cannot_be_listed_still_names_the_first(
 def test_whatever_a_record_holds_the_paths_hold_no_value_of_it(value: bytes | str) -> None:
     raw = value.encode() if isinstance(value, str) else value
     try:
-        decoder(topics.CALL_USAGE)(b"t-1", raw, ())
+        decoder(topics.CALL_USAGE).decode(b"t-1", raw, ())
     except RejectedError as error:
         named = {field.encode_name for field in msgspec.structs.fields(CallUsage)}
         for path in filter(None, error.path.split(" ")):

@@ -160,12 +160,31 @@ NETWORK: Final[ContextVar[Network]] = ContextVar("network")
 # -- producing ---------------------------------------------------------------------------------
 
 
+class _Builder:
+    def __init__(self, contents: list[Content]) -> None:
+        self._contents = contents
+
+    def append(
+        self,
+        offset: int,
+        timestamp: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Iterable[tuple[str, bytes]],
+    ) -> object:
+        assert offset == len(self._contents)
+        self._contents.append((key, value, tuple(headers), timestamp))
+        return self
+
+
 class Batch:
     """What `create_batch` gives: records of one partition."""
 
     def __init__(self) -> None:
         self.contents: list[Content] = []
         self._closed = False
+        # The engine goes past the client's `append` to the builder inside it.
+        self._builder = _Builder(self.contents)
 
     def append(
         self,
@@ -178,8 +197,7 @@ class Batch:
         """Add a record; None when the batch is closed."""
         if self._closed:
             return None
-        self.contents.append((key, value, tuple(headers), timestamp))
-        return self
+        return self._builder.append(len(self.contents), timestamp, key, value, headers)
 
     def close(self) -> None:
         """Take no more records."""

@@ -12,7 +12,8 @@ from unittest import mock
 
 from streams.engine import batch, restore, rows, seen, shard, transaction
 from streams.engine.errors import FencedError, UnknownOutcomeError
-from streams.engine.rows import Rows, SourcePosition
+from streams.engine.position import SourcePosition
+from streams.engine.rows import Rows
 from streams.settings import Settings
 from tests.simulation import clients
 from tests.simulation.clients import NETWORK

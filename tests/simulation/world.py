@@ -25,8 +25,9 @@ from schemas.envelope import binary_headers
 from schemas.funding import RechargeRequest
 from streams.billing.outcomes import Terms
 from streams.engine import originals, reader, restore, shard, shards, transaction
+from streams.engine.position import Position, decode_position
 from streams.engine.reader import Slice
-from streams.engine.rows import POSITION_KEY, Position, decode_position
+from streams.engine.rows import POSITION_KEY
 from streams.engine.shards import Shards
 from streams.metrics import Meters
 from streams.settings import Settings

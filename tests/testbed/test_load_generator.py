@@ -22,7 +22,8 @@ from schemas.envelope import RejectedError
 from schemas.notices import DeadLetterReason, NoticeKind
 from streams.billing import holds, ledger
 from streams.billing.account import Account
-from streams.billing.events import Cause, CommandEvent, usage_event
+from streams.billing.events import Cause, CommandEvent
+from streams.billing.legs import usage_event
 from streams.billing.outcomes import Terms
 from streams.coverage import load_coverage
 from streams.decks import load_deck
@@ -32,7 +33,7 @@ from streams.testbed.load import Envelope, Expected, Plan, Planned, Profile, Var
 
 NOW = datetime(2026, 3, 2, 10, tzinfo=UTC)
 TERMS = Terms(tariff=load_deck(None), coverage=load_coverage(None))
-DECODERS = {topic: decoder(topic) for topic in topics.SOURCES}
+DECODERS = {topic: decoder(topic).decode for topic in topics.SOURCES}
 NOTHING_WRONG = Plan(
     events=2_000, duplicates_ppm=0, late_ppm=0, malformed_ppm=0, wrong_partition_ppm=0
 )

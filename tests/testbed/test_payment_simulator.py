@@ -145,7 +145,7 @@ def test_some_declines_are_final() -> None:
 
 
 def test_every_answer_is_a_result_that_the_shards_accept() -> None:
-    decode = decoder(topics.RESULT)
+    decode = decoder(topics.RESULT).decode
     behaviour = Behaviour(decline=30, needs_action=10, duplicate=50, reorder=50)
     for said in all_answers(behaviour):
         for one in said:

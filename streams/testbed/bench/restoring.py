@@ -15,8 +15,9 @@ from msgspec import Struct
 from schemas import topics
 from schemas.commands import GrantKind
 from streams.billing.account import Account, Grant, Policy, encode_row
-from streams.engine import seen
-from streams.engine.rows import POSITION_KEY, Totals, encode_position
+from streams.engine import identity, seen
+from streams.engine.position import encode_position
+from streams.engine.rows import POSITION_KEY, Totals
 from streams.engine.seen import Seen
 from streams.settings import Settings
 from streams.testbed import load
@@ -227,7 +228,7 @@ def _packed(dice: np.random.Generator, ordinal: int, count: int, week: int) -> b
 async def _write_ids(settings: Settings, count: int) -> None:
     """A log as a worker of five weeks leaves it, and position rows that vouch for it."""
     now = datetime.now(UTC)
-    first_week = seen.week_of(now) - GENERATIONS + 1
+    first_week = identity.week_of(now) - GENERATIONS + 1
     dice = np.random.default_rng(1)
     producer = await started_producer(settings, max_batch_size=900_000)
     try:
@@ -260,7 +261,7 @@ def _one_set(count: int) -> tuple[str, int, int, int]:
     """Most bytes an id, mean ns to remember one, the slowest insert in ms, mean ns to look one up
     in all generations, in batches of 5,000 of which one in a hundred is known."""
     dice = np.random.default_rng(2)
-    week = seen.week_of(datetime.now(UTC))
+    week = identity.week_of(datetime.now(UTC))
     one = Seen()
     most_bytes, slowest_s, spent_s = 0.0, 0.0, 0.0
     known: list[int] = []
