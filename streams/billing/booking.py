@@ -12,13 +12,12 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from schemas.commands import GrantKind
 from schemas.funding import RechargeRequest
 from schemas.ledger import EntryKind, GrantUsed, LedgerEntry
 from schemas.money import text_from
 from schemas.notices import DeadLetterReason, Notice, NoticeKind, Withheld
 from streams.billing import grants
-from streams.billing.account import Account, Grant, Hold, Payment
+from streams.billing.account import Account, Grant, Hold, LotKind, Payment
 from streams.billing.events import Cause
 from streams.billing.money import MAX_BALANCE_NANOS
 from streams.billing.outcomes import Burnt, Outcome, Refused
@@ -168,7 +167,7 @@ class Draft:
     def new_lot(
         self,
         amount_nanos: int,
-        kind: GrantKind = GrantKind.PAID,
+        kind: LotKind = LotKind.PAID,
         expires_at: datetime | None = None,
     ) -> Grant:
         """A lot that begins now, named after the entry that is booked next."""
@@ -183,7 +182,7 @@ class Draft:
             effective_at=self.now,
             expires_at=expires_at,
             created_at=self.now,
-            warn_at=grants.first_warning(expires_at, self.now),
+            warnings=grants.warnings_left(expires_at, self.now),
         )
 
     def credit(
@@ -191,7 +190,7 @@ class Draft:
         kind: EntryKind,
         amount_nanos: int,
         *,
-        grant_kind: GrantKind = GrantKind.PAID,
+        grant_kind: LotKind = LotKind.PAID,
         expires_at: datetime | None = None,
         details: Mapping[str, Any] = _NOTHING,
     ) -> None:
