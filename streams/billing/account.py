@@ -30,6 +30,8 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 NO_HASH: Final = bytes(32)
 # People are told so long before a lot expires.
 WARNINGS: Final = (timedelta(days=30), timedelta(days=7))
+# The same by how many are still to come.
+_AHEAD: Final = (timedelta(), *reversed(WARNINGS))
 
 
 def microseconds(at: datetime) -> int:
@@ -72,7 +74,7 @@ class Grant(Struct, frozen=True, gc=False, array_like=True):
         """When people are told next that it will expire."""
         if not self.warnings or self.expires_at is None:
             return None
-        return self.expires_at - WARNINGS[-self.warnings]
+        return self.expires_at - _AHEAD[self.warnings]
 
 
 class Planned(Struct, frozen=True, gc=False, array_like=True):
@@ -409,8 +411,9 @@ class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
         for grant in self.grants:
             at = grant.expires_at
             if at is not None:
-                if grant.warnings:
-                    at -= WARNINGS[-grant.warnings]
+                warnings = grant.warnings
+                if warnings:
+                    at -= _AHEAD[warnings]
                 if due is None or at < due:
                     due = at
         recharging = self.recharging
@@ -504,7 +507,11 @@ def _due_bytes(due: datetime | None) -> bytes:
 
 def encode_row(account: Account) -> bytes:
     """A tenant's row as the changelog keeps it."""
-    return _due_bytes(account.next_due()) + _encode(account)
+    # As `_due_bytes`, once more: it is written for every charge.
+    due = account.next_due()
+    if due is None:
+        return NEVER + _encode(account)
+    return ((due - _EPOCH) // _MICROSECOND).to_bytes(8, "big") + _encode(account)
 
 
 def encode_payment(payment: Payment) -> bytes:
