@@ -198,10 +198,10 @@ def run_worker(settings: Settings, *, accept_source_loss: Sequence[str] = ()) ->
 
 def _calm_collector() -> None:
     """Let the garbage collector look less often, and never again at what is loaded by now: a
-    batch makes ten thousands of objects that die with it, and no cycles."""
+    batch makes hundreds of thousands of objects that die with it, and no cycles."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(500_000, 10, 10)
 
 
 def _refuse(code: int, text: str) -> int:

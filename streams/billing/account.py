@@ -2,44 +2,80 @@
 
 Rows are msgpack arrays behind eight bytes that say when the row wants to be looked at again. A row
 carries its version; an older one is lifted when it is read, a newer one is refused.
+
+Every history in a row has a bound, and what grows to it is kept short: instants as differences,
+references that only have to be known again as eight bytes. How long a row may get is a law, see
+docs/design.md.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from enum import IntEnum
+from hashlib import blake2b
+from itertools import accumulate
 from typing import Final, Protocol, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from schemas.commands import Compare, GrantKind, Method
+from schemas.commands import Compare, Method
 from schemas.funding import Reason, Status
 from schemas.ledger import EntryKind
 from schemas.notices import Withheld
+from streams.billing.sums import balance_of
 
 VERSION: Final = 1
 NEVER: Final = b"\xff" * 8
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 NO_HASH: Final = bytes(32)
+# People are told so long before a lot expires.
+WARNINGS: Final = (timedelta(days=30), timedelta(days=7))
+# The same by how many are still to come.
+_AHEAD: Final = (timedelta(), *reversed(WARNINGS))
+
+
+def microseconds(at: datetime) -> int:
+    """An instant in microseconds since 1970."""
+    return (at - _EPOCH) // _MICROSECOND
+
+
+def short(reference: str) -> bytes:
+    """What a row keeps of a reference that only has to be known again."""
+    return blake2b(reference.encode(), digest_size=8).digest()
 
 
 class NewerRowError(Exception):
     """The row was written by a newer version of this program, which must read it."""
 
 
+class LotKind(IntEnum):
+    """Whose money a lot is, as a row says it; its names are those of the wire's `GrantKind`."""
+
+    PAID = 0
+    PROMOTIONAL = 1
+
+
 class Grant(Struct, frozen=True, gc=False, array_like=True):
     """Money put in, with its own priority and expiry; active on [effective_at, expires_at)."""
 
     id: str
-    kind: GrantKind
+    kind: LotKind
     priority: int
     amount_nanos: int
     left_nanos: int
     effective_at: datetime
     expires_at: datetime | None
     created_at: datetime
-    # When people are told next that it will expire.
-    warn_at: datetime | None = None
+    # How many of `WARNINGS` are still to come, the last ones.
+    warnings: int = 0
+
+    @property
+    def warn_at(self) -> datetime | None:
+        """When people are told next that it will expire."""
+        if not self.warnings or self.expires_at is None:
+            return None
+        return self.expires_at - _AHEAD[self.warnings]
 
 
 class Planned(Struct, frozen=True, gc=False, array_like=True):
@@ -47,7 +83,7 @@ class Planned(Struct, frozen=True, gc=False, array_like=True):
     and again. Until then it is in no balance. `begins_at` is what the periods count from."""
 
     id: str
-    kind: GrantKind
+    kind: LotKind
     priority: int
     amount_nanos: int
     at: datetime
@@ -60,10 +96,10 @@ class Planned(Struct, frozen=True, gc=False, array_like=True):
 
 class Spent(Struct, frozen=True, gc=False, array_like=True):
     """A lot that has left the row, as it was, so that a correction can bring it back: used up or
-    expired, or `voided`; `at` is when."""
+    expired, or `voided`; `day` since 1970 is when."""
 
     grant: Grant
-    at: datetime
+    day: int
     voided: bool = False
 
 
@@ -134,33 +170,64 @@ class Period(Struct, frozen=True, gc=False, array_like=True):
 
 
 class UnpaidFund(Struct, frozen=True, gc=False, array_like=True):
-    """Funding by hand that was answered without money; kept so that a late success is known."""
+    """Funding by hand that was answered without money; kept so that a late success is known by
+    its id (see `short`)."""
 
-    recharge_id: str
+    id: bytes
     amount_nanos: int
 
 
-class Sum(Struct, frozen=True, gc=False, array_like=True):
-    """Money recharged in one whole hour or day since 1970: how often and how much."""
+class Sum(Struct, frozen=True, gc=False):
+    """Money of one whole hour, day or block of hours since 1970: how often and how much."""
 
     at: int
     count: int
     nanos: int
 
 
-class Declines(Struct, frozen=True, gc=False, array_like=True):
-    """Declined attempts of one payment method on one day since 1970."""
+# Sums in the order of `at`, number after number: each has its difference to the one before in its
+# place. Half as long as arrays of arrays, and read twice as fast.
+Sums = tuple[int, ...]
 
-    day: int
-    method: str
-    count: int
+
+def sums_of(flat: Sums) -> list[Sum]:
+    """The sums a row keeps."""
+    sums: list[Sum] = []
+    at = 0
+    for place in range(0, len(flat), 3):
+        at += flat[place]
+        sums.append(Sum(at, flat[place + 1], flat[place + 2]))
+    return sums
+
+
+def flat_from(sums: Iterable[Sum]) -> Sums:
+    """Sums as a row keeps them."""
+    flat: list[int] = []
+    before = 0
+    for one in sums:
+        flat += (one.at - before, one.count, one.nanos)
+        before = one.at
+    return tuple(flat)
+
+
+class Declines(Struct, frozen=True, gc=False, array_like=True):
+    """Declined attempts of one payment method (see `short`): the day since 1970 of the first, and
+    of each that followed how many days after the one before."""
+
+    method: bytes
+    gaps: tuple[int, ...]
+
+    @property
+    def days(self) -> list[int]:
+        """The day of each."""
+        return list(accumulate(self.gaps))
 
 
 class Risk(Struct, frozen=True, gc=False, array_like=True):
     """Money charged for destinations of one risk class, by four hours since 1970."""
 
     name: str
-    blocks: tuple[Sum, ...]
+    blocks: Sums
 
 
 class Recharging(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
@@ -180,8 +247,8 @@ class Recharging(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     declines_in_row: int = 0
     withheld: Withheld | None = None
     attempts: tuple[Attempt, ...] = ()
-    hours: tuple[Sum, ...] = ()
-    days: tuple[Sum, ...] = ()
+    hours: Sums = ()
+    days: Sums = ()
     declines: tuple[Declines, ...] = ()
     opens_at: datetime | None = None
     approved: bool = False
@@ -215,14 +282,14 @@ class Assignment(Struct, frozen=True, gc=False, array_like=True):
     effective_from: datetime
 
 
-class LicenceCount(Struct, frozen=True, gc=False, array_like=True):
+class LicenceCount(Struct, frozen=True, gc=False):
     """How many licences there are from an instant on."""
 
     since: datetime
     count: int
 
 
-class Used(Struct, frozen=True, gc=False, array_like=True):
+class Used(Struct, frozen=True, gc=False):
     """Minutes of a pool used in a month (202603). `told` are bits of what has been told."""
 
     pool: str
@@ -231,14 +298,59 @@ class Used(Struct, frozen=True, gc=False, array_like=True):
     told: int = 0
 
 
+class PoolUse(Struct, frozen=True, gc=False, array_like=True):
+    """What was used of one pool, number after number: the months since the year 0, the minutes
+    and what has been told, again and again."""
+
+    pool: str
+    months: tuple[int, ...]
+
+
 class Licensed(Struct, frozen=True, gc=False, array_like=True):
     """Licences of one plan, in one country where the plan counts by country, and what was used of
-    the pools they fill. Changes are in the order of `since`, uses in that of months."""
+    the pools they fill. `counts` are instants, in microseconds since 1970, with the licences from
+    then on, in that order; `used` is in the order of pools and months."""
 
     plan: str
     country: str | None
-    counts: tuple[LicenceCount, ...]
-    used: tuple[Used, ...] = ()
+    counts: tuple[int, ...] = ()
+    used: tuple[PoolUse, ...] = ()
+
+    @property
+    def changes(self) -> list[LicenceCount]:
+        """How many licences there are, change by change."""
+        return [
+            LicenceCount(_EPOCH + self.counts[at] * _MICROSECOND, self.counts[at + 1])
+            for at in range(0, len(self.counts), 2)
+        ]
+
+    @property
+    def uses(self) -> list[Used]:
+        """What was used, by pool and month."""
+        uses = []
+        for one in self.used:
+            for at in range(0, len(one.months), 3):
+                year, month = divmod(one.months[at], 12)
+                minutes, told = one.months[at + 1], one.months[at + 2]
+                uses.append(Used(one.pool, year * 100 + month + 1, minutes, told))
+        return uses
+
+
+def counts_from(changes: Iterable[LicenceCount]) -> tuple[int, ...]:
+    """Changes of licences as a row keeps them."""
+    flat: list[int] = []
+    for one in changes:
+        flat += (microseconds(one.since), one.count)
+    return tuple(flat)
+
+
+def used_from(uses: Iterable[Used]) -> tuple[PoolUse, ...]:
+    """Uses as a row keeps them."""
+    months: dict[str, tuple[int, ...]] = {}
+    for one in sorted(uses, key=lambda one: (one.pool, one.month)):
+        month = one.month // 100 * 12 + one.month % 100 - 1
+        months[one.pool] = (*months.get(one.pool, ()), month, one.minutes, one.told)
+    return tuple(PoolUse(pool, flat) for pool, flat in months.items())
 
 
 class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
@@ -284,10 +396,7 @@ class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     @property
     def balance_nanos(self) -> int:
         """What is left in the active grants, minus what was overdrawn."""
-        total = -self.overdraft_nanos
-        for grant in self.grants:
-            total += grant.left_nanos
-        return total
+        return balance_of(self)
 
     @property
     def state(self) -> str:
@@ -298,16 +407,23 @@ class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
         """When time alone will change this account; None when it will not."""
         due: datetime | None = None
         for grant in self.grants:
-            at = grant.warn_at or grant.expires_at
-            if at is not None and (due is None or at < due):
-                due = at
+            at = grant.expires_at
+            if at is not None:
+                warnings = grant.warnings
+                if warnings:
+                    at -= _AHEAD[warnings]
+                if due is None or at < due:
+                    due = at
         recharging = self.recharging
-        if recharging.until is not None and (due is None or recharging.until < due):
-            due = recharging.until
-        if recharging.opens_at is not None:
-            due = _earlier(due, recharging.opens_at)
-        if self.watch.renew_at is not None:
-            due = _earlier(due, self.watch.renew_at)
+        at = recharging.until
+        if at is not None and (due is None or at < due):
+            due = at
+        at = recharging.opens_at
+        if at is not None and (due is None or at < due):
+            due = at
+        at = self.watch.renew_at
+        if at is not None and (due is None or at < due):
+            due = at
         if self.planned:
             for planned in self.planned:
                 due = _earlier(due, planned.at)
@@ -389,7 +505,11 @@ def _due_bytes(due: datetime | None) -> bytes:
 
 def encode_row(account: Account) -> bytes:
     """A tenant's row as the changelog keeps it."""
-    return _due_bytes(account.next_due()) + _encode(account)
+    # As `_due_bytes`, once more: it is written for every charge.
+    due = account.next_due()
+    if due is None:
+        return NEVER + _encode(account)
+    return ((due - _EPOCH) // _MICROSECOND).to_bytes(8, "big") + _encode(account)
 
 
 def encode_payment(payment: Payment) -> bytes:

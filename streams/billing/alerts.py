@@ -266,6 +266,6 @@ def warn_of_expiry(draft: Draft, at: datetime) -> None:
                     amount=text_from(grant.left_nanos),
                     expires_at=grant.expires_at,
                 )
-            grant = replace(grant, warn_at=grants.first_warning(grant.expires_at, draft.now))
+            grant = replace(grant, warnings=grants.warnings_left(grant.expires_at, draft.now))
         kept.append(grant)
     draft.account = replace(draft.account, grants=tuple(kept))

@@ -12,16 +12,16 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from schemas.commands import GrantKind
 from schemas.funding import RechargeRequest
 from schemas.ledger import EntryKind, GrantUsed, LedgerEntry
 from schemas.money import text_from
 from schemas.notices import DeadLetterReason, Notice, NoticeKind, Withheld
 from streams.billing import grants
-from streams.billing.account import Account, Grant, Hold, Payment
+from streams.billing.account import Account, Grant, Hold, LotKind, Payment
 from streams.billing.events import Cause
 from streams.billing.money import MAX_BALANCE_NANOS
 from streams.billing.outcomes import Burnt, Outcome, Refused
+from streams.billing.sums import balance_of
 
 # Bought money expires twelve months after purchase, as Microsoft's Communications Credits do.
 PAID_MONTHS: Final = 12
@@ -86,7 +86,7 @@ class Draft:
         self.before = account
         self.account = account
         # Kept beside the account: summing the grants anew for every question costs more.
-        self.balance_nanos = account.balance_nanos
+        self.balance_nanos = balance_of(account)
         self.cause = cause
         self.now = now
         # Tuples, not lists: nearly every event adds one entry and nothing else.
@@ -168,7 +168,7 @@ class Draft:
     def new_lot(
         self,
         amount_nanos: int,
-        kind: GrantKind = GrantKind.PAID,
+        kind: LotKind = LotKind.PAID,
         expires_at: datetime | None = None,
     ) -> Grant:
         """A lot that begins now, named after the entry that is booked next."""
@@ -183,7 +183,7 @@ class Draft:
             effective_at=self.now,
             expires_at=expires_at,
             created_at=self.now,
-            warn_at=grants.first_warning(expires_at, self.now),
+            warnings=grants.warnings_left(expires_at, self.now),
         )
 
     def credit(
@@ -191,7 +191,7 @@ class Draft:
         kind: EntryKind,
         amount_nanos: int,
         *,
-        grant_kind: GrantKind = GrantKind.PAID,
+        grant_kind: LotKind = LotKind.PAID,
         expires_at: datetime | None = None,
         details: Mapping[str, Any] = _NOTHING,
     ) -> None:
@@ -290,7 +290,7 @@ class Draft:
         before, after = self.before, self.account
         if before is after:
             return
-        assert after.balance_nanos == self.balance_nanos, "entries do not sum to the balance"
+        assert balance_of(after) == self.balance_nanos, "entries do not sum to the balance"
         assert after.seq == before.seq + len(self.entries), "an entry without its number"
         if after.overdraft_nanos:
             assert after.overdraft_nanos > 0

@@ -39,7 +39,8 @@ from streams.billing.account import (
     Payment,
     Period,
     Policy,
-    UnpaidFund,
+    counts_from,
+    used_from,
 )
 from streams.billing.booking import CommandRefusedError, Draft
 from streams.billing.charging import FORMER_KEPT, LATEST
@@ -56,9 +57,13 @@ MINIMUM_TRIGGER: Final = 5
 MOST_OPEN_FUNDS: Final = 8
 # A row holds the decks of two months; nobody changes them daily.
 MOST_ASSIGNMENTS: Final = 12
-# Plans, by country where they count by country, and changes of each: a row stays small.
+# Plans, by country where they count by country, changes of each, and of all: a row stays small.
 MOST_PLANS: Final = 24
 MOST_LICENCE_CHANGES: Final = 12
+MOST_CHANGES_IN_ALL: Final = 28
+# The length of what policies name, in bytes: it stands in the row as long as the policy does.
+MOST_METHOD_BYTES: Final = 48
+MOST_CLASS_BYTES: Final = 20
 
 _Change = TypeVar("_Change", Assignment, LicenceCount)
 
@@ -231,6 +236,11 @@ def _settings(draft: Draft, command: Settings) -> None:
 def _payment_methods(references: list[str]) -> tuple[str, ...]:
     if not all(reference.strip() for reference in references):
         raise CommandRefusedError("payment_methods", "A payment method's reference is not empty.")
+    if any(len(reference.encode()) > MOST_METHOD_BYTES for reference in references):
+        raise CommandRefusedError(
+            "payment_methods",
+            f"A payment method's reference takes at most {MOST_METHOD_BYTES} bytes.",
+        )
     if len(set(references)) < len(references):
         raise CommandRefusedError(
             "payment_methods", "Name every payment method once, in the order to try them."
@@ -272,6 +282,10 @@ def _policy(wire: RechargePolicy, account: Account) -> Policy:
     ):
         if nanos is not None and nanos < 0:
             raise CommandRefusedError(name, f"{name} must not be negative.")
+    if any(len(name.encode()) > MOST_CLASS_BYTES for name, _ in policy.velocity):
+        raise CommandRefusedError(
+            "velocity", f"The name of a risk class takes at most {MOST_CLASS_BYTES} bytes."
+        )
     if not policy.enabled:
         return policy
     if trigger_nanos < MINIMUM_TRIGGER * NANOS:
@@ -408,8 +422,7 @@ def _adjust(draft: Draft, command: Adjustment) -> None:
         draft.debit(EntryKind.ADJUSTMENT, -amount_nanos, draft.now, {"reason": command.reason})
         return
     expires_at = None if command.expires_at is None else utc(command.expires_at)
-    if expires_at is not None and expires_at <= draft.now:
-        raise CommandRefusedError("expires_at", "expires_at must be in the future.")
+    granting.check_end(expires_at, draft.now)
     draft.credit(
         EntryKind.ADJUSTMENT,
         amount_nanos,
@@ -467,21 +480,27 @@ def _licences(draft: Draft, command: Licences, coverage: Coverage) -> None:
         else:
             others.append(one)
     changed = LicenceCount(since, command.count)
-    counts = _with_change(held.counts, changed, lambda one: one.since, now)
+    counts = _with_change(held.changes, changed, lambda one: one.since, now)
     if len(counts) > MOST_LICENCE_CHANGES:
         raise CommandRefusedError(
             "too_many_changes",
             f"Licences of a plan change at most {MOST_LICENCE_CHANGES} times in "
             f"{FORMER_KEPT.days} days.",
         )
-    others.append(replace(held, counts=tuple(counts)))
+    others.append(replace(held, counts=counts_from(counts)))
     following: list[Licensed] = []
     for one in others:
-        one = replace(one, used=pools.kept(account, one, now))
+        one = replace(one, used=used_from(pools.kept(account, one, now)))
         # Without licences, and no call can come that started when it had some: it is forgotten.
-        last = one.counts[-1]
+        last = one.changes[-1]
         if last.count or one.used or last.since > now - FORMER_KEPT:
             following.append(one)
+    if sum(len(one.changes) - 1 for one in following) > MOST_CHANGES_IN_ALL:
+        raise CommandRefusedError(
+            "too_many_changes",
+            f"Licences of all plans change at most {MOST_CHANGES_IN_ALL} times in "
+            f"{FORMER_KEPT.days} days, the first of each not counted.",
+        )
     if len(following) > MOST_PLANS:
         raise CommandRefusedError(
             "too_many_plans", f"A tenant has at most {MOST_PLANS} plans, counted by country."
@@ -574,7 +593,7 @@ def _resolve(draft: Draft, command: ResolveRecharge, payment: Payment | None) ->
         if command.paid:
             recharge.paid_by_hand(draft)
         else:
-            results.keep_unpaid(draft, UnpaidFund(fund.recharge_id, fund.amount_nanos))
+            results.keep_unpaid(draft, fund)
     draft.notify(
         NoticeKind.RECHARGE_RESOLVED,
         recharge_id=command.recharge_id,

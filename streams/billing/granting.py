@@ -17,7 +17,7 @@ from schemas.ledger import EntryKind
 from schemas.money import text_from
 from schemas.notices import NoticeKind
 from streams.billing import grants
-from streams.billing.account import Grant, Planned, forgotten_at
+from streams.billing.account import Grant, LotKind, Planned, forgotten_at
 from streams.billing.booking import PAID_MONTHS, CommandRefusedError, Draft, months_later
 from streams.billing.events import Cause
 from streams.billing.legs import utc
@@ -26,6 +26,8 @@ from streams.billing.outcomes import Burnt
 # Lots to come; the rest of a row's lots are then enough to make room among.
 MOST_PLANNED: Final = 8
 BEGINS_WITHIN: Final = timedelta(days=5 * 366)
+# An instant of this calendar's first centuries is ten bytes in a row, a later one fifteen.
+EXPIRES_WITHIN: Final = timedelta(days=100 * 366)
 _ID_LENGTH: Final = 12
 
 
@@ -44,15 +46,14 @@ def grant(draft: Draft, command: GrantCommand, amount_nanos: int) -> str:
     expires_at = None if command.expires_at is None else utc(command.expires_at)
     if expires_at is None and command.kind is GrantKind.PAID:
         expires_at = months_later(max(begins_at, now), PAID_MONTHS)
-    if expires_at is not None and expires_at <= max(begins_at, now):
-        raise CommandRefusedError(
-            "expires_at", "expires_at must be in the future, and after effective_at."
-        )
+    check_end(expires_at, now)
+    if expires_at is not None and expires_at <= begins_at:
+        raise CommandRefusedError("expires_at", "expires_at must be after effective_at.")
     if command.every_days is not None and command.every_months is not None:
         raise CommandRefusedError("recurrence", "Give every_days or every_months, not both.")
     planned = Planned(
         id=grant_id_of(draft.cause),
-        kind=command.kind,
+        kind=LotKind[command.kind.name],
         priority=command.priority,
         amount_nanos=amount_nanos,
         at=begins_at,
@@ -70,6 +71,18 @@ def grant(draft: Draft, command: GrantCommand, amount_nanos: int) -> str:
             raise _full()
         draft.put_in(EntryKind.GRANT, _lot(planned, now), now, {"reason": command.reason})
     return planned.id
+
+
+def check_end(expires_at: datetime | None, now: datetime) -> None:
+    """Raise CommandRefusedError unless a lot can end then."""
+    if expires_at is None:
+        return
+    if expires_at <= now:
+        raise CommandRefusedError("expires_at", "expires_at must be in the future.")
+    if expires_at - now > EXPIRES_WITHIN:
+        raise CommandRefusedError(
+            "expires_at", "A grant ends within a hundred years; without expires_at it never does."
+        )
 
 
 def _plan(draft: Draft, planned: Planned) -> None:
@@ -105,7 +118,7 @@ def _lot(planned: Planned, now: datetime) -> Grant:
         effective_at=planned.at,
         expires_at=planned.expires_at,
         created_at=planned.created_at,
-        warn_at=grants.first_warning(planned.expires_at, now),
+        warnings=grants.warnings_left(planned.expires_at, now),
     )
 
 

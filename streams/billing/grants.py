@@ -16,17 +16,23 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from schemas.commands import GrantKind
-from streams.billing.account import Account, Grant, Spent, forgotten_at
+from streams.billing.account import (
+    WARNINGS,
+    Account,
+    Grant,
+    LotKind,
+    Spent,
+    forgotten_at,
+    microseconds,
+)
 from streams.billing.outcomes import Burnt
 
 _LAST: Final = datetime.max.replace(tzinfo=UTC)
-# Expiry is told this long before it.
-WARNINGS: Final = (timedelta(days=30), timedelta(days=7))
-# Lots of a row: active, to come, and expired within grace. They take two kilobytes at most.
+# Lots of a row: active, to come, and expired within grace. They take 1.7 kilobytes at most.
 MOST_LOTS: Final = 24
 # An event can be corrected as long as its id is remembered: to the end of its week, and 35 days.
 SPENT_KEPT: Final = timedelta(days=43)
+_DAY: Final = 86_400_000_000
 
 
 def burn_order(grant: Grant) -> tuple[int, datetime, bool, datetime, str]:
@@ -34,7 +40,7 @@ def burn_order(grant: Grant) -> tuple[int, datetime, bool, datetime, str]:
     return (
         grant.priority,
         grant.expires_at or _LAST,
-        grant.kind is GrantKind.PAID,
+        grant.kind is LotKind.PAID,
         grant.created_at,
         grant.id,
     )
@@ -207,11 +213,12 @@ def with_spent(
     left = [grant for grant in before if grant.id not in here]
     voided = {one.grant.id for one in account.spent if one.voided}
     gone = {grant.id for grant in left}
-    first = now - SPENT_KEPT
-    kept = [one for one in account.spent if one.at > first and one.grant.id not in gone]
+    today = microseconds(now) // _DAY
+    first = today - SPENT_KEPT.days
+    kept = [one for one in account.spent if one.day > first and one.grant.id not in gone]
     for grant in left:
-        bare = replace(grant, left_nanos=0, warn_at=None)
-        kept.append(Spent(bare, now, void or grant.id in voided))
+        bare = replace(grant, left_nanos=0, warnings=0)
+        kept.append(Spent(bare, today, void or grant.id in voided))
     return trimmed(replace(account, spent=tuple(kept)))
 
 
@@ -240,7 +247,7 @@ def give_back(
     left = amount_nanos - pays
     now = fresh.effective_at
     lots = {
-        one.grant.id: replace(one.grant, warn_at=first_warning(one.grant.expires_at, now))
+        one.grant.id: replace(one.grant, warnings=warnings_left(one.grant.expires_at, now))
         for one in account.spent
     }
     lots.update((grant.id, grant) for grant in account.grants)
@@ -297,11 +304,8 @@ def expired(grants: Iterable[Grant], at: datetime) -> tuple[Grant, ...]:
     )
 
 
-def first_warning(expires_at: datetime | None, now: datetime) -> datetime | None:
-    """When people are told next that a lot will expire; None when there is nothing more to say."""
+def warnings_left(expires_at: datetime | None, now: datetime) -> int:
+    """How often people will be told that a lot expires; 0 when there is nothing more to say."""
     if expires_at is None:
-        return None
-    for before in WARNINGS:
-        if expires_at - before > now:
-            return expires_at - before
-    return None
+        return 0
+    return sum(expires_at - before > now for before in WARNINGS)

@@ -17,7 +17,7 @@ from schemas.ledger import PoolState, PoolUsed
 from schemas.notices import NoticeKind
 from schemas.usage import Kind
 from streams.billing import rating
-from streams.billing.account import Account, Licensed, Used
+from streams.billing.account import Account, Licensed, Used, microseconds, used_from
 from streams.billing.booking import Draft
 from streams.billing.coverage_table import Coverage, Plan
 from streams.billing.events import UsageEvent
@@ -123,16 +123,16 @@ def give_back(draft: Draft, taken: Iterable[PoolUsed]) -> tuple[PoolUsed, ...]:
 
 def licences(held: Licensed, at: datetime) -> int:
     """How many licences were in force at an instant."""
-    count = 0
-    for change in held.counts:
-        if change.since <= at:
-            count = change.count
+    count, instant = 0, microseconds(at)
+    for place in range(0, len(held.counts), 2):
+        if held.counts[place] <= instant:
+            count = held.counts[place + 1]
     return count
 
 
 def kept(account: Account, held: Licensed, now: datetime) -> tuple[Used, ...]:
     """The use of those months that are not over for good."""
-    return tuple(one for one in held.used if now <= closes_at(one.month, account.time_zone))
+    return tuple(one for one in held.uses if now <= closes_at(one.month, account.time_zone))
 
 
 def states(account: Account, now: datetime, coverage: Coverage) -> list[PoolState]:
@@ -170,7 +170,7 @@ def _draws_on(account: Account, held: Licensed, plan: Plan, event: UsageEvent) -
 
 
 def _used(held: Licensed, pool: str, month: int) -> Used:
-    for one in held.used:
+    for one in held.uses:
         if one.month == month and one.pool == pool:
             return one
     return _NOTHING
@@ -202,11 +202,7 @@ def _move(
             told |= bit
             draft.notify(NoticeKind.POOL_USED, pool=name, month=shown, percent=percent)
     others = tuple(one for one in kept(account, held, draft.now) if one != before)
-    used = tuple(sorted((*others, Used(pool, month, after, told)), key=_place))
+    used = used_from((*others, Used(pool, month, after, told)))
     pools = (*account.pools[:at], replace(held, used=used), *account.pools[at + 1 :])
     draft.account = replace(account, pools=pools)
     return PoolUsed(name, shown, minutes, after, included)
-
-
-def _place(used: Used) -> tuple[int, str]:
-    return used.month, used.pool

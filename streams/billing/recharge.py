@@ -7,6 +7,7 @@ unanswered at any time, and only an answer to it leaves `requested`.
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Final
 from uuid import UUID, uuid5
 
@@ -26,7 +27,11 @@ from streams.billing.account import (
     Recharging,
     Risk,
     Sum,
+    Sums,
+    flat_from,
     overdue_at,
+    short,
+    sums_of,
 )
 from streams.billing.booking import Draft
 from streams.billing.money import ceil_div, exponent_of, minor_from, rounded_up
@@ -45,6 +50,8 @@ DECLINE_CLASSES: Final = ("none", "retryable", EXPIRED_CARD, "terminal")
 KEPT_ATTEMPTS: Final = 15
 DECLINES_PER_METHOD: Final = 15
 DECLINE_DAYS: Final = 30
+# Payment methods whose declines a row keeps: those a policy can name, and a few it has named.
+MOST_DECLINED: Final = 8
 # The least a recharge or purchase may be, in whole units; where a unit is worth a hundredth of a
 # dollar, a hundred times as many.
 MINIMUM_RECHARGE: Final = 50
@@ -156,12 +163,12 @@ def _cap(ask: Ask, cap_nanos: int | None, spent_nanos: int) -> Finding:
 
 def _last_hours(ask: Ask) -> list[Sum]:
     first = (ask.now - _EPOCH) // _HOUR - 24
-    return [one for one in ask.account.recharging.hours if one.at >= first]
+    return [one for one in sums_of(ask.account.recharging.hours) if one.at >= first]
 
 
 def _last_days(ask: Ask, days: int) -> list[Sum]:
     first = (ask.now - _EPOCH) // _DAY - days
-    return [one for one in ask.account.recharging.days if one.at >= first]
+    return [one for one in sums_of(ask.account.recharging.days) if one.at >= first]
 
 
 def _next_index(recharging: Recharging) -> int:
@@ -169,11 +176,13 @@ def _next_index(recharging: Recharging) -> int:
     return recharging.method_index if recharging.retry else 0
 
 
-def _last_declines(ask: Ask) -> list[Declines]:
+def _last_declines(ask: Ask) -> list[int]:
+    """The days of the next payment method's declines."""
     recharging = ask.account.recharging
-    method = _method(ask.account, _next_index(recharging)) or ""
+    method = short(_method(ask.account, _next_index(recharging)) or "")
     first = (ask.now - _EPOCH) // _DAY - DECLINE_DAYS
-    return [one for one in recharging.declines if one.method == method and one.day >= first]
+    days = [day for one in recharging.declines if one.method == method for day in one.days]
+    return [day for day in days if day >= first]
 
 
 _OFF: Final = Finding(False)
@@ -210,7 +219,7 @@ def _stage(stage: Stage) -> Callable[[Ask], Finding]:
 
 
 def _exhausted(ask: Ask) -> Finding:
-    found = sum(one.count for one in _last_declines(ask))
+    found = len(_last_declines(ask))
     return Finding(found >= DECLINES_PER_METHOD, found, DECLINES_PER_METHOD)
 
 
@@ -312,7 +321,7 @@ def _opens_at(ask: Ask, reason: Withheld) -> datetime | None:
     match reason:
         case Withheld.ATTEMPTS_EXHAUSTED:
             unit, length = _DAY, DECLINE_DAYS
-            counted = [one.day for one in _last_declines(ask)]
+            counted = _last_declines(ask)
         case Withheld.DAILY_COUNT | Withheld.DAILY_AMOUNT:
             unit, length = _HOUR, 24
             counted = [one.at for one in _last_hours(ask)]
@@ -582,20 +591,22 @@ def resolve(draft: Draft, *, paid: bool) -> None:
 def spent(draft: Draft, risk_class: str, amount_nanos: int) -> None:
     """Count money charged for a destination of a risk class, for `velocity`: for a day, in whole
     blocks of four hours, the oldest in full, and only for classes that have a limit."""
-    if not any(name == risk_class for name, _ in draft.account.policy.velocity):
+    limited = [name for name, _ in draft.account.policy.velocity]
+    if risk_class not in limited:
         return
     block = (draft.now - _EPOCH) // _BLOCK
     risks = draft.account.recharging.risks
     found = next((one for one in risks if one.name == risk_class), Risk(risk_class, ()))
-    blocks = _added(found.blocks, block, block - _BLOCKS, 1, amount_nanos)
-    others = tuple(one for one in risks if one.name != risk_class)
+    # How often money was spent nobody asks.
+    blocks = _added(found.blocks, block, block - _BLOCKS, 0, amount_nanos)
+    others = tuple(one for one in risks if one.name != risk_class and one.name in limited)
     _move(draft, risks=(*others, Risk(risk_class, blocks)))
 
 
 def _spent_on(recharging: Recharging, risk_class: str, first: int) -> int:
     for risk in recharging.risks:
         if risk.name == risk_class:
-            return sum(one.nanos for one in risk.blocks if one.at >= first)
+            return sum(one.nanos for one in sums_of(risk.blocks) if one.at >= first)
     return 0
 
 
@@ -625,7 +636,7 @@ def _declined(draft: Draft, code: str | None) -> None:
     following = recharging.method_index + 1
     another = following < methods
     terminal = code in TERMINAL_CODES or (code == EXPIRED_CARD and not another)
-    declines = _count_decline(recharging, recharging.asked.method or "", draft.now)
+    declines = _count_decline(account, recharging.asked.method or "", draft.now)
     if terminal or in_row >= PAUSE_AFTER_DECLINES:
         _move(
             draft,
@@ -673,16 +684,29 @@ def _declined(draft: Draft, code: str | None) -> None:
     )
 
 
-def _count_decline(recharging: Recharging, method: str, now: datetime) -> tuple[Declines, ...]:
+def _count_decline(account: Account, method: str, now: datetime) -> tuple[Declines, ...]:
+    """Declines with one more. Each method's are kept for their days and up to the ceiling; what
+    is not among the tenant's methods any more goes first, the longest ago of it."""
     day = (now - _EPOCH) // _DAY
-    kept = [one for one in recharging.declines if one.day >= day - DECLINE_DAYS]
-    for at, one in enumerate(kept):
-        if one.day == day and one.method == method:
-            kept[at] = replace(one, count=one.count + 1)
-            break
-    else:
-        kept.append(Declines(day, method, 1))
+    named = {short(one) for one in account.payment_methods}
+    changed = short(method)
+    kept: list[Declines] = []
+    days: list[int] = []
+    for one in account.recharging.declines:
+        last = [at for at in one.days if at >= day - DECLINE_DAYS]
+        if one.method == changed:
+            days = last
+        elif last:
+            kept.append(_declines(one.method, last))
+    if len(kept) >= MOST_DECLINED:
+        kept.remove(next(one for one in kept if one.method not in named))
+    kept.append(_declines(changed, [*days, day]))
     return tuple(kept)
+
+
+def _declines(method: bytes, days: list[int]) -> Declines:
+    days = days[-DECLINES_PER_METHOD:]
+    return Declines(method, (days[0], *(later - day for day, later in pairwise(days))))
 
 
 def count_money(draft: Draft, amount_nanos: int, *, again: bool = False) -> None:
@@ -701,13 +725,13 @@ def count_money(draft: Draft, amount_nanos: int, *, again: bool = False) -> None
     )
 
 
-def _added(sums: tuple[Sum, ...], at: int, first: int, count: int, nanos: int) -> tuple[Sum, ...]:
-    kept = [one for one in sums if one.at >= first]
+def _added(sums: Sums, at: int, first: int, count: int, nanos: int) -> Sums:
+    kept = [one for one in sums_of(sums) if one.at >= first]
     if kept and kept[-1].at == at:
         kept[-1] = Sum(at, kept[-1].count + count, kept[-1].nanos + nanos)
     else:
         kept.append(Sum(at, count, nanos))
-    return tuple(kept)
+    return flat_from(kept)
 
 
 def time_passed(draft: Draft, at: datetime, result_timeout_s: int) -> None:

@@ -6,7 +6,7 @@ difference to what is booked. The state machine moves by recharge id.
 
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -15,7 +15,7 @@ from schemas.ledger import EntryKind
 from schemas.money import MAX_EVENT_NANOS, nanos_from, text_from
 from schemas.notices import DeadLetterReason, NoticeKind
 from streams.billing import recharge
-from streams.billing.account import Asked, Payment, UnpaidFund
+from streams.billing.account import Asked, Payment, UnpaidFund, short
 from streams.billing.booking import Draft, RefusedError
 from streams.billing.events import ResultEvent
 
@@ -24,8 +24,6 @@ ANSWERED_WITHIN: Final = timedelta(days=396)
 # A day longer than an answer may be old, so that no repeat outlives the row that knows it.
 PAYMENT_KEPT: Final = ANSWERED_WITHIN + timedelta(days=1)
 KEPT_UNPAID: Final = 15
-
-_Known = TypeVar("_Known", Asked, UnpaidFund)
 
 _DISPUTES: Final = {
     Status.DISPUTE_OPENED: EntryKind.DISPUTE_OPENED,
@@ -49,7 +47,10 @@ def answer(draft: Draft, event: ResultEvent) -> str:
     fund = _by_id(account.funds, result.recharge_id)
     is_current = current is not None and current.recharge_id == result.recharge_id
     attempt = recharge.attempt_of(account, result.recharge_id)
-    unpaid = _by_id(account.unpaid_funds, result.recharge_id)
+    unpaid = None
+    if account.unpaid_funds:
+        known = short(result.recharge_id)
+        unpaid = next((one for one in account.unpaid_funds if one.id == known), None)
     succeeded = result.status is Status.SUCCEEDED
     if result.status in _MONEY:
         if attempt is not None:
@@ -80,7 +81,7 @@ def answer(draft: Draft, event: ResultEvent) -> str:
     return "credited" if draft.moved else "answered"
 
 
-def _by_id(known: Iterable[_Known], recharge_id: str) -> _Known | None:
+def _by_id(known: Iterable[Asked], recharge_id: str) -> Asked | None:
     return next((one for one in known if one.recharge_id == recharge_id), None)
 
 
@@ -180,14 +181,15 @@ def _answer_fund(draft: Draft, fund: Asked, status: Status) -> None:
             if status is Status.SUCCEEDED:
                 recharge.paid_by_hand(draft)
             else:
-                keep_unpaid(draft, UnpaidFund(fund.recharge_id, fund.amount_nanos))
+                keep_unpaid(draft, fund)
         case _:
             pass
 
 
-def keep_unpaid(draft: Draft, unpaid: UnpaidFund) -> None:
+def keep_unpaid(draft: Draft, fund: Asked) -> None:
     """Remember funding by hand that came to nothing: a late success is still its payment."""
     kept = draft.account.unpaid_funds[-(KEPT_UNPAID - 1) :]
+    unpaid = UnpaidFund(short(fund.recharge_id), fund.amount_nanos)
     draft.account = replace(draft.account, unpaid_funds=(*kept, unpaid))
 
 

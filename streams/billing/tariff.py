@@ -2,7 +2,7 @@
 
 import csv
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from io import StringIO
 from typing import Final
@@ -128,7 +128,7 @@ def by_prefix(rates: Iterable[Rate]) -> dict[str, Rate]:
 class Tariff:
     """A deck by name and version, ready for look-ups. `effective_from` None: since ever."""
 
-    __slots__ = ("_dearest", "_prefixes", "deck", "effective_from", "version", "warnings")
+    __slots__ = ("_dearest", "_prefixes", "deck", "effective_from", "find", "version", "warnings")
 
     def __init__(
         self,
@@ -143,6 +143,10 @@ class Tariff:
         self.warnings = warnings
         self.effective_from = effective_from
         self._prefixes = Prefixes(rates)
+        # The row for a number's digits (without the plus); None: the number is unrated. One that
+        # is `special` must be asked for with the instant: `find_at`. No method: it is asked for
+        # with every call.
+        self.find: Callable[[str], Rate | None] = self._prefixes.find
         self._dearest: dict[str, Rate] = {}
 
     def __len__(self) -> int:
@@ -152,11 +156,6 @@ class Tariff:
     def rates(self) -> Mapping[str, Rate]:
         """All rows, by prefix."""
         return self._prefixes.rows
-
-    def find(self, digits: str) -> Rate | None:
-        """The row for a number's digits (without the plus); None: the number is unrated. One that
-        is `special` must be asked for with the instant: `find_at`."""
-        return self._prefixes.find(digits)
 
     def find_at(self, digits: str, at: datetime) -> Rate | None:
         """The row in force at an instant: one whose windows do not cover it is not there, so that

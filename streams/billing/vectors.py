@@ -13,10 +13,10 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from schemas.commands import Compare, GrantKind, Method
+from schemas.commands import Compare, Method
 from schemas.money import NANOS, text_from
 from streams.billing import granting, grants, rating, recharge
-from streams.billing.account import Account, Grant, Policy
+from streams.billing.account import Account, Grant, LotKind, Policy
 from streams.billing.coverage import digits_of
 from streams.billing.outcomes import Burnt
 from streams.billing.tariff import (
@@ -378,10 +378,10 @@ def _grants(case: dict[str, Any], _: Tariff | None) -> tuple[Any, Any]:
 def _lot(one: dict[str, Any], needs: set[str]) -> Grant:
     amount_nanos = _nanos(one["amount"])
     effective_at = _at(one["effective_at"])
-    kind = GrantKind(one.get("kind", "paid"))
+    kind = LotKind[one.get("kind", "paid").upper()]
     return Grant(
         id=str(one["id"]),
-        kind=kind if "promo_before_paid" in needs else GrantKind.PAID,
+        kind=kind if "promo_before_paid" in needs else LotKind.PAID,
         priority=int(one.get("priority", 0)),
         amount_nanos=amount_nanos,
         left_nanos=amount_nanos,

@@ -97,7 +97,7 @@ def grants(context: typer.Context, tenant: Tenant) -> None:
         {
             "grant_id": lot.id,
             "state": "active",
-            "kind": lot.kind.value,
+            "kind": lot.kind.name.lower(),
             "priority": lot.priority,
             "amount": text_from(lot.amount_nanos),
             "left": text_from(lot.left_nanos),
@@ -110,7 +110,7 @@ def grants(context: typer.Context, tenant: Tenant) -> None:
         {
             "grant_id": planned.id,
             "state": "planned",
-            "kind": planned.kind.value,
+            "kind": planned.kind.name.lower(),
             "priority": planned.priority,
             "amount": text_from(planned.amount_nanos),
             "left": None,

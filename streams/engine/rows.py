@@ -13,6 +13,7 @@ from typing import Final
 from xxhash import xxh3_64_intdigest
 
 from streams.billing.account import Account
+from streams.billing.sums import balance_of
 from streams.engine.position import Position, SourcePosition
 
 POSITION_KEY: Final = b"\0position"
@@ -98,7 +99,7 @@ class Totals:
         sums = self.balances.get(account.currency)
         if sums is None:
             sums = self.balances[account.currency] = [0, 0]
-        balance_nanos = account.balance_nanos
+        balance_nanos = balance_of(account)
         sums[0 if balance_nanos >= 0 else 1] += sign * balance_nanos
         if account.holds:
             self.holds += sign * account.holds

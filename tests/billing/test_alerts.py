@@ -7,23 +7,19 @@ import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
 from schemas.notices import Notice, NoticeKind
 from schemas.usage import Kind
 from streams.billing import alerts, recharge
 from streams.billing.account import (
     Account,
-    Attempt,
-    Declines,
     Grant,
     Policy,
     Recharging,
-    Risk,
-    Sum,
     Watch,
     decode_row,
     encode_row,
+    sums_of,
 )
 from streams.billing.booking import Draft
 from streams.billing.coverage import FREE_KINDS
@@ -34,7 +30,6 @@ from tests.billing.builders import (
     a_call,
     a_cause,
     a_command,
-    a_grant,
     a_payment,
     a_result,
     an_account,
@@ -373,33 +368,12 @@ def test_rows_of_before_the_members_that_came_later_are_read() -> None:
     assert apply(older, answer).label == "credited"
 
 
-def test_a_row_with_all_that_a_recharge_remembers_stays_below_four_kilobytes() -> None:
-    book = Book(an_account("0", trigger="100", methods=["card-1", "card-2"]))
-    for at in range(24):
-        ends = NOW + timedelta(days=40 + at)
-        lot = a_grant("123456.123456789", expires_at=ends)
-        book.feed(a_command(lot))
-    assert book.account is not None
-    nanos = 123_456_789_012
-    recharging = replace(
-        book.account.recharging,
-        hours=tuple(Sum(490_000 + at, 1, nanos) for at in range(25)),
-        days=tuple(Sum(20_500 + at, 1, nanos) for at in range(31)),
-        attempts=tuple(Attempt(9, at, nanos, NOW, nanos) for at in range(15)),
-        declines=tuple(Declines(20_500 + at, "card-1", 1) for at in range(31)),
-        risks=tuple(
-            Risk(f"premium-{one}", tuple(Sum(120_000 + at, 1, nanos) for at in range(7)))
-            for one in range(3)
-        ),
-    )
-    assert len(encode_row(replace(book.account, recharging=recharging))) <= 4_096
-
-
 def test_spend_on_risk_classes_is_kept_for_a_day_and_no_longer() -> None:
     draft = Draft(an_account("10", trigger="5", velocity={"a": "1"}), a_cause(), NOW)
     for hour in range(100):
         draft.now = NOW + timedelta(hours=hour)
         recharge.spent(draft, "a", 1)
     (risk,) = draft.account.recharging.risks
-    assert len(risk.blocks) == 7
-    assert 24 <= sum(one.count for one in risk.blocks) <= 28
+    blocks = sums_of(risk.blocks)
+    assert len(blocks) == 7
+    assert 24 <= sum(one.nanos for one in blocks) <= 28

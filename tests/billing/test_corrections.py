@@ -15,7 +15,7 @@ from schemas.money import NANOS, text_from
 from schemas.notices import DeadLetterReason, NoticeKind
 from schemas.usage import Kind, Phase
 from streams.billing import explain, grants, statement
-from streams.billing.account import Account, Grant, decode_row, encode_row
+from streams.billing.account import Account, Grant, LotKind, decode_row, encode_row
 from streams.billing.booking import Draft
 from streams.billing.events import Event, UsageEvent
 from streams.billing.outcomes import Burnt, Outcome
@@ -303,7 +303,7 @@ def test_a_lot_that_nobody_remembers_comes_back_as_a_lot_of_its_own() -> None:
 
 def test_lots_that_left_the_row_are_kept_for_43_days_and_never_too_many() -> None:
     account = an_account()
-    a_lot = Grant("g", "paid", 100, 1, 1, NOW, None, NOW)  # type: ignore[arg-type]
+    a_lot = Grant("g", LotKind.PAID, 100, 1, 1, NOW, None, NOW)
     for number in range(grants.MOST_LOTS + 5):
         account = grants.with_spent(account, (replace(a_lot, id=f"g{number}"),), NOW, void=False)
     assert grants.lots_of(account) + len(account.spent) == grants.MOST_LOTS

@@ -10,7 +10,7 @@ from schemas.funding import Reason, Status
 from schemas.ledger import EntryKind
 from schemas.notices import NoticeKind, Withheld
 from streams.billing import recharge
-from streams.billing.account import decode_row, encode_row
+from streams.billing.account import decode_row, encode_row, short
 from streams.billing.booking import Draft
 from tests.billing.builders import (
     NOW,
@@ -236,7 +236,7 @@ def test_funding_by_hand_is_resolved_too() -> None:
     book.feed(a_command(a_resolution("two", paid=False)), NOW + DAY)
     assert book.account is not None
     assert book.account.funds == ()
-    assert [one.recharge_id for one in book.account.unpaid_funds] == ["two"]
+    assert [one.id for one in book.account.unpaid_funds] == [short("two")]
 
 
 def test_a_closed_accounts_request_can_be_resolved() -> None:

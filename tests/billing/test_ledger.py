@@ -477,9 +477,9 @@ def check_laws(book: Book) -> None:
     assert all(lapsed.left_nanos > 0 for lapsed in account.lapsed)
     assert account.seq == len(book.entries)
     for held in account.pools:
-        most = max(one.count for one in held.counts) * 240
-        assert all(0 <= one.minutes <= most for one in held.used), "more than was included"
-        assert len(held.used) <= 3, "a month that is over for good"
+        most = max(one.count for one in held.changes) * 240
+        assert all(0 <= one.minutes <= most for one in held.uses), "more than was included"
+        assert len(held.uses) <= 3, "a month that is over for good"
     assert decode_row(encode_row(account)) == account
     unanswered = account.recharging.asked
     assert (unanswered is not None) == (account.recharging.stage == "requested")

@@ -6,11 +6,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from schemas.commands import GrantKind, Licences
+from schemas.commands import Licences
 from schemas.ledger import EntryKind, LedgerEntry, PoolUsed
 from schemas.usage import Kind
 from streams.billing import explain, pools, statement
-from streams.billing.account import Account, Grant, decode_row, encode_row
 from streams.billing.booking import Draft
 from streams.billing.events import UsageEvent
 from streams.billing.ledger import public_balance
@@ -89,7 +88,7 @@ class Office(Book):
         assert self.account is not None
         found = 0
         for held in self.account.pools:
-            for one in held.used:
+            for one in held.uses:
                 if pools.name_of(one.pool, held) == name and one.month == month:
                     found = one.minutes
         return found
@@ -542,56 +541,6 @@ def test_a_month_that_is_over_for_good_gets_nothing_back() -> None:
     entry = msgspec.json.decode(office.call(60).entries[0], type=LedgerEntry)
     assert given_back(office, entry.pools, datetime(2026, 5, 7, tzinfo=UTC)) == ()
     assert office.used() == 1
-
-
-# -- rows -----------------------------------------------------------------------------------------
-
-
-def a_full_account() -> Account:
-    """24 lots, and eight pools with all the changes and months they can have."""
-    office = Office("1", time_zone="America/Argentina/ComodRivadavia")
-    names = ["US", "FR", "DE", "NL", "ES"]
-    commands = [licences(count=1_000)] + [
-        licences("MCOPSTN1", count=1_000, country=country) for country in names
-    ]
-    commands.append(licences("MCOPSTN2", count=1_000, country="GB"))  # two pools
-    for command in commands:
-        for days in range(12):
-            since = NOW - timedelta(days=days, microseconds=1)
-            changed = msgspec.structs.replace(command, effective_from=since)
-            assert office.command(changed).label == "applied"
-    for at in (NOW, NOW + timedelta(days=30), NOW + timedelta(days=60)):
-        office.call(86_400, at)
-        for country in names:
-            office.call(86_400, at, **domestic(country))
-        office.call(86_400, at, **domestic("GB", "MCOPSTN2"))
-        abroad: dict[str, Any] = {
-            "kind": Kind.INTERNATIONAL,
-            "capability": "MCOPSTN2",
-            "user_country": "GB",
-        }
-        office.call(86_400, at, **abroad)
-    assert office.account is not None
-    lots = tuple(
-        Grant(
-            f"g{999_999 - number}", GrantKind.PROMOTIONAL, 100, usd("123456.789"),
-            usd("98765.4321"), NOW + timedelta(microseconds=number), NOW + timedelta(days=365),
-            NOW + timedelta(microseconds=number), NOW + timedelta(days=335),
-        )
-        for number in range(24)
-    )  # fmt: skip
-    return msgspec.structs.replace(office.account, grants=lots)
-
-
-def test_a_row_with_24_lots_and_8_pools_stays_below_4_kb() -> None:
-    account = a_full_account()
-    filled = [one for held in account.pools for one in held.used]
-    assert len({(one.pool, held.plan, held.country) for held in account.pools
-                for one in held.used}) == 8  # fmt: skip
-    assert len(filled) == 8 * 3
-    value = encode_row(account)
-    assert decode_row(value) == account
-    assert len(value) <= 4_096, len(value)
 
 
 def test_kinds_of_entries_that_pools_make() -> None:

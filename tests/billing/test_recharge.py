@@ -10,7 +10,7 @@ from schemas.commands import Compare, Method
 from schemas.funding import Reason, Status
 from schemas.ledger import EntryKind
 from schemas.notices import Withheld
-from streams.billing.account import Account, Declines, Policy
+from streams.billing.account import Account, Declines, Policy, short
 from streams.billing.events import Tick
 from streams.billing.recharge import GUARDS, recharge_id, wanted
 from tests.billing.builders import (
@@ -413,10 +413,11 @@ def test_a_window_is_forgotten_when_the_account_is_above_its_trigger_again() -> 
 def test_declines_of_another_card_exhaust_nothing() -> None:
     account = an_account("100", trigger="100", methods=["card-1", "card-2"])
     day = (NOW - datetime(1970, 1, 1, tzinfo=UTC)).days
-    worn = replace(account.recharging, method_index=1, declines=(Declines(day, "card-2", 15),))
+    often = (day, *[0] * 14)
+    worn = replace(account.recharging, method_index=1, declines=(Declines(short("card-2"), often),))
     outcome = apply(replace(account, recharging=worn), a_call())
     assert [one.payment_method for one in outcome.requests] == ["card-1"]
-    worn = replace(worn, declines=(Declines(day, "card-1", 15),))
+    worn = replace(worn, declines=(Declines(short("card-1"), often),))
     outcome = apply(replace(account, recharging=worn), a_call())
     assert outcome.withheld is Withheld.ATTEMPTS_EXHAUSTED
     assert outcome.account is not None
@@ -511,8 +512,8 @@ def test_only_the_last_fundings_that_came_to_nothing_are_kept() -> None:
         book.feed(a_command(a_fund("75"), f"f-{at}"))
         book.feed(a_result(f"f-{at}", Status.DECLINED))
     assert book.account is not None
-    assert [one.recharge_id for one in book.account.unpaid_funds] == [
-        f"f-{at}" for at in range(5, 20)
+    assert [one.id for one in book.account.unpaid_funds] == [
+        short(f"f-{at}") for at in range(5, 20)
     ]
 
 

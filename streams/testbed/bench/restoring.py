@@ -13,8 +13,7 @@ from aiokafka import AIOKafkaProducer
 from msgspec import Struct
 
 from schemas import topics
-from schemas.commands import GrantKind
-from streams.billing.account import Account, Grant, Policy, encode_row
+from streams.billing.account import Account, Grant, LotKind, Policy, encode_row
 from streams.engine import identity, seen
 from streams.engine.position import encode_position
 from streams.engine.rows import POSITION_KEY, Totals
@@ -115,7 +114,7 @@ def _accounts(rows: int, now: datetime) -> Iterator[Account]:
     for number in range(1, rows + 1):
         paid = Grant(
             id="g1",
-            kind=GrantKind.PAID,
+            kind=LotKind.PAID,
             priority=100,
             amount_nanos=125_000_000_000,
             left_nanos=dice.randrange(125_000_000_000),
