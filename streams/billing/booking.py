@@ -13,9 +13,10 @@ import msgspec
 from msgspec.structs import replace
 
 from schemas.funding import RechargeRequest
-from schemas.ledger import EntryKind, GrantUsed, LedgerEntry
+from schemas.ledger import EntryKind, GrantUsed, LedgerEntry, RateUsed
 from schemas.money import text_from
 from schemas.notices import DeadLetterReason, Notice, NoticeKind, Withheld
+from schemas.usage import Kind
 from streams.billing import grants
 from streams.billing.account import Account, Grant, Hold, LotKind, Payment
 from streams.billing.events import Cause
@@ -28,6 +29,8 @@ PAID_MONTHS: Final = 12
 DEFAULT_PRIORITY: Final = 100
 
 _NOTHING: Final[Mapping[str, Any]] = {}
+# What an entry of usage says of it: the members of `LedgerEntry` from `usage_kind` to `rate`.
+Told = tuple[Kind, str | None, str, bool, bool, RateUsed]
 _encode: Final = msgspec.json.Encoder().encode
 # Calls cost the same few amounts again and again; balances never.
 _amount_text: Final = lru_cache(maxsize=8_192)(text_from)
@@ -110,9 +113,10 @@ class Draft:
         burnt: Burnt,
         at: datetime,
         details: Mapping[str, Any] = _NOTHING,
+        told: Told | None = None,
     ) -> None:
         """Write one ledger entry: `amount_nanos` is what the balance changes by, `details` are
-        members of the entry that only its kind has.
+        members of the entry that only its kind has, `told` those of usage.
 
         Raises RefusedError(`overflow`) when the balance would leave the range a row can hold.
         """
@@ -132,21 +136,45 @@ class Draft:
             )
             for grant, nanos in burnt.touched
         ]
+        overdraft = text_from(burnt.overdraft_nanos) if burnt.overdraft_nanos else "0"
         # By position: more than fifteen names in one call cost six times as much.
-        entry = LedgerEntry(
-            account.tenant_id,
-            seq,
-            kind,
-            amount,
-            account.currency,
-            balance,
-            at,
-            self.now,
-            self.cause,
-            text_from(burnt.overdraft_nanos) if burnt.overdraft_nanos else "0",
-            used,
-            **details,
-        )
+        if told is not None and not details:
+            kind_used, call_id, callee, late, disagrees, rate = told
+            entry = LedgerEntry(
+                account.tenant_id,
+                seq,
+                kind,
+                amount,
+                account.currency,
+                balance,
+                at,
+                self.now,
+                self.cause,
+                overdraft,
+                used,
+                kind_used,
+                call_id,
+                callee,
+                late,
+                disagrees,
+                rate,
+            )
+        else:
+            entry = LedgerEntry(
+                account.tenant_id,
+                seq,
+                kind,
+                amount,
+                account.currency,
+                balance,
+                at,
+                self.now,
+                self.cause,
+                overdraft,
+                used,
+                *(told or ()),
+                **details,
+            )
         # The hash is the last member and covers the bytes before it, so that anybody can check
         # a chain on raw bytes without re-encoding anything.
         body = _encode(entry)[:-1]
@@ -221,6 +249,7 @@ class Draft:
         at: datetime,
         details: Mapping[str, Any] = _NOTHING,
         first: Mapping[str, int] | None = None,
+        told: Told | None = None,
     ) -> None:
         """Take money out, below zero if need be: what happened, happened. The lots in `first` pay
         before any other, dead or alive, so much each; then the rest of what had expired stays where
@@ -231,7 +260,7 @@ class Draft:
             if self.account.lapsed:
                 self._reopen(amount_nanos, at)
             burnt = grants.burn(self.account, amount_nanos, at, self.now)
-        self.book(kind, -amount_nanos, burnt, at, details)
+        self.book(kind, -amount_nanos, burnt, at, details, told)
 
     def _reopen(self, amount_nanos: int, at: datetime) -> None:
         """Usage of before a lot's expiry has come late: the expiry is taken back for exactly what
@@ -253,10 +282,16 @@ class Draft:
             details = {"expires_at": lapsed.expires_at}
             self.book(EntryKind.EXPIRY_REOPENED, nanos, burnt, at, details)
 
-    def note(self, kind: EntryKind, at: datetime, details: Mapping[str, Any] = _NOTHING) -> None:
+    def note(
+        self,
+        kind: EntryKind,
+        at: datetime,
+        details: Mapping[str, Any] = _NOTHING,
+        told: Told | None = None,
+    ) -> None:
         """Write an entry of what moves no money."""
         account = self.account
-        self.book(kind, 0, Burnt(account.grants, account.overdraft_nanos, ()), at, details)
+        self.book(kind, 0, Burnt(account.grants, account.overdraft_nanos, ()), at, details, told)
 
     @property
     def available_nanos(self) -> int:

@@ -1,14 +1,14 @@
 """Charging: from a usage event to what it costs the tenant."""
 
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from schemas.ledger import EntryKind, PoolUsed, RateUsed
 from schemas.notices import DeadLetterReason
 from schemas.usage import Kind, Phase
 from streams.billing import corrections, coverage, holds, pools, rating, recharge
 from streams.billing.account import Account
-from streams.billing.booking import Draft, RefusedError
+from streams.billing.booking import Draft, RefusedError, Told
 from streams.billing.events import UsageEvent
 from streams.billing.outcomes import Charge, Terms
 from streams.billing.tariff import Rate, Tariff
@@ -66,13 +66,13 @@ def charge(
         taken = pools.take(draft, event, duration_s, kind, rate, terms.coverage)
         if taken:
             priced = _cost(tariff, rate, digits, event, duration_s, pools.minutes_of(taken))
-    details = {
-        "usage_kind": kind,
-        "call_id": usage.call_id,
-        "callee": coverage.masked(rate.prefix, digits),
-        "late": event.ended_at < draft.now - GRACE,
-        "duration_disagrees": event.disagrees,
-        "rate": RateUsed(
+    told: Told = (
+        kind,
+        usage.call_id,
+        coverage.masked(rate.prefix, digits),
+        event.ended_at < draft.now - GRACE,
+        event.disagrees,
+        RateUsed(
             tariff.deck,
             tariff.version,
             coverage.shown_prefix(rate.prefix, digits),
@@ -85,18 +85,17 @@ def charge(
             # The usual row costs the same at any time.
             None if rate.special is None else event.started_at,
         ),
-    }
+    )
+    details: dict[str, Any] = {}
+    if back is not None:
+        details["links"] = back.links
     if taken:
         details["pools"] = taken
         if not priced.amount_nanos:
-            if back is not None:
-                details["links"] = back.links
-            draft.note(_POOL, event.ended_at, details)
+            draft.note(_POOL, event.ended_at, details, told)
             return "included"
-    if back is None:
-        draft.debit(_CHARGE, priced.amount_nanos, event.ended_at, details)
-    else:
-        corrections.charge_anew(draft, priced.amount_nanos, event.ended_at, details, back)
+    first = None if back is None else back.first
+    draft.debit(_CHARGE, priced.amount_nanos, event.ended_at, details, first, told)
     if rate.risk_class:
         recharge.spent(draft, rate.risk_class, priced.amount_nanos)
     return "charged"

@@ -99,14 +99,6 @@ def _given_back(
         merged += moved
 
 
-def charge_anew(
-    draft: Draft, amount_nanos: int, at: datetime, details: Mapping[str, Any], back: Back
-) -> None:
-    """Charge the new content. What lots cannot keep pays first: it can do nothing else."""
-    linked = {**details, "links": back.links}
-    draft.debit(EntryKind.CHARGE, amount_nanos, at, linked, first=back.first)
-
-
 def let_go(draft: Draft, back: Back) -> None:
     """What came back to lots that cannot keep it and was not needed goes again as it went
     before: it is void, it expires, or the lot is set back."""

@@ -9,6 +9,8 @@ from streams.billing.events import Cause, UsageEvent
 # Times of different clocks may differ by a second; beyond that the duration is believed.
 _AGREES: Final = timedelta(seconds=1)
 _SECOND: Final = timedelta(seconds=1)
+# Most legs are short, and to make a span costs more than to add it.
+_SPANS: Final = tuple(timedelta(0, seconds) for seconds in range(3_600))
 _FIRST: Final = datetime.min.replace(tzinfo=UTC)
 _LAST: Final = datetime.max.replace(tzinfo=UTC)
 
@@ -25,6 +27,8 @@ def utc(at: datetime) -> datetime:
 
 def _later(at: datetime, seconds: int) -> datetime:
     try:
+        if 0 <= seconds < len(_SPANS):
+            return at + _SPANS[seconds]
         return at + timedelta(0, seconds)
     except OverflowError:
         return _LAST
