@@ -202,3 +202,15 @@ def test_without_java_one_line_says_what_to_install(
 def test_a_free_port_can_be_listened_on() -> None:
     with socket.create_server(("127.0.0.1", broker.free_port())):
         pass
+
+
+def test_a_port_is_given_to_one_process_at_a_time() -> None:
+    port = broker.free_port()
+    assert not broker.reserve(port)
+    code = f"from streams.testbed import broker; print(broker.reserve({port}), broker.free_port())"
+    other = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    refused, given = other.stdout.split()
+    assert refused == "False"
+    assert broker.reserve(int(given)), "whoever had it has ended"
