@@ -16,7 +16,8 @@ test: check build/compiled/ready ## Run every check and every test; the broker t
 	$(PY) -m pytest -n 2 -m "not broker and not chaos"
 	$(COMPILED) -m streams version | grep -q '"compiled":true'
 	$(COMPILED) -m pytest -q --import-mode=append -m "not broker and not chaos" tests/billing
-	PYTHONPATH="$(CURDIR)/build/compiled" $(PY) -m pytest -m "broker or chaos"
+	$(INSTALLED) -m pytest -n 2 --dist loadfile -m "(broker or chaos) and not alone"
+	$(INSTALLED) -m pytest -m alone
 
 chaos: .venv/ready ## Break everything and audit; ARGS="--seed 7 --for 120s --brokers 3" goes to it
 	@$(PY) -m tests.chaos $(ARGS)
@@ -49,6 +50,8 @@ clean: ## Remove the environment and everything that was built
 
 # A checkout runs its sources; what is compiled from them stands beside it and is asked for by name.
 COMPILED := PYTHONPATH="$(CURDIR)/build/compiled" $(PY) -P
+# The same for workers that tests start, while the tests themselves are those of the checkout.
+INSTALLED := PYTHONPATH="$(CURDIR)/build/compiled" $(PY)
 SOURCES := $(shell find schemas streams -type f -not -name '*.pyc')
 
 build/compiled/ready: .venv/ready pyproject.toml $(SOURCES)

@@ -1,4 +1,5 @@
-"""What all tests share: one real broker a session, a namespace of its own for each installation."""
+"""What all tests share: a real broker for each process of tests, a namespace for each
+installation."""
 
 import secrets
 from collections import Counter
@@ -12,6 +13,8 @@ from streams.testbed import broker as testbed
 from streams.testbed.broker import Cluster
 
 PARTITIONS = 4
+# The shortest that Kafka takes: after every SIGKILL the others wait for it.
+SESSION_S = 6
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +36,7 @@ async def settings(broker: str) -> AsyncIterator[Settings]:
         namespace=f"t-{secrets.token_hex(4)}-",
         partitions=PARTITIONS,
         linger_ms=20,
+        session_timeout_s=SESSION_S,
         result_timeout_s=3,
     )
     yield made

@@ -7,6 +7,8 @@ when the pipe closes.
 
 import base64
 import contextlib
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -79,7 +81,7 @@ def _complaint(done: subprocess.CompletedProcess[str]) -> str:
 
 def fetch_jars(pom: Path = _POM / "pom.xml", name: str = f"kafka-{KAFKA_VERSION}") -> Path:
     """The folder with the jars that a pom names, the broker's unless told otherwise; fetched once,
-    kept outside the checkout under that name.
+    by one process at a time, and kept outside the checkout under that name.
 
     Raises BrokerError without Java or Maven, or when Maven fails.
     """
@@ -89,6 +91,15 @@ def fetch_jars(pom: Path = _POM / "pom.xml", name: str = f"kafka-{KAFKA_VERSION}
     if jars.is_dir():
         return jars
     cache.mkdir(parents=True, exist_ok=True)
+    # Maven's own store is not made for two at a time.
+    with (cache / "fetching").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        if not jars.is_dir():
+            _fetch(pom, name, cache, jars)
+    return jars
+
+
+def _fetch(pom: Path, name: str, cache: Path, jars: Path) -> None:
     with tempfile.TemporaryDirectory(dir=cache, prefix="fetching-") as fetching:
         made = Path(fetching) / "jars"
         for _ in range(MAVEN_TRIES):  # one of many downloads may fail; the others are kept
@@ -115,17 +126,34 @@ def fetch_jars(pom: Path = _POM / "pom.xml", name: str = f"kafka-{KAFKA_VERSION}
         try:
             made.rename(jars)
         except OSError as error:
-            if not jars.is_dir():  # else another process was faster: its jars are the same
-                raise BrokerError(f"{jars} cannot be made: {error}") from None
-    return jars
+            raise BrokerError(f"{jars} cannot be made: {error}") from None
 
 
 def free_port() -> int:
-    """A port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on at this moment, and that no other process of ours is given
+    while this one lives: it may take seconds until somebody listens on it."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+            if reserve(port):
+                return port
+
+
+def reserve(port: int) -> bool:
+    """Keep a port for this process until it ends, however it ends; False when it is kept already.
+
+    A name of the kernel's stands for it, which lasts as long as a socket is bound to it.
+    """
+    with socket.socket(socket.AF_UNIX) as name:
+        try:
+            name.bind(f"\0credits-port-{port}")
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return False
+        name.detach()
+        return True
 
 
 def _kafka_uuid() -> str:
@@ -233,7 +261,8 @@ class Cluster:
             )
             done = subprocess.run(  # noqa: S603
                 [
-                    *self._java("-Xmx128m"),
+                    # It runs for a second: what a longer run gains by is not worth its cost here.
+                    *self._java("-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
                     "kafka.tools.StorageTool",
                     "format",
                     *initial,

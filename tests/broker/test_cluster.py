@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -86,25 +86,45 @@ async def read(cluster: Cluster, count: int) -> list[bytes]:
         await consumer.stop()
 
 
-async def test_a_killed_node_keeps_what_it_acknowledged(tmp_path: Path) -> None:
-    with Cluster.start(tmp_path / "a folder with spaces") as cluster:
-        before = cluster.bootstrap
-        await create_topic(cluster, copies=1)
-        await write(cluster, b"1", b"2")
-        cluster.kill()
-        assert not answers(before)
-        cluster.restart()
-        assert cluster.bootstrap == before
-        await write(cluster, b"3")
-        assert await read(cluster, 3) == [b"1", b"2", b"3"]
+@pytest.fixture(scope="module")
+def spaced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose name has spaces, for the nodes of `lone`."""
+    return tmp_path_factory.mktemp("lone") / "a folder with spaces"
 
 
-def test_a_frozen_node_is_silent_until_it_is_thawed(tmp_path: Path) -> None:
-    with Cluster.start(tmp_path) as cluster:
-        cluster.freeze()
-        assert not answers(cluster.bootstrap)
-        cluster.thaw()
-        wait_until(lambda: answers(cluster.bootstrap))
+@pytest.fixture(scope="module")
+def lone(spaced: Path) -> Iterator[Cluster]:
+    """One node, which runs again after every test."""
+    with Cluster.start(spaced) as cluster:
+        yield cluster
+
+
+async def test_a_killed_node_keeps_what_it_acknowledged(lone: Cluster) -> None:
+    before = lone.bootstrap
+    await create_topic(lone, copies=1)
+    await write(lone, b"1", b"2")
+    lone.kill()
+    assert not answers(before)
+    lone.restart()
+    assert lone.bootstrap == before
+    await write(lone, b"3")
+    assert await read(lone, 3) == [b"1", b"2", b"3"]
+
+
+def test_a_frozen_node_is_silent_until_it_is_thawed(lone: Cluster) -> None:
+    lone.freeze()
+    try:
+        assert not answers(lone.bootstrap)
+    finally:
+        lone.thaw()
+    wait_until(lambda: answers(lone.bootstrap))
+
+
+def test_all_a_node_says_goes_to_its_log(lone: Cluster, spaced: Path) -> None:
+    (node,) = node_ids(lone)
+    # A pipe that nobody reads would stop the node after 64 KiB of warnings.
+    said = {Path(f"/proc/{node}/fd/{descriptor}").resolve() for descriptor in (1, 2)}
+    assert said == {spaced / "node-0" / "log"}
 
 
 def test_a_stopped_cluster_was_shut_down_in_order_and_leaves_no_process(tmp_path: Path) -> None:
@@ -113,14 +133,6 @@ def test_a_stopped_cluster_was_shut_down_in_order_and_leaves_no_process(tmp_path
     cluster.stop()
     assert (tmp_path / "node-0" / "data" / ".kafka_cleanshutdown").exists()
     assert not processes_in(tmp_path)
-
-
-def test_all_a_node_says_goes_to_its_log(tmp_path: Path) -> None:
-    with Cluster.start(tmp_path) as cluster:
-        (node,) = node_ids(cluster)
-        # A pipe that nobody reads would stop the node after 64 KiB of warnings.
-        said = {Path(f"/proc/{node}/fd/{descriptor}").resolve() for descriptor in (1, 2)}
-        assert said == {tmp_path / "node-0" / "log"}
 
 
 @pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
@@ -190,3 +202,15 @@ def test_without_java_one_line_says_what_to_install(
 def test_a_free_port_can_be_listened_on() -> None:
     with socket.create_server(("127.0.0.1", broker.free_port())):
         pass
+
+
+def test_a_port_is_given_to_one_process_at_a_time() -> None:
+    port = broker.free_port()
+    assert not broker.reserve(port)
+    code = f"from streams.testbed import broker; print(broker.reserve({port}), broker.free_port())"
+    other = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    refused, given = other.stdout.split()
+    assert refused == "False"
+    assert broker.reserve(int(given)), "whoever had it has ended"

@@ -1,8 +1,10 @@
 """Topics as the manifest wants them, on a real cluster of three."""
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from time import monotonic
+from unittest import mock
 
 import msgspec
 import pytest
@@ -61,6 +63,22 @@ async def configure(settings: Settings, name: str, values: dict[str, str]) -> No
                 found = {entry[0]: entry[1] for entry in answer.resources[0][4]}
 
 
+async def applied(settings: Settings) -> list[Difference]:
+    """Apply; return when every node finds nothing left to do. The next question goes to any of
+    them, and they hear of a change later than the one that was asked."""
+    done = await provision.apply(settings)
+    async with provision._Admin(settings) as admin:
+        for node in admin._client.cluster.brokers():
+            deadline = monotonic() + 30
+            with mock.patch.object(admin._client, "get_random_node", return_value=node.nodeId):
+                while not await admin._client.ready(node.nodeId) or await provision._plan(
+                    admin, settings
+                ):
+                    assert monotonic() < deadline, f"node {node.nodeId} has not heard of it"
+                    await asyncio.sleep(0.05)
+    return done
+
+
 async def overrides(settings: Settings, name: str) -> dict[str, str | None]:
     async with provision._Admin(settings) as admin:
         return (await provision._configs(admin, [name], overrides_only=True))[name]
@@ -76,7 +94,7 @@ async def test_what_is_missing_is_made_and_the_second_time_nothing_is_left_to_do
     wanted = {replicated.topics.of(topic.name) for topic in topics.MANIFEST}
     planned = await provision.plan(replicated)
     assert {one.topic for one in planned if one.what == "missing"} == wanted
-    assert await provision.apply(replicated) == planned
+    assert await applied(replicated) == planned
     assert await provision.plan(replicated) == []
     assert await provision.apply(replicated) == []
     async with provision._Admin(replicated) as admin:
@@ -86,7 +104,7 @@ async def test_what_is_missing_is_made_and_the_second_time_nothing_is_left_to_do
 async def test_three_copies_wait_for_two_and_have_the_settings_of_the_manifest(
     replicated: Settings,
 ) -> None:
-    await provision.apply(replicated)
+    await applied(replicated)
     name = replicated.topics.of(topics.LEDGER)
     async with provision._Admin(replicated) as admin:
         (found,) = await admin.describe_topics([name])
@@ -98,20 +116,20 @@ async def test_three_copies_wait_for_two_and_have_the_settings_of_the_manifest(
 
 
 async def test_a_setting_that_differs_is_told_and_mended(replicated: Settings) -> None:
-    await provision.apply(replicated)
+    await applied(replicated)
     name = replicated.topics.of(topics.LEDGER)
     await configure(replicated, name, {"retention.ms": "1000", "min.insync.replicas": "2"})
     (difference,) = [one for one in await provision.plan(replicated) if one.what == "retention.ms"]
     assert difference == Difference(topic=name, what="retention.ms", wanted="-1", found="1000")
-    await provision.apply(replicated)
+    await applied(replicated)
     assert await provision.plan(replicated) == []
 
 
 async def test_a_setting_the_manifest_does_not_name_is_left_alone(replicated: Settings) -> None:
-    await provision.apply(replicated)
+    await applied(replicated)
     name = replicated.topics.of(topics.LEDGER)
     await configure(replicated, name, {"retention.ms": "1000", "flush.messages": "7"})
-    await provision.apply(replicated)
+    await applied(replicated)
     left = await overrides(replicated, name)
     assert left["flush.messages"] == "7"
     assert left["retention.ms"] == "-1"
@@ -120,7 +138,7 @@ async def test_a_setting_the_manifest_does_not_name_is_left_alone(replicated: Se
 async def test_a_setting_the_broker_refuses_is_an_error(
     replicated: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await provision.apply(replicated)
+    await applied(replicated)
     monkeypatch.setattr(provision, "wanted_config", lambda topic, settings: {"segment.ms": "no"})
     with pytest.raises(ProvisionError, match=r"cannot be changed: Invalid value no"):
         await provision.apply(replicated)
@@ -129,7 +147,7 @@ async def test_a_setting_the_broker_refuses_is_an_error(
 async def test_another_partition_count_is_refused_and_nothing_is_changed(
     replicated: Settings,
 ) -> None:
-    await provision.apply(replicated)
+    await applied(replicated)
     name = replicated.topics.of(topics.LEDGER)
     await configure(replicated, name, {"retention.ms": "1000"})
     other = msgspec.structs.replace(replicated, partitions=3)
@@ -140,7 +158,7 @@ async def test_another_partition_count_is_refused_and_nothing_is_changed(
 
 
 async def test_fewer_copies_than_wanted_are_told_with_the_remedy(replicated: Settings) -> None:
-    await provision.apply(msgspec.structs.replace(replicated, replication=1))
+    await applied(msgspec.structs.replace(replicated, replication=1))
     differences = await provision.plan(replicated)
     assert {one.found for one in differences if one.what == "replication"} == {"1"}
     with pytest.raises(ProvisionError, match="kafka-reassign-partitions"):
@@ -149,8 +167,8 @@ async def test_fewer_copies_than_wanted_are_told_with_the_remedy(replicated: Set
 
 async def test_removing_a_namespace_leaves_the_others(replicated: Settings) -> None:
     other = msgspec.structs.replace(replicated, namespace=f"t-{secrets.token_hex(4)}-")
-    await provision.apply(replicated)
-    await provision.apply(other)
+    await applied(replicated)
+    await applied(other)
     await provision.remove_namespace(other)
     async with provision._Admin(replicated) as admin:
         deadline = monotonic() + 30

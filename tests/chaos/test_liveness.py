@@ -149,12 +149,13 @@ def usage_taken(worker: Worker) -> int:
     )
 
 
+@pytest.mark.alone
 async def test_after_a_sigkill_others_serve_within_fifteen_seconds(
     installation: Settings, workers: Workers, tmp_path: Path
 ) -> None:
-    # With the session time-out as it comes, not the short one of the campaign.
-    assert installation.session_timeout_s == Settings().session_timeout_s
-    pair = [workers(name).start() for name in ("one", "two")]
+    # With the session time-out as it comes, not the short one of the other tests.
+    as_it_comes = Settings().session_timeout_s
+    pair = [workers(name, session_timeout_s=as_it_comes).start() for name in ("one", "two")]
     for worker in pair:
         await worker.ready()
     plan = a_plan()
@@ -192,7 +193,7 @@ async def a_stale_batch(
     orders.mkdir()
     others.mkdir()
     module = "tests.chaos.worker"
-    frozen = workers("frozen", module=module, session_timeout_s=6)
+    frozen = workers("frozen", module=module)
     frozen.start(CHAOS_FOLDER=str(orders), **mutant)
     await frozen.ready()
     plan = a_plan()
@@ -201,7 +202,7 @@ async def a_stale_batch(
     await until(partial(passed, installation, 500), 60)
     order(orders, "after_compute", "stop", passes=3)
     await until(lambda: taken(orders), 60)
-    other = workers("other", module=module, session_timeout_s=6)
+    other = workers("other", module=module)
     other.start(CHAOS_FOLDER=str(others), **mutant)
     await other.ready(90)
     reached = await unbooked_total(installation)

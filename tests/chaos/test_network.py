@@ -1,8 +1,8 @@
 """The bad network, and what a late request may not do. On a real broker."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
+import secrets
+from collections.abc import AsyncIterator, Iterator
 
 import msgspec
 import pytest
@@ -21,21 +21,33 @@ from tests.chaos.stage import StuckError, wait
 pytestmark = pytest.mark.chaos
 
 
+@pytest.fixture(scope="module")
+def behind_a_front(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Cluster, dict[int, int]]]:
+    """A node that sends its clients to a port where a network is to stand."""
+    ports = {0: free_port()}
+    cluster = Cluster.start(tmp_path_factory.mktemp("fronted"), front=ports)
+    yield cluster, ports
+    cluster.stop(kill=True)
+
+
 @pytest.fixture
-async def fronted(tmp_path: Path) -> AsyncIterator[tuple[Settings, Settings, Network]]:
+async def fronted(
+    behind_a_front: tuple[Cluster, dict[int, int]],
+) -> AsyncIterator[tuple[Settings, Settings, Network]]:
     """An installation seen directly, the same seen through a network, and that network."""
     tune_client()
-    ports = {0: free_port()}
-    cluster = await asyncio.to_thread(Cluster.start, tmp_path, front=ports)
+    cluster, ports = behind_a_front
     network = Network(ports, cluster.behind)
     try:
         await network.start()
-        direct = Settings(broker=cluster.bootstrap, namespace="t-network-", partitions=1)
+        namespace = f"t-{secrets.token_hex(4)}-"
+        direct = Settings(broker=cluster.bootstrap, namespace=namespace, partitions=1)
         await provision.apply(direct)
         yield direct, msgspec.structs.replace(direct, broker=network.bootstrap), network
     finally:
         await network.stop()
-        await asyncio.to_thread(cluster.stop, kill=True)
 
 
 async def ledger(settings: Settings) -> list[bytes]:
