@@ -11,6 +11,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.producer.transaction_manager import TransactionManager
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from faust.tables.manager import TableManager
@@ -101,3 +102,10 @@ def test_a_coordinator_still_says_whether_it_is_in_its_group() -> None:
     )
     assert "self._coordinator" in inspect.getsource(AIOKafkaConsumer)
     assert "_consumer" in inspect.getsource(AIOKafkaConsumerThread)
+
+
+def test_a_record_batch_still_counts_beside_its_builder() -> None:
+    source = inspect.getsource(BatchBuilder)
+    for name in ("self._builder.append(", "self._relative_offset += 1"):
+        assert name in source
+    assert "return self._relative_offset" in inspect.getsource(BatchBuilder.record_count)
