@@ -25,6 +25,8 @@ from streams.settings import Settings
 
 TIMEOUT_MS: Final = 30_000
 _VISIBLE_WITHIN_S: Final = 30
+# A node hears of a topic that another has just created within a moment.
+_HEARD_WITHIN_S: Final = 3
 # How aiokafka says that nobody answers.
 _AWAY: Final = (KafkaConnectionError, KafkaTimeoutError, NodeNotReadyError, RequestTimedOutError)
 # Kafka's number for where a value comes from: set on the topic itself.
@@ -187,8 +189,13 @@ async def require(settings: Settings, names: Sequence[str]) -> None:
     Raises BrokerAwayError, and ProvisionError that says what to do.
     """
     async with _Admin(settings) as admin:
-        described = await _describe(admin, list(names))
-    missing = [name for name in names if name not in described]
+        deadline = monotonic() + _HEARD_WITHIN_S
+        while True:
+            described = await _describe(admin, list(names))
+            missing = [name for name in names if name not in described]
+            if not missing or monotonic() > deadline:
+                break
+            await asyncio.sleep(0.1)
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise ProvisionError(

@@ -101,6 +101,25 @@ async def test_what_is_missing_is_made_and_the_second_time_nothing_is_left_to_do
         assert await names_on(admin, replicated.namespace) == wanted
 
 
+async def test_who_needs_a_topic_waits_until_the_node_it_asks_has_heard_of_it(
+    replicated: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.Event()
+    describe = provision._describe
+
+    async def describing(admin: AIOKafkaAdminClient, names: list[str]) -> object:
+        found = await describe(admin, names)
+        asked.set()
+        return found
+
+    monkeypatch.setattr(provision, "_describe", describing)
+    monkeypatch.setattr(provision, "_HEARD_WITHIN_S", 60)
+    needed = asyncio.create_task(provision.require(replicated, replicated.topics.sources))
+    await asked.wait()
+    await provision.apply(replicated)
+    await needed
+
+
 async def test_three_copies_wait_for_two_and_have_the_settings_of_the_manifest(
     replicated: Settings,
 ) -> None:
