@@ -15,7 +15,8 @@ demo: .venv/ready ## Show it all on a real Kafka; ARGS="--for 20s --seed 7" goes
 test: check build/compiled/ready ## Run every check and every test; the broker tests start a Kafka of their own
 	$(PY) -m pytest -n 2 -m "not broker and not chaos"
 	$(COMPILED) -m streams version | grep -q '"compiled":true'
-	$(COMPILED) -m pytest -q --import-mode=append -m "not broker and not chaos" tests/billing
+	$(COMPILED) -m pytest -q --import-mode=append -m "not broker and not chaos" tests/billing \
+		tests/testbed/test_load_generator.py
 	$(INSTALLED) -m pytest -n 2 --dist loadfile -m "(broker or chaos) and not alone"
 	$(INSTALLED) -m pytest -m alone
 

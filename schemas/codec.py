@@ -101,8 +101,9 @@ class Decoder:
             raise RejectedError(DeadLetterReason.MALFORMED_JSON, "$")
         # Bare JSON has no envelope to open.
         bare = not headers and value[0] == _BRACE
-        envelope = _BARE if bare else open_envelope(value, headers)
-        data = value if bare else envelope.data
+        # Any: to type checkers a `msgspec.Raw` is bytes, to compiled code it is not.
+        envelope: Any = _BARE if bare else open_envelope(value, headers)
+        data: Any = value if bare else envelope.data
         unknown = False
         try:
             try:
