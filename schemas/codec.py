@@ -120,25 +120,25 @@ class Decoder:
             raise RejectedError(DeadLetterReason.MALFORMED_JSON, "$") from None
 
         event_id = getattr(event, self._member)
-        source = event.source
-        tenant_id = event.tenant_id
-        if not bare:
-            if envelope.id is not None:
-                if event_id is not None and event_id != envelope.id:
-                    raise RejectedError(_SCHEMA_VIOLATION, f"$.{self._member}")
-                event_id = envelope.id
-            if envelope.source is not None:
-                if source is not None and source != envelope.source:
-                    raise RejectedError(_SCHEMA_VIOLATION, "$.source")
-                source = envelope.source
+        if envelope.id is not None:
+            if event_id is not None and event_id != envelope.id:
+                raise RejectedError(_SCHEMA_VIOLATION, f"$.{self._member}")
+            event_id = envelope.id
         if not event_id or len(event_id) > 255:
             raise RejectedError(_SCHEMA_VIOLATION, f"$.{self._member}")
+
+        source = event.source
+        if envelope.source is not None:
+            if source is not None and source != envelope.source:
+                raise RejectedError(_SCHEMA_VIOLATION, "$.source")
+            source = envelope.source
         if source is None:
             source = self._topic
         elif not source or len(source) > 255:
             raise RejectedError(_SCHEMA_VIOLATION, "$.source")
 
-        if not bare and envelope.subject is not None:
+        tenant_id = event.tenant_id
+        if envelope.subject is not None:
             if tenant_id is not None and tenant_id != envelope.subject:
                 raise RejectedError(_SCHEMA_VIOLATION, "$.tenant_id")
             tenant_id = envelope.subject

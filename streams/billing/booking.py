@@ -16,7 +16,6 @@ from schemas.funding import RechargeRequest
 from schemas.ledger import EntryKind, GrantUsed, LedgerEntry, RateUsed
 from schemas.money import text_from
 from schemas.notices import DeadLetterReason, Notice, NoticeKind, Withheld
-from schemas.usage import Kind
 from streams.billing import grants
 from streams.billing.account import Account, Grant, Hold, LotKind, Payment
 from streams.billing.events import Cause
@@ -30,7 +29,8 @@ DEFAULT_PRIORITY: Final = 100
 
 _NOTHING: Final[Mapping[str, Any]] = {}
 # What an entry of usage says of it: the members of `LedgerEntry` from `usage_kind` to `rate`.
-Told = tuple[Kind, str | None, str, bool, bool, RateUsed]
+Told = tuple[str | None, str | None, str | None, bool, bool, RateUsed | None]
+NO_USAGE: Final[Told] = (None, None, None, False, False, None)
 _encode: Final = msgspec.json.Encoder().encode
 # Calls cost the same few amounts again and again; balances never.
 _amount_text: Final = lru_cache(maxsize=8_192)(text_from)
@@ -113,7 +113,7 @@ class Draft:
         burnt: Burnt,
         at: datetime,
         details: Mapping[str, Any] = _NOTHING,
-        told: Told | None = None,
+        told: Told = NO_USAGE,
     ) -> None:
         """Write one ledger entry: `amount_nanos` is what the balance changes by, `details` are
         members of the entry that only its kind has, `told` those of usage.
@@ -137,44 +137,28 @@ class Draft:
             for grant, nanos in burnt.touched
         ]
         overdraft = text_from(burnt.overdraft_nanos) if burnt.overdraft_nanos else "0"
+        kind_used, call_id, callee, late, disagrees, rate = told
         # By position: more than fifteen names in one call cost six times as much.
-        if told is not None and not details:
-            kind_used, call_id, callee, late, disagrees, rate = told
-            entry = LedgerEntry(
-                account.tenant_id,
-                seq,
-                kind,
-                amount,
-                account.currency,
-                balance,
-                at,
-                self.now,
-                self.cause,
-                overdraft,
-                used,
-                kind_used,
-                call_id,
-                callee,
-                late,
-                disagrees,
-                rate,
-            )
-        else:
-            entry = LedgerEntry(
-                account.tenant_id,
-                seq,
-                kind,
-                amount,
-                account.currency,
-                balance,
-                at,
-                self.now,
-                self.cause,
-                overdraft,
-                used,
-                *(told or ()),
-                **details,
-            )
+        entry = LedgerEntry(
+            account.tenant_id,
+            seq,
+            kind,
+            amount,
+            account.currency,
+            balance,
+            at,
+            self.now,
+            self.cause,
+            overdraft,
+            used,
+            kind_used,
+            call_id,
+            callee,
+            late,
+            disagrees,
+            rate,
+            **details,
+        )
         # The hash is the last member and covers the bytes before it, so that anybody can check
         # a chain on raw bytes without re-encoding anything.
         body = _encode(entry)[:-1]
@@ -249,7 +233,7 @@ class Draft:
         at: datetime,
         details: Mapping[str, Any] = _NOTHING,
         first: Mapping[str, int] | None = None,
-        told: Told | None = None,
+        told: Told = NO_USAGE,
     ) -> None:
         """Take money out, below zero if need be: what happened, happened. The lots in `first` pay
         before any other, dead or alive, so much each; then the rest of what had expired stays where
@@ -287,7 +271,7 @@ class Draft:
         kind: EntryKind,
         at: datetime,
         details: Mapping[str, Any] = _NOTHING,
-        told: Told | None = None,
+        told: Told = NO_USAGE,
     ) -> None:
         """Write an entry of what moves no money."""
         account = self.account

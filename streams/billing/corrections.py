@@ -18,7 +18,7 @@ from schemas.money import nanos_from, text_from
 from schemas.notices import DeadLetterReason, NoticeKind
 from streams.billing import granting, grants, pools, recharge
 from streams.billing.account import Grant
-from streams.billing.booking import Draft, RefusedError
+from streams.billing.booking import Draft, RefusedError, Told
 from streams.billing.events import UsageEvent
 from streams.billing.outcomes import Burnt
 
@@ -62,17 +62,13 @@ def take_back(draft: Draft, event: UsageEvent) -> Back:
         fresh = draft.new_lot(amount_nanos)
         burnt = _given_back(draft, shares, amount_nanos, fresh)
         links = Links(corrects, entry.seq)
-        details: dict[str, Any] = {
-            "usage_kind": entry.usage_kind,
-            "call_id": entry.call_id,
-            "callee": entry.callee,
-            "links": links,
-        }
+        told: Told = (entry.usage_kind, entry.call_id, entry.callee, False, False, None)
+        details: dict[str, Any] = {"links": links}
         if any(grant.id == fresh.id for grant, _ in burnt.touched):
             details["expires_at"] = fresh.expires_at
         if entry.pools:
             details["pools"] = pools.give_back(draft, entry.pools)
-        draft.book(EntryKind.REVERSAL, amount_nanos, burnt, entry.at, details)
+        draft.book(EntryKind.REVERSAL, amount_nanos, burnt, entry.at, details, told)
         total_nanos += amount_nanos
         booked_at = booked_at or entry.booked_at
     first: dict[str, int] = {}
