@@ -500,7 +500,7 @@ _encode = msgspec.msgpack.Encoder().encode
 def _due_bytes(due: datetime | None) -> bytes:
     if due is None:
         return NEVER
-    return ((due - _EPOCH) // _MICROSECOND).to_bytes(8, "big")
+    return microseconds(due).to_bytes(8, "big")
 
 
 def encode_row(account: Account) -> bytes:

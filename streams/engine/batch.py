@@ -43,6 +43,7 @@ from streams.billing.account import (
     encode_hold,
     encode_payment,
     encode_row,
+    microseconds,
 )
 from streams.billing.charging import FUTURE
 from streams.billing.events import (
@@ -88,11 +89,6 @@ _CHARGE: Final = EntryKind.CHARGE
 _CORRECTION: Final = Phase.CORRECTION
 _END: Final = Phase.END
 WRONG_PARTITION: Final = DeadLetterReason.WRONG_PARTITION
-
-
-def us_from(at: datetime) -> int:
-    """An instant as µs since 1970, exact."""
-    return (at - EPOCH) // _MICROSECOND
 
 
 def instant_from(us: int) -> datetime:
@@ -214,7 +210,7 @@ class Decider:
 
         Raises DefectError, StoppedError.
         """
-        now_us = us_from(work.now)
+        now_us = microseconds(work.now)
         for due, key in due_rows:
             owner, mark = owner_of(key)
             if mark == PAYMENT_MARK:
@@ -233,9 +229,9 @@ class Decider:
                 continue
             for _ in range(MOST_TICKS_OF_ONE):
                 following = self._tick_one(work, key, Tick(instant_from(due))).next_due()
-                if following is None or us_from(following) > now_us:
+                if following is None or microseconds(following) > now_us:
                     break
-                due = us_from(following)
+                due = microseconds(following)
         work.caught_up = list(caught_up)
         for key in caught_up:
             if key not in skipped.ticks:
@@ -445,7 +441,7 @@ class Decider:
             payment = outcome.payment
             work.payments[payment_key(key.decode(), payment.payment_id)] = payment
         for request in outcome.requests:
-            stamp = us_from(request.expires_at)
+            stamp = microseconds(request.expires_at)
             work.outputs.append(
                 self._names.of(topics.REQUESTED),
                 self._partition,
@@ -581,7 +577,7 @@ class Decider:
         """Rows, ids and position of a decided batch."""
         partition, outputs = self._partition, work.outputs
         # Not every change of a balance is an entry, and readers drop repeats by id.
-        now_us = us_from(work.now)
+        now_us = microseconds(work.now)
         for key, account in work.accounts.items():
             before = work.before[key]
             if before is account:
@@ -619,7 +615,7 @@ class Decider:
             packed = seen.pack(
                 ordinal=seen_next,
                 ledger_from=ledger_from,
-                now_us=us_from(work.now),
+                now_us=microseconds(work.now),
                 fingerprints=list(work.fresh),
                 checks=list(work.fresh.values()),
                 weeks=work.weeks,

@@ -9,15 +9,16 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from time import monotonic
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 from aiokafka import TopicPartition
 
 from schemas import topics
 from schemas.topics import Names
+from streams.billing.account import microseconds
 from streams.billing.outcomes import Terms
-from streams.engine.batch import Decider, DefectError, us_from
+from streams.engine.batch import Decider, DefectError
 from streams.engine.errors import (
     FencedError,
     GaveUpError,
@@ -51,8 +52,6 @@ COMMAND_COSTS: Final = 10
 FULL_BATCH: Final = 4_096
 MOST_RECORDS: Final = 20_000
 MOST_TICKS: Final = 2_000
-# One account's ticks at one instant: more means that its due time does not move.
-MOST_TICKS_OF_ONE: Final = 100
 IDLE_TICK_S: Final = 1.0
 MOST_DEFECTS_A_MINUTE: Final = 10
 # How long the group's offsets may be behind the position row.
@@ -60,14 +59,8 @@ TELL_OFFSETS_EVERY_S: Final = 0.5
 TELL_OFFSETS_WITHIN_S: Final = 2.0
 # Further behind than this, a balance is too old to ask for money by it.
 STALE_AFTER_S: Final = 60.0
-# What a moved record's header and the broker's own framing may add to it.
-MOVED_HEADROOM_BYTES: Final = 512
-DEFECT_RETRY_US: Final = 3_600_000_000
-
-T = TypeVar("T")
 
 _USAGE: Final = (topics.CALL_USAGE, topics.CONFERENCE_USAGE)
-_encode: Final = msgspec.json.Encoder().encode
 
 
 class Shard:
@@ -354,7 +347,7 @@ class Shard:
                 due = self._rows.next_due()
                 wait_s = IDLE_TICK_S
                 if due != NEVER:
-                    wait_s = min(wait_s, (due - us_from(self._wall())) / 1e6)
+                    wait_s = min(wait_s, (due - microseconds(self._wall())) / 1e6)
                 if self._untold(self._sources):
                     wait_s = min(wait_s, self._told_at + TELL_OFFSETS_EVERY_S - now)
                 if (wait_s <= 0 or self.stale_waits()) and lingered <= 0:
@@ -418,7 +411,7 @@ class Shard:
         self._meters["credits_transaction_seconds",].observe(ended - committing)
         self._meters["credits_batch_seconds",].observe(ended - started)
         if taken and taken[-1].records:
-            age = us_from(self._wall()) / 1e6 - taken[-1].records[-1].timestamp / 1000
+            age = microseconds(self._wall()) / 1e6 - taken[-1].records[-1].timestamp / 1000
             self._meters["credits_event_age_seconds",].observe(max(0.0, age))
         work.tally.publish(self._meters)
         return work.left
@@ -481,10 +474,10 @@ class Shard:
         caught_up = [] if terms.stale else sorted(self._unanswered.stale)[:MOST_TICKS]
         skipped = Skipped()
         while True:
-            outputs = self._transactor.outputs(us_from(now) // 1000)
+            outputs = self._transactor.outputs(microseconds(now) // 1000)
             work = Work(now, terms, outputs, self._totals.copy())
             try:
-                due_rows = self._rows.due(us_from(now), MOST_TICKS)
+                due_rows = self._rows.due(microseconds(now), MOST_TICKS)
                 self._decider.tick(work, due_rows, caught_up, skipped)
                 await self._decide_records(work, slices, skipped)
                 break

@@ -17,10 +17,9 @@ from prometheus_client import CollectorRegistry
 from schemas import topics
 from schemas.money import NANOS
 from streams.billing import holds
-from streams.billing.account import Account
+from streams.billing.account import Account, microseconds
 from streams.billing.tariff import Decks, Rate, Tariff
 from streams.engine import originals
-from streams.engine.batch import us_from
 from streams.engine.errors import UnknownOutcomeError
 from streams.engine.lag import Lag
 from streams.engine.originals import Originals
@@ -597,7 +596,7 @@ async def test_a_hold_whose_platform_died_is_gone_after_three_minutes(bench: Ben
     bench.now = NOW + MINUTE
     await bench.book(topics.CALL_USAGE, a_phase(3, "progress", 60, leg_id="b"))
     bench.now = NOW + 3 * MINUTE - timedelta(microseconds=1)
-    assert bench.shard._rows.due(us_from(bench.now), 10) == []
+    assert bench.shard._rows.due(microseconds(bench.now), 10) == []
     bench.now = NOW + 3 * MINUTE
     outputs = await bench.book()
     assert balance_in(outputs)["exposure"] == "2"
@@ -616,7 +615,7 @@ async def test_a_phase_of_the_batch_in_which_its_hold_dies_holds_anew(bench: Ben
     outputs = await bench.book(topics.CALL_USAGE, a_phase(2, "progress", 240))
     assert balance_in(outputs)["exposure"] == "5"
     [value] = hold_rows(bench).values()
-    assert due_of(value) == us_from(NOW + 7 * MINUTE)
+    assert due_of(value) == microseconds(NOW + 7 * MINUTE)
     restarted(bench)
 
 
@@ -627,7 +626,7 @@ async def test_phases_that_only_keep_a_hold_alive_change_no_balance(bench: Bench
     outputs = await bench.book(topics.CALL_USAGE, a_phase(3, "progress", 60))
     assert topics.BALANCE not in outputs.by_topic
     [value] = hold_rows(bench).values()
-    assert due_of(value) == us_from(NOW + 4 * MINUTE)
+    assert due_of(value) == microseconds(NOW + 4 * MINUTE)
 
 
 async def test_a_whole_call_in_one_batch_holds_nothing_and_a_repeat_does_not_show(
@@ -674,7 +673,7 @@ async def test_a_hold_whose_tick_breaks_us_waits_an_hour(
         await bench.book(topics.CALL_USAGE, a_call(2))
     assert bench.shard.totals.holds == 1
     [value] = hold_rows(bench).values()
-    assert due_of(value) == us_from(bench.now + HOUR)
+    assert due_of(value) == microseconds(bench.now + HOUR)
     bench.now += HOUR
     await bench.book()
     assert (bench.shard.totals.holds, hold_rows(bench)) == (0, {})
