@@ -18,16 +18,26 @@ from msgspec.structs import replace
 from streams.engine.kafka import log_reader
 from streams.settings import Settings
 
-# More would only sit in memory: a spike without a bound took 865 MB.
+# More of a partition would only sit in memory: a spike without a bound took 865 MB. Many small
+# slices are no more than one large one: under a steady load every fetch brings a few records, and
+# one that must wait for room holds up all partitions of its broker.
 SLICES_IN_FLIGHT: Final = 4
-_FETCH_WAIT_MS: Final = 200
+FULL_BYTES: Final = 1 << 20
+_RECORD_BYTES: Final = 100
+_ROOM_WAIT_MS: Final = 200
+# While records come, the broker collects for a moment: a fetch of all partitions for each record
+# would cost more than booking it. The first one after a silence is handed out at once.
+_COLLECT_BYTES: Final = 128 << 10
+_COLLECT_MS: Final = 25
+_SILENCE_MS: Final = 250
 
 
 class Slice(Struct, frozen=True, eq=False):
     """Consecutive records of one source partition, as fetched.
 
     `follows` is the offset the slice follows on from and `end` the one the next slice will;
-    `epoch` and `seek` tell slices of an older assignment or seek apart.
+    `epoch` and `seek` tell slices of an older assignment or seek apart; `size` is about
+    the bytes it takes.
     """
 
     tp: TopicPartition
@@ -36,6 +46,7 @@ class Slice(Struct, frozen=True, eq=False):
     seek: int
     follows: int
     end: int
+    size: int = 0
 
 
 def split(part: Slice, offset: int) -> tuple[list[Slice], Slice]:
@@ -56,8 +67,8 @@ class Reader:
         self._epoch = 0
         self._seeks: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] = {}
-        # By where they end: one that comes twice is still one.
-        self._in_flight: dict[TopicPartition, set[int]] = {}
+        # Bytes by where they end: one that comes twice is still one.
+        self._in_flight: dict[TopicPartition, dict[int, int]] = {}
         self._held: set[TopicPartition] = set()
         self._changed = asyncio.Event()
 
@@ -88,7 +99,7 @@ class Reader:
         """
         self._epoch += 1
         self._ends = dict(positions)
-        self._in_flight = {tp: set() for tp in positions}
+        self._in_flight = {tp: {} for tp in positions}
         self._held = set(held)
         self._seeks = {tp: self._seeks.get(tp, 0) + 1 for tp in positions}
         if positions:
@@ -110,7 +121,7 @@ class Reader:
             return
         self._seeks[tp] += 1
         self._ends[tp] = offset
-        self._in_flight[tp] = set()
+        self._in_flight[tp] = {}
         self._consumer.seek(tp, offset)
         self._changed.set()
 
@@ -121,7 +132,7 @@ class Reader:
     def done(self, part: Slice) -> None:
         """A slice is booked or dropped: make room for the next."""
         if self.current(part):
-            self._in_flight[part.tp].discard(part.end)
+            self._in_flight[part.tp].pop(part.end, None)
             self._changed.set()
 
     async def read_up_to(self, tp: TopicPartition) -> int:
@@ -132,30 +143,39 @@ class Reader:
         return int(await self._consumer.position(tp))
 
     async def fetch(self) -> list[Slice]:
-        """The next slices, or none after a short wait.
+        """The next slices, those of a topic beside each other, or none after a short wait.
 
         Raises what aiokafka raises, OffsetOutOfRangeError included: nothing resets by itself.
         """
         room = [
             tp
-            for tp, ends in self._in_flight.items()
-            if len(ends) < SLICES_IN_FLIGHT and tp not in self._held
+            for tp, sizes in self._in_flight.items()
+            if tp not in self._held
+            and (len(sizes) < SLICES_IN_FLIGHT or sum(sizes.values()) < FULL_BYTES)
         ]
         if not room:  # getmany without partitions would mean all of them
             self._changed.clear()
             try:
-                await asyncio.wait_for(self._changed.wait(), _FETCH_WAIT_MS / 1000)
+                await asyncio.wait_for(self._changed.wait(), _ROOM_WAIT_MS / 1000)
             except TimeoutError:
                 return []
             return []
-        fetched = await self._consumer.getmany(*room, timeout_ms=_FETCH_WAIT_MS)
+        fetched = await self._consumer.getmany(*room, timeout_ms=_SILENCE_MS)
         # No await from here to the end: the stamps must describe the moment of the fetch.
         slices = []
-        for tp, records in fetched.items():
+        for tp, records in sorted(fetched.items()):
             if not records or tp not in self._ends:
                 continue
             follows, end = self._ends[tp], records[-1].offset + 1
+            size = sum(_RECORD_BYTES + len(record.value or b"") for record in records)
             self._ends[tp] = end
-            self._in_flight[tp].add(end)
-            slices.append(Slice(tp, records, self._epoch, self._seeks[tp], follows, end))
+            self._in_flight[tp][end] = size
+            slices.append(Slice(tp, records, self._epoch, self._seeks[tp], follows, end, size))
+        self._pace(busy=bool(slices))
         return slices
+
+    def _pace(self, *, busy: bool) -> None:
+        """How long the broker may collect for the fetches that are sent from now on."""
+        fetcher = self._consumer._fetcher  # noqa: SLF001  # a contract test watches the names
+        fetcher._fetch_min_bytes = _COLLECT_BYTES if busy else 1  # noqa: SLF001
+        fetcher._fetch_max_wait_ms = _COLLECT_MS if busy else _SILENCE_MS  # noqa: SLF001

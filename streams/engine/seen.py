@@ -117,11 +117,14 @@ class _Table:
         at = np.concatenate(slots)
         return np.concatenate(places), self._checks.ravel()[at], self._ordinals.ravel()[at]
 
+    def _home(self, fingerprint: int) -> int:
+        """The bucket it belongs to."""
+        home = ((fingerprint >> 32) * self._former) >> 32
+        return home if home < self._kept else ((fingerprint >> 32) * self._buckets) >> 32
+
     def find_one(self, wanted: int) -> tuple[int, int] | None:
         """The check and ordinal of one fingerprint, or None."""
-        bucket = ((wanted >> 32) * self._former) >> 32
-        if bucket >= self._kept:
-            bucket = ((wanted >> 32) * self._buckets) >> 32
+        bucket = self._home(wanted)
         while True:
             content = self._fingerprints[bucket].tolist()
             if wanted in content:
@@ -133,7 +136,15 @@ class _Table:
 
     def insert(self, fingerprints: Words, checks: Halves, ordinals: Halves) -> None:
         """Add distinct fingerprints that are not here yet."""
-        count = len(fingerprints)
+        self._make_room(len(fingerprints))
+        if len(fingerprints) > _FEW:
+            self._place(fingerprints, checks, ordinals)
+            return
+        columns = (fingerprints.tolist(), checks.tolist(), ordinals.tolist())
+        for fingerprint, check, ordinal in zip(*columns, strict=True):
+            self._place_one(fingerprint, check, ordinal)
+
+    def _make_room(self, count: int) -> None:
         self.count += count
         full, of = _FULL
         while self.count * of > self._buckets * _WIDTH * full:
@@ -143,7 +154,18 @@ class _Table:
         if self._former != self._buckets:
             step = min(count * _MOVED_PER_ID, max(count * _MOVED_PER_ID // 2, _MOVED_AT_ONCE))
             self._move(max(step, _MOVED_AT_LEAST))
-        self._place(fingerprints, checks, ordinals)
+
+    def _place_one(self, fingerprint: int, check: int, ordinal: int) -> None:
+        bucket = self._home(fingerprint)
+        while self._used.item(bucket) == _WIDTH:
+            bucket += 1
+            if bucket + 1 >= len(self._used):
+                self._resize(len(self._used) + _SPARE)
+        slot = self._used.item(bucket)
+        self._fingerprints[bucket, slot] = fingerprint
+        self._checks[bucket, slot] = check
+        self._ordinals[bucket, slot] = ordinal
+        self._used[bucket] = slot + 1
 
     def _place(self, fingerprints: Words, checks: Halves, ordinals: Halves) -> None:
         homes = self._homes(fingerprints)
@@ -385,7 +407,9 @@ class Seen:
 
 def _weeks_of(ids: Ids) -> list[int]:
     weeks = ids.weeks
-    if len(weeks) and (weeks == weeks[0]).all():
+    if len(weeks) <= _FEW:
+        return sorted(set(weeks.tolist()))
+    if (weeks == weeks[0]).all():
         return [int(weeks[0])]
     return [int(week) for week in np.unique(weeks)]
 

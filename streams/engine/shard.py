@@ -30,7 +30,7 @@ from streams.engine.identity import EPOCH
 from streams.engine.lag import Lag
 from streams.engine.originals import Originals, wanted_by
 from streams.engine.position import Position, SourcePosition
-from streams.engine.reader import SLICES_IN_FLIGHT, Reader, Slice, split
+from streams.engine.reader import FULL_BYTES, Reader, Slice, split
 from streams.engine.restore import (
     Marks,
     check_sources,
@@ -55,7 +55,7 @@ MOST_TICKS: Final = 2_000
 IDLE_TICK_S: Final = 1.0
 MOST_DEFECTS_A_MINUTE: Final = 10
 # How long the group's offsets may be behind the position row.
-TELL_OFFSETS_EVERY_S: Final = 0.5
+TELL_OFFSETS_EVERY_S: Final = 1.0
 TELL_OFFSETS_WITHIN_S: Final = 2.0
 # Further behind than this, a balance is too old to ask for money by it.
 STALE_AFTER_S: Final = 60.0
@@ -246,7 +246,8 @@ class Shard:
     def deliver(self, part: Slice) -> None:
         """Take a slice; it is booked by the shard's own task."""
         self._inbox.append(part)
-        self._wake.set()
+        if len(self._inbox) == 1 or self._full():  # else it lingers already
+            self._wake.set()
 
     def clear(self) -> None:
         """Forget what waits: a rebalance has begun."""
@@ -363,7 +364,7 @@ class Shard:
 
     def _full(self) -> bool:
         return (
-            len(self._inbox) >= SLICES_IN_FLIGHT
+            sum(part.size for part in self._inbox) >= FULL_BYTES
             or sum(len(part.records) for part in self._inbox) >= FULL_BATCH
         )
 

@@ -1,11 +1,12 @@
 """Faust's transport, with batches: Faust keeps the group, our reader fetches.
 
 Faust's own consumer holds the membership (heartbeats, assignment, rebalance signals) and never
-fetches; slices from the reader go to the agents as one message each. Names of Faust's that are
-private are used here and nowhere else, with the version pinned and a test that watches them.
+fetches; what the reader fetched goes to the agents as one message a topic. Names of Faust's that
+are private are used here and nowhere else, with the version pinned and a test that watches them.
 """
 
 import asyncio
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from faust.tables.manager import TableManager as FaustTableManager
@@ -83,25 +84,28 @@ class Consumer(FaustConsumer):
                 if not self.flow_active:
                     await self.wait_first(self.can_resume_flow.wait(), timeout=1.0)
                     continue
-                for part in await shards.fetch():
-                    first = part.records[0]
-                    # One message a slice: its value is the slice, not bytes.
+                for topic, parts in groupby(await shards.fetch(), lambda part: part.tp.topic):
+                    fetched = list(parts)
+                    tp = TP(topic, fetched[0].tp.partition)
+                    first = fetched[0].records[0]
+                    # Faust takes 0.1 ms for a message, however large: its value is not bytes but
+                    # the slices of all partitions.
                     message = ConsumerMessage(
-                        part.tp.topic,
-                        part.tp.partition,
+                        tp.topic,
+                        tp.partition,
                         first.offset,
                         first.timestamp / 1000,
                         first.timestamp_type,
                         None,
                         None,
-                        cast("bytes", part),
+                        cast("bytes", fetched),
                         None,
                         0,
                         0,
-                        TP(part.tp.topic, part.tp.partition),
+                        tp,
                         generation_id=self.app.consumer_generation_id,
                     )
-                    # While flow is suspended the slice is dropped here; the chain shows it.
+                    # While flow is suspended it is dropped here; the chains show it.
                     await self.wait_first(self.callback(message), self.suspend_flow.wait())
         except asyncio.CancelledError:
             if self.app.should_stop:

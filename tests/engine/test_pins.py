@@ -9,6 +9,7 @@ from importlib.metadata import version
 import aiokafka.producer.sender
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.producer.message_accumulator import BatchBuilder
@@ -72,6 +73,9 @@ def test_a_producer_still_keeps_what_ended_its_transaction() -> None:
 
 def test_a_consumer_still_keeps_its_fetch_sizes_to_itself() -> None:
     assert "max_partition_fetch_bytes" in inspect.signature(AIOKafkaConsumer).parameters
+    asked = inspect.getsource(fetcher.Fetcher._get_actions_per_node)
+    for name in ("self._fetch_max_wait_ms,", "self._fetch_min_bytes,", "self._fetch_max_bytes,"):
+        assert name in asked
 
 
 def test_record_batches_are_compressed_at_level_1(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import Context, ContextVar
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Final, TypeVar
 
 from aiokafka import TopicPartition
@@ -425,6 +426,8 @@ class Consumer:
         self._positions: dict[TopicPartition, int] = {}
         self._moves = 0
         self._waiter: asyncio.Future[None] | None = None
+        # Takes how long the broker may collect; the model hands out at once.
+        self._fetcher = SimpleNamespace()
 
     async def start(self) -> None:
         """Connect."""
