@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from schemas.commands import Compare
 from schemas.ledger import EntryKind
-from schemas.money import text_from
+from schemas.nanos import text_from
 from schemas.notices import NoticeKind
 from schemas.usage import Kind
 from streams.billing import grants

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from schemas.funding import RechargeRequest
 from schemas.ledger import EntryKind, GrantUsed, LedgerEntry, RateUsed
-from schemas.money import text_from
+from schemas.nanos import text_from
 from schemas.notices import DeadLetterReason, Notice, NoticeKind, Withheld
 from streams.billing import grants
 from streams.billing.account import Account, Grant, Hold, LotKind, Payment

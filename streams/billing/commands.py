@@ -26,7 +26,8 @@ from schemas.commands import (
 )
 from schemas.funding import Reason, Status
 from schemas.ledger import EntryKind
-from schemas.money import MAX_EVENT_NANOS, NANOS, Money, nanos_from, text_from
+from schemas.money import Money
+from schemas.nanos import MAX_EVENT_NANOS, NANOS, nanos_from, text_from
 from schemas.notices import NoticeKind
 from streams.billing import alerts, granting, pools, recharge, results
 from streams.billing.account import (

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from schemas import topics
 from schemas.ledger import EntryKind, Links
-from schemas.money import nanos_from, text_from
+from schemas.nanos import nanos_from, text_from
 from schemas.notices import DeadLetterReason, NoticeKind
 from streams.billing import granting, grants, pools, recharge
 from streams.billing.account import Grant

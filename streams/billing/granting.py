@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from schemas.commands import Grant as GrantCommand
 from schemas.commands import GrantKind, Void
 from schemas.ledger import EntryKind
-from schemas.money import text_from
+from schemas.nanos import text_from
 from schemas.notices import NoticeKind
 from streams.billing import grants
 from streams.billing.account import Grant, LotKind, Planned, forgotten_at

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from schemas.money import MAX_EVENT_NANOS, text_from
+from schemas.nanos import MAX_EVENT_NANOS, text_from
 from schemas.notices import DeadLetterReason, NoticeKind
 from schemas.usage import CallUsage, ConferenceUsage
 from streams.billing.account import Hold

@@ -13,7 +13,8 @@ from msgspec.structs import asdict
 
 from schemas.commands import OpenTenant, RechargePolicy
 from schemas.ledger import Balance
-from schemas.money import Money, nanos_from, text_from
+from schemas.money import Money
+from schemas.nanos import nanos_from, text_from
 from schemas.notices import DeadLetterReason, Notice, NoticeKind
 from schemas.usage import Phase
 from streams.billing import alerts, charging, commands, granting, holds, pools, recharge, results

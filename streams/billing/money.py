@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from schemas.money import NANOS
+from schemas.nanos import NANOS
 
 # A balance beyond this would not fit a signed 64-bit row with room for one more event.
 MAX_BALANCE_NANOS: Final = 9_000_000_000 * NANOS

@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 from typing import Final
 
-from schemas.money import NANOS
+from schemas.nanos import NANOS
 from streams.billing.money import ceil_div
 from streams.billing.outcomes import Charge, Exact
 from streams.billing.tariff import Rate, Rounding, Tariff

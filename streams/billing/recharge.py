@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from schemas.commands import Compare, Method
 from schemas.funding import Reason, RechargeRequest, Status
-from schemas.money import NANOS, text_from
+from schemas.nanos import NANOS, text_from
 from schemas.notices import GuardAsked, NoticeKind, Withheld
 from streams.billing.account import (
     UNANSWERED_FOR,

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from schemas.funding import Status
 from schemas.ledger import EntryKind
-from schemas.money import MAX_EVENT_NANOS, nanos_from, text_from
+from schemas.nanos import MAX_EVENT_NANOS, nanos_from, text_from
 from schemas.notices import DeadLetterReason, NoticeKind
 from streams.billing import recharge
 from streams.billing.account import Asked, Payment, UnpaidFund, short

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from schemas.money import nanos_from, text_from
+from schemas.nanos import nanos_from, text_from
 
 COLUMNS: Final = (
     "row",

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from schemas.commands import Compare, Method
-from schemas.money import NANOS, text_from
+from schemas.nanos import NANOS, text_from
 from streams.billing import granting, grants, rating, recharge
 from streams.billing.account import Account, Grant, LotKind, Policy
 from streams.billing.coverage import digits_of

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from schemas.commands import GrantKind
-from schemas.money import text_from
+from schemas.nanos import text_from
 from streams.cli.balances import (
     Currency,
     Id,

@@ -6,7 +6,7 @@ import typer
 
 from schemas import topics
 from schemas.commands import Compare, Method
-from schemas.money import text_from
+from schemas.nanos import text_from
 from streams.billing.account import Account, NewerRowError, Policy, decode_row
 from streams.cli.balances import Id, Tenant, Wait, amount_from
 from streams.cli.commanding import home_of, send

@@ -27,7 +27,7 @@ from schemas.envelope import (
 )
 from schemas.funding import RechargeResult
 from schemas.ledger import EntryKind
-from schemas.money import text_from
+from schemas.nanos import text_from
 from schemas.notices import DeadLetterReason, Notice, NoticeKind
 from schemas.topics import Names
 from schemas.usage import CallUsage, ConferenceUsage, Phase

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 
 from schemas.ledger import EntryKind, LedgerEntry
-from schemas.money import NANOS
+from schemas.nanos import NANOS
 from schemas.notices import DeadLetterReason
 from streams.billing.account import Account, Hold, Payment
 from streams.billing.events import Event

@@ -25,7 +25,8 @@ from schemas.commands import (
 )
 from schemas.funding import RechargeRequest, RechargeResult, Status
 from schemas.ledger import LedgerEntry
-from schemas.money import NANOS, Money
+from schemas.money import Money
+from schemas.nanos import NANOS
 from schemas.usage import CallUsage, Kind, Phase
 from streams.billing import holds, ledger
 from streams.billing.account import NO_HASH, Account, Hold

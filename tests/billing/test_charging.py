@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from schemas.money import NANOS
+from schemas.nanos import NANOS
 from schemas.notices import DeadLetterReason
 from schemas.usage import CallUsage, Kind, Phase
 from streams.billing import coverage, ledger

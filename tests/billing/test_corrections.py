@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from schemas.ledger import EntryKind, LedgerEntry
-from schemas.money import NANOS, text_from
+from schemas.nanos import NANOS, text_from
 from schemas.notices import DeadLetterReason, NoticeKind
 from schemas.usage import Kind, Phase
 from streams.billing import explain, grants, statement

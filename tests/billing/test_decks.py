@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from schemas.commands import TariffAssignment
-from schemas.money import NANOS, text_from
+from schemas.nanos import NANOS, text_from
 from streams.billing.account import Account, Watch, decode_row, encode_row
 from streams.billing.outcomes import Outcome
 from streams.billing.tariff import Decks, Rate, Tariff

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.commands import Method, TariffAssignment
-from schemas.money import MAX_EVENT_NANOS, NANOS
+from schemas.nanos import MAX_EVENT_NANOS, NANOS
 from schemas.notices import DeadLetterReason
 from schemas.usage import Kind, Phase
 from streams.billing import explain, holds, ledger

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.money import NANOS, nanos_from, text_from
+from schemas.nanos import NANOS, nanos_from, text_from
 from streams.billing.prefixes import Prefixes
 from streams.billing.rating import TO_NANOS, billed_seconds, exact_cost, price, rounded
 from streams.billing.tariff import DeckError, Rate, Rounding, parse_deck, scaled

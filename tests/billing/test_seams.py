@@ -10,7 +10,7 @@ from hypothesis import settings as search
 from hypothesis import strategies as st
 
 from schemas.commands import GrantKind
-from schemas.money import text_from
+from schemas.nanos import text_from
 from schemas.usage import Kind, Phase
 from streams.billing import grants
 from streams.billing.account import decode_row, encode_row

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.money import text_from
+from schemas.nanos import text_from
 from streams.billing.rating import price, price_special, take_minutes
 from streams.billing.tariff import DeckError, Rate, Special, Tariff, by_prefix, parse_deck, scaled
 from streams.billing.windows import Window, in_force, next_change, window_from

@@ -15,7 +15,7 @@ from aiokafka.structs import ConsumerRecord
 from prometheus_client import CollectorRegistry
 
 from schemas import topics
-from schemas.money import NANOS
+from schemas.nanos import NANOS
 from streams.billing import holds
 from streams.billing.account import Account, microseconds
 from streams.billing.tariff import Decks, Rate, Tariff

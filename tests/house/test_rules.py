@@ -211,3 +211,16 @@ def test_continuous_integration_runs_what_a_developer_runs() -> None:
     assert commands[0] == "set -euo pipefail"
     assert commands[-1] == "exec make test"
     assert os.access(script, os.X_OK)
+
+
+def test_no_compiled_module_defines_a_struct() -> None:
+    """mypyc takes a struct's options away, and its members' order, which is that of the wire."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    build = pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["mypyc"]
+    compiled = [ROOT / name.lstrip("/") for name in build["include"]]
+    assert len(compiled) > 10
+    for path in compiled:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                bases = [ast.unparse(base) for base in node.bases]
+                assert not any(base.endswith("Struct") for base in bases), f"{path}: {node.name}"
