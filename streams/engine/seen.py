@@ -44,7 +44,7 @@ _MOST_STARTS: Final = 1 << 18
 _LOADED_AT_ONCE: Final = 1 << 16
 _UNPACKED_AT_ONCE: Final = 1_000
 # Below this, numpy's cost per call is more than Python's per id.
-_FEW: Final = 24
+_FEW: Final = 96
 
 Words = NDArray[np.uint64]
 Halves = NDArray[np.uint32]

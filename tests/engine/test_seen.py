@@ -57,6 +57,19 @@ def test_few_and_many_are_probed_alike(fingerprints: list[int], chunk: int) -> N
     assert set(one_by_one) == set(range(0, len(fingerprints), 2))
 
 
+def test_what_comes_in_small_batches_is_the_same_as_what_comes_in_large_ones() -> None:
+    dice = random.Random(3)
+    fingerprints = [dice.getrandbits(64) | 1 for _ in range(30_000)]
+    by_few, by_many = Seen(), Seen()
+    for at in range(0, len(fingerprints), 7):
+        by_few.remember(ids(fingerprints[at : at + 7]))
+    for at in range(0, len(fingerprints), 5_000):
+        by_many.remember(ids(fingerprints[at : at + 5_000]))
+    assert by_few.digest() == by_many.digest()
+    assert by_few.probe(fingerprints) == by_many.probe(fingerprints)
+    assert len(by_few.probe(fingerprints)) == len(fingerprints)
+
+
 def test_a_table_that_grows_forgets_nothing() -> None:
     dice = random.Random(7)
     fingerprints = [dice.getrandbits(64) | 1 for _ in range(300_000)]
