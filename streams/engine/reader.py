@@ -22,6 +22,7 @@ from streams.settings import Settings
 # slices are no more than one large one: under a steady load every fetch brings a few records, and
 # one that must wait for room holds up all partitions of its broker.
 SLICES_IN_FLIGHT: Final = 4
+SMALL_SLICES_IN_FLIGHT: Final = 64
 FULL_BYTES: Final = 1 << 20
 _RECORD_BYTES: Final = 100
 _ROOM_WAIT_MS: Final = 200
@@ -103,6 +104,8 @@ class Reader:
         self._held = set(held)
         self._seeks = {tp: self._seeks.get(tp, 0) + 1 for tp in positions}
         if positions:
+            # What the broker was asked before it answers first, and shards open one after another.
+            self._pace(busy=True)
             self._consumer.assign(list(positions))
             for tp, offset in positions.items():
                 self._consumer.seek(tp, offset)
@@ -151,7 +154,8 @@ class Reader:
             tp
             for tp, sizes in self._in_flight.items()
             if tp not in self._held
-            and (len(sizes) < SLICES_IN_FLIGHT or sum(sizes.values()) < FULL_BYTES)
+            and len(sizes)
+            < (SMALL_SLICES_IN_FLIGHT if sum(sizes.values()) < FULL_BYTES else SLICES_IN_FLIGHT)
         ]
         if not room:  # getmany without partitions would mean all of them
             self._changed.clear()
@@ -160,7 +164,11 @@ class Reader:
             except TimeoutError:
                 return []
             return []
-        fetched = await self._consumer.getmany(*room, timeout_ms=_SILENCE_MS)
+        # One that waits for room, or for commands, must not wait for the silence of the others.
+        all_of_them = len(room) == len(self._in_flight)
+        fetched = await self._consumer.getmany(
+            *room, timeout_ms=_SILENCE_MS if all_of_them else _COLLECT_MS
+        )
         # No await from here to the end: the stamps must describe the moment of the fetch.
         slices = []
         for tp, records in sorted(fetched.items()):
@@ -171,7 +179,7 @@ class Reader:
             self._ends[tp] = end
             self._in_flight[tp][end] = size
             slices.append(Slice(tp, records, self._epoch, self._seeks[tp], follows, end, size))
-        self._pace(busy=bool(slices))
+        self._pace(busy=bool(slices) or not all_of_them)
         return slices
 
     def _pace(self, *, busy: bool) -> None:

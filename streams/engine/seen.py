@@ -194,7 +194,7 @@ class _Table:
         more, of = _GROWTH
         self._former = self._kept = self._buckets
         self._buckets = self._buckets * more // of
-        self._resize(self._buckets + _SPARE)
+        self._resize(max(self._buckets + _SPARE, len(self._used)))
 
     def _resize(self, buckets: int) -> None:
         # In place: the kernel moves the pages of a large array, it does not copy them.

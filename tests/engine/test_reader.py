@@ -7,7 +7,7 @@ import pytest
 from aiokafka import TopicPartition
 
 from streams.engine import reader as module
-from streams.engine.reader import FULL_BYTES, SLICES_IN_FLIGHT, Reader
+from streams.engine.reader import FULL_BYTES, SLICES_IN_FLIGHT, SMALL_SLICES_IN_FLIGHT, Reader
 from streams.settings import Settings
 
 ONE, TWO = TopicPartition("usage", 0), TopicPartition("command", 1)
@@ -65,9 +65,29 @@ async def test_a_partition_with_large_slices_in_flight_must_wait_for_room(
         slices += await reader.fetch()
     await reader.fetch()
     assert consumer.asked[-1] == (TWO,)
+    assert consumer._fetcher._fetch_max_wait_ms == module._COLLECT_MS  # soon there is room again
     reader.done(slices[0])
     await reader.fetch()
     assert set(consumer.asked[-1]) == {ONE, TWO}
+
+
+async def test_records_without_a_value_do_not_pile_up(read: tuple[Reader, _Consumer]) -> None:
+    reader, consumer = read
+    for first in range(SMALL_SLICES_IN_FLIGHT):
+        consumer.waiting = {ONE: _records(first, 1, 0)}
+        await reader.fetch()
+    await reader.fetch()
+    assert consumer.asked[-1] == (TWO,)
+
+
+async def test_a_new_epoch_does_not_wait_for_the_silence_of_the_old_one(
+    read: tuple[Reader, _Consumer],
+) -> None:
+    reader, consumer = read
+    await reader.fetch()
+    assert consumer._fetcher._fetch_max_wait_ms == module._SILENCE_MS
+    reader.begin({ONE: 0}, held=set())
+    assert consumer._fetcher._fetch_max_wait_ms == module._COLLECT_MS
 
 
 async def test_the_broker_collects_while_records_come_and_hands_out_the_first_after_a_silence(

@@ -70,6 +70,15 @@ def test_what_comes_in_small_batches_is_the_same_as_what_comes_in_large_ones() -
     assert len(by_few.probe(fingerprints)) == len(fingerprints)
 
 
+def test_ids_that_crowd_at_the_tables_end_survive_its_growth() -> None:
+    dice = random.Random(5)
+    fingerprints = [(0xFFFFFF << 40) | dice.getrandbits(40) for _ in range(2_500)]
+    remembered = Seen()
+    for at in range(0, len(fingerprints), 40):
+        remembered.remember(ids(fingerprints[at : at + 40]))
+    assert len(remembered.probe(fingerprints)) == len(fingerprints)
+
+
 def test_a_table_that_grows_forgets_nothing() -> None:
     dice = random.Random(7)
     fingerprints = [dice.getrandbits(64) | 1 for _ in range(300_000)]

@@ -721,6 +721,7 @@ def _engine_on_the_model(world: World) -> Iterator[None]:
         # A poll that finds nothing costs turns and shows nothing.
         (reader, "_ROOM_WAIT_MS", 2_000),
         (reader, "_SILENCE_MS", 2_000),
+        (reader, "_COLLECT_MS", 2_000),
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
     for owner, name, put in places:
