@@ -188,7 +188,8 @@ async def _taken_over(stage: Stage, frozen: Sequence[Slot], since: float) -> Non
 
 async def _learns(stage: Stage, slot: Slot, mark: int, *, certain: bool) -> None:
     """Wait until a thawed worker knows that it has lost its partitions. One that stood between
-    begin and commit can only learn it by being fenced."""
+    begin and commit learns it by being fenced, or, when it stood for longer than a commit may take,
+    by having no answer in time."""
     await wait(
         lambda: bool(not slot.running or slot.told(mark, "fenced") or slot.told(mark, "assigned")),
         90,
@@ -197,9 +198,12 @@ async def _learns(stage: Stage, slot: Slot, mark: int, *, certain: bool) -> None
     if not certain:
         return
     await wait(
-        lambda: bool(not slot.running or slot.told(mark, "fenced")), 60, f"{slot.name} is fenced"
+        lambda: bool(not slot.running or slot.told(mark, "fenced") or slot.told(mark, "reopening")),
+        60,
+        f"{slot.name} throws its batch away",
     )
-    stage.counts["zombies_fenced"] += 1
+    if not slot.running or slot.told(mark, "fenced"):
+        stage.counts["zombies_fenced"] += 1
 
 
 async def _term(stage: Stage, fault: Fault) -> None:
