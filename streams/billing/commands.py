@@ -516,7 +516,8 @@ def _check_plan(command: Licences, coverage: Coverage) -> None:
     if plan is None:
         raise CommandRefusedError(
             "unknown_plan",
-            f"{name} is no plan with included minutes; known are {', '.join(coverage.plans)}.",
+            f"{name} is no plan with included minutes; known are "
+            f"{', '.join(coverage.plans) or 'none'}.",
         )
     if plan.shared:
         if country is not None:

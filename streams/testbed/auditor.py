@@ -1223,6 +1223,9 @@ class _Partition:
                 self._note_licences(event, applied[event.id])
             tenant, least, most = expected.get(event.id, (event.tenant, 0, 0))
             expected[event.id] = (tenant, least + below, most + 1)
+            if "conflict" in reasons:  # answered like the one whose id it took, and else nothing
+                self._bytes_kept(record, event.place)
+                continue
             self._note_tenant(event)
             if event.body.get("command") == "resolve_recharge" and event.id in applied:
                 # A person's word is an answer too.

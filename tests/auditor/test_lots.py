@@ -115,6 +115,25 @@ def test_a_lot_that_is_reopened_for_late_usage_is_sound() -> None:
     assert violated(Story().audited()) == set()
 
 
+def test_a_grant_that_took_another_commands_id_was_never_granted() -> None:
+    story = Story()
+    usurper = story.grant | {"amount": {"amount": "99", "currency": "USD"}}
+    taken = record(topics.COMMAND, 2, usurper)
+    story.records[topics.COMMAND].append(taken)
+    story.records[topics.dead_letters_of(topics.COMMAND)] = [
+        record(
+            topics.dead_letters_of(topics.COMMAND), 0, taken.value,
+            credits_dlq_partition="0", credits_dlq_offset="2", credits_dlq_reason="conflict",
+            credits_dlq_path="$", credits_dlq_failed_at=AT,
+        )
+    ]  # fmt: skip
+    story.records[topics.NOTIFICATION].append(
+        record(topics.NOTIFICATION, 2, {"notice": "command_applied", "command_id": "k1"})
+    )
+    story.next |= {topics.COMMAND: 3}
+    assert violated(story.audited()) == set()
+
+
 def paid_after_its_end(story: Story) -> None:
     story.entries[6]["at"] = LATER
 

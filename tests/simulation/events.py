@@ -21,20 +21,32 @@ def tariff() -> Tariff:
     return parse_deck(DECK.decode(), deck="default", version=Deck(DECK).version)
 
 
+def _kind(number: int) -> str:
+    if number % 9 == 8:
+        return "free"
+    return "conf_dial_out" if number % 5 == 1 else "international"
+
+
+def _minutes(number: int) -> int:
+    """Three conferences or so empty the pool of a licence."""
+    return (20 if number % 5 == 1 else 1) + number % 3
+
+
 @cache
 def usage(number: int, tenant: str, began: datetime, *, conflict: bool = False) -> bytes:
-    """A call of one to three minutes; a conflict says another length under the same id. Some are
-    signs of life of open calls, which die while the schedule runs, and some are their ends."""
+    """A call of one to three minutes, or a conference, for which a tenant may have minutes; a
+    conflict says another length under the same id. Some are signs of life of open calls, which
+    die while the schedule runs, and some are their ends."""
     members = {
         "event_id": f"u{number}",
         "source": SOURCE,
         "tenant_id": tenant,
-        "kind": "free" if number % 9 == 8 else "international",
+        "kind": _kind(number),
         "call_id": f"c{number}",
         "conference_id": f"f{number}",
         "callee": "+442079460018",
         "started_at": (began - timedelta(minutes=90 + number % 50)).isoformat(),
-        "duration_s": 60 * (1 + number % 3) + (7 if conflict else 0),
+        "duration_s": 60 * _minutes(number) + (7 if conflict else 0),
     }
     alive_at = began - timedelta(seconds=178 - number * 13 % 40)
     if number % 4 == 3:
@@ -91,6 +103,19 @@ def command(number: int, word: str, tenant: str, began: datetime) -> bytes:
             lapses = (began + timedelta(seconds=5 + number)).isoformat()
             members = {"command": "adjustment", "reason": "gift", "expires_at": lapses,
                        "amount": usd | {"amount": "30"}}  # fmt: skip
+        case "grant":
+            lapses = (began + timedelta(seconds=3 + number % 20)).isoformat()
+            members = {"command": "grant", "reason": "trial", "priority": 10,
+                       "expires_at": lapses, "amount": usd | {"amount": "20"}}  # fmt: skip
+        case "allowance":
+            # It is set back while the schedule runs.
+            since = (began - timedelta(days=1) + timedelta(seconds=3 + number % 20)).isoformat()
+            members = {"command": "grant", "reason": "daily", "every_days": 1,
+                       "effective_at": since, "amount": usd | {"amount": "40"}}  # fmt: skip
+        case "licences":
+            since = (began - timedelta(hours=3, minutes=number % 50)).isoformat()
+            members = {"command": "licences", "capability": "MCOMEETADV",
+                       "count": number % 3, "effective_from": since}  # fmt: skip
         case _:
             members = {"command": "adjustment", "reason": "mistake",
                        "amount": usd | {"amount": "-25"}}  # fmt: skip

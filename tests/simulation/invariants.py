@@ -61,6 +61,7 @@ def check_log(world: World) -> None:
     world.happened["repeats"] += counts.get("events", 0) - counts.get("distinct_ids", 0)
     world.happened["corrections"] += counts.get("reversals", 0)
     world.happened["requests"] += counts.get("requests", 0)
+    world.happened["included minutes"] += counts.get("included minutes", 0)
     world.happened["open calls"] += counts.get("holds", 0)
     world.happened["aborted transactions"] += sum(
         bool(part.aborted) for part in world.broker.partitions.values()

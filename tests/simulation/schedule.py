@@ -24,6 +24,7 @@ COMMANDS: Final = (
     "close",
     "open",
 )
+INCLUDED: Final = ("grant", "allowance", "licences", "licences")
 FAULTS: Final = ("lost", "unanswered", "fails", "fails_done", "slow")
 FAULTY: Final = ("init", "add", "produce", "offsets", "end", "end", "end", "fetch", "marks")
 
@@ -111,6 +112,7 @@ def draw(seed: int) -> Schedule:
             if kind == "command":
                 sent += 1
     _correct(random.Random(f"{seed} corrects"), sent, steps)
+    _include(random.Random(f"{seed} includes"), steps)
     return Schedule(
         seed=seed,
         partitions=partitions,
@@ -129,6 +131,14 @@ def _correct(dice: random.Random, sent: int, steps: list[Step]) -> None:
         # Six: of the same tenant, however many there are.
         number = 6 * (5_000 + dice.randrange(2)) + of % 6
         step = Step("correct", _gap(dice), n=number, word=str(of))
+        steps.insert(dice.randint(1, len(steps)), step)
+
+
+def _include(dice: random.Random, steps: list[Step]) -> None:
+    """Add grants, allowances and licences, with dice of their own like corrections."""
+    for _ in range(dice.randint(0, 3)):
+        number = 40_000 + dice.randrange(60)
+        step = Step("command", _gap(dice), n=number, word=dice.choice(INCLUDED))
         steps.insert(dice.randint(1, len(steps)), step)
 
 

@@ -24,6 +24,7 @@ from schemas import topics
 from schemas.envelope import binary_headers
 from schemas.funding import RechargeRequest
 from streams.billing.outcomes import Terms
+from streams.coverage import load_coverage
 from streams.engine import originals, reader, restore, shard, shards, transaction
 from streams.engine.position import Position, decode_position
 from streams.engine.reader import Slice
@@ -58,7 +59,7 @@ _PAYING: Final = payments.Behaviour(
     decline=20, needs_action=5, never=5, duplicate=20, reorder=20, delay_ms=1_500
 )
 _REQUEST: Final = msgspec.json.Decoder(RechargeRequest)
-_TERMS: Final = Terms(tariff=events.tariff(), result_timeout_s=8)
+_TERMS: Final = Terms(tariff=events.tariff(), result_timeout_s=8, coverage=load_coverage(None))
 
 
 class FailedError(Exception):
@@ -471,7 +472,8 @@ class World:
 
     def _open_tenants(self) -> None:
         for number, tenant in enumerate(TENANTS[: self.schedule.tenants]):
-            for place, word in enumerate(("open", "policy")):
+            words = ("open", "policy", "licences") if number else ("open", "policy")
+            for place, word in enumerate(words):
                 identity = 1_000 + 10 * number + place
                 value = events.command(identity, word, tenant, BEGAN)
                 self.send(topics.COMMAND, tenant, value)
