@@ -55,7 +55,7 @@ MOST_TICKS: Final = 2_000
 IDLE_TICK_S: Final = 1.0
 MOST_DEFECTS_A_MINUTE: Final = 10
 # How long the group's offsets may be behind the position row.
-TELL_OFFSETS_EVERY_S: Final = 1.0
+TELL_OFFSETS_EVERY_S: Final = 0.5
 TELL_OFFSETS_WITHIN_S: Final = 2.0
 # Further behind than this, a balance is too old to ask for money by it.
 STALE_AFTER_S: Final = 60.0

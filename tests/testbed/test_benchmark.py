@@ -92,7 +92,7 @@ async def test_kafka_streams_books_the_same_events_and_is_compared_with_a_worker
 ) -> None:
     monkeypatch.setattr(side_by_side, "VARIANTS", ((2, 100),))
     monkeypatch.setattr("streams.testbed.bench.throughput.POLL_S", 0.01)
-    run = a_run(broker, tmp_path, msgspec.structs.replace(SMALL, events=60_000))
+    run = a_run(broker, tmp_path, msgspec.structs.replace(SMALL, events=100_000))
     await run.measure({Part.KAFKA_STREAMS})
     assert run.code == auditor.HOLDS
     assert run.result["verify"] == {"kafka-streams: ours": 0, "kafka-streams: theirs": 0}
