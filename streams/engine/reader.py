@@ -59,6 +59,12 @@ def split(part: Slice, offset: int) -> tuple[list[Slice], Slice]:
     return [replace(part, records=before, end=offset)] if before else [], rest
 
 
+def _has_room(sizes: Mapping[int, int]) -> bool:
+    """Whether more of a partition may be fetched beside these slices in flight."""
+    small = sum(sizes.values()) < FULL_BYTES
+    return len(sizes) < (SMALL_SLICES_IN_FLIGHT if small else SLICES_IN_FLIGHT)
+
+
 class Reader:
     """Reads source partitions from given offsets, in epochs."""
 
@@ -151,11 +157,7 @@ class Reader:
         Raises what aiokafka raises, OffsetOutOfRangeError included: nothing resets by itself.
         """
         room = [
-            tp
-            for tp, sizes in self._in_flight.items()
-            if tp not in self._held
-            and len(sizes)
-            < (SMALL_SLICES_IN_FLIGHT if sum(sizes.values()) < FULL_BYTES else SLICES_IN_FLIGHT)
+            tp for tp, sizes in self._in_flight.items() if tp not in self._held and _has_room(sizes)
         ]
         if not room:  # getmany without partitions would mean all of them
             self._changed.clear()

@@ -198,12 +198,16 @@ async def _learns(stage: Stage, slot: Slot, mark: int, *, certain: bool) -> None
     if not certain:
         return
     await wait(
-        lambda: bool(not slot.running or slot.told(mark, "fenced") or slot.told(mark, "reopening")),
+        lambda: bool(not slot.running or slot.told(mark, "fenced") or _unanswered(slot, mark)),
         60,
         f"{slot.name} throws its batch away",
     )
     if not slot.running or slot.told(mark, "fenced"):
         stage.counts["zombies_fenced"] += 1
+
+
+def _unanswered(slot: Slot, mark: int) -> bool:
+    return any("no answer within" in line["reason"] for line in slot.told(mark, "reopening"))
 
 
 async def _term(stage: Stage, fault: Fault) -> None:
