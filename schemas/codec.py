@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Final, Union
+from typing import Any, Final, Union, final
 
 import msgspec
+from mypy_extensions import mypyc_attr
 
 from schemas import topics
 from schemas.commands import AnyCommand
@@ -35,6 +36,8 @@ _UNKNOWN: Final = "Object contains unknown field"
 _SCHEMA_VIOLATION: Final = DeadLetterReason.SCHEMA_VIOLATION
 
 
+@final
+@mypyc_attr(acyclic=True)
 class Decoded:
     """An event and its identity. `unknown_fields`: the data had members we do not know."""
 

@@ -5,7 +5,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from streams.billing.tariff import DeckError, Tariff, parse_deck
+from streams.billing.rates import Tariff
+from streams.billing.tariff import DeckError, parse_deck
 
 DEFAULT_DECK: Final = "default"
 

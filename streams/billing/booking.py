@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, Final, final
 
 import msgspec
 from msgspec.structs import replace
+from mypy_extensions import mypyc_attr
 
 from schemas.funding import RechargeRequest
 from schemas.ledger import EntryKind, GrantUsed, LedgerEntry, RateUsed
@@ -31,7 +32,11 @@ _NOTHING: Final[Mapping[str, Any]] = {}
 # What an entry of usage says of it: the members of `LedgerEntry` from `usage_kind` to `rate`.
 Told = tuple[str | None, str | None, str | None, bool, bool, RateUsed | None]
 NO_USAGE: Final[Told] = (None, None, None, False, False, None)
-_encode: Final = msgspec.json.Encoder().encode
+_encode_into: Final = msgspec.json.Encoder().encode_into
+# An entry is written here, for a buffer of its own would grow five times.
+_entry: Final = bytearray()
+# A copy costs less than to ask for the algorithm by its name each time.
+_sha256: Final = sha256()
 # Calls cost the same few amounts again and again; balances never.
 _amount_text: Final = lru_cache(maxsize=8_192)(text_from)
 
@@ -67,6 +72,8 @@ def months_later(at: datetime, months: int) -> datetime:
     return at.replace(year=year, month=month + 1)
 
 
+@final
+@mypyc_attr(acyclic=True)
 class Draft:
     """One event's effect on one account, being worked out."""
 
@@ -161,9 +168,12 @@ class Draft:
         )
         # The hash is the last member and covers the bytes before it, so that anybody can check
         # a chain on raw bytes without re-encoding anything.
-        body = _encode(entry)[:-1]
-        head = sha256(account.head + body).digest()
-        self.entries += (b"".join((body, b',"hash":"', head.hex().encode(), b'"}')),)
+        _encode_into(entry, _entry)
+        _entry.pop()
+        hashed = _sha256.copy()
+        hashed.update(account.head + _entry)
+        head = hashed.digest()
+        self.entries += (b"".join((_entry, b',"hash":"', head.hex().encode(), b'"}')),)
         self.moved += ((kind, amount_nanos),)
         self.balance_nanos = balance_nanos
         self.account = replace(
@@ -221,7 +231,7 @@ class Draft:
             self.account, merged = grants.make_room(self.account)
         burnt, amount_nanos = grants.set_back(self.account, grant)
         if merged:
-            burnt = replace(burnt, touched=merged + burnt.touched)
+            burnt = Burnt(burnt.grants, burnt.overdraft_nanos, merged + burnt.touched)
         self.book(kind, amount_nanos, burnt, at, {"expires_at": grant.expires_at, **details})
         if self.account.spent:
             self.account = grants.trimmed(self.account)

@@ -11,7 +11,7 @@ from streams.billing.account import Account
 from streams.billing.booking import Draft, RefusedError, Told
 from streams.billing.events import UsageEvent
 from streams.billing.outcomes import Charge, Terms
-from streams.billing.tariff import Rate, Tariff
+from streams.billing.rates import Rate, Tariff
 
 # Usage reports arrive 24 to 48 hours late; past that a charge is marked as late.
 GRACE: Final = timedelta(hours=48)
@@ -53,7 +53,7 @@ def charge(
     kind = coverage.kind_of(usage)
     if kind is None:
         raise RefusedError(DeadLetterReason.SCHEMA_VIOLATION, "$.kind")
-    if kind in terms.coverage.free:
+    if kind in terms.free:
         return "open" if is_open else "free"
     if is_open:
         return _hold(draft, event, terms, duration_s + holds.AHEAD_S, kind)

@@ -90,7 +90,7 @@ def _given_back(
         burnt = grants.give_back(draft.account, shares, amount_nanos, fresh)
         more = len(burnt.grants) - len(draft.account.grants)
         if grants.lots_of(draft.account) + more <= grants.MOST_LOTS:
-            return replace(burnt, touched=merged + burnt.touched)
+            return Burnt(burnt.grants, burnt.overdraft_nanos, merged + burnt.touched)
         draft.account, moved = grants.make_room(draft.account)
         merged += moved
 

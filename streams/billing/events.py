@@ -1,11 +1,13 @@
 """Events: everything that can move a balance, with what it needs to be decided.
 
-The door normalises: instants are UTC here, a leg's end and duration are settled.
+The door normalises: instants are UTC here, a leg's end and duration are settled. Classes and not
+structs: they never leave the process, and compiled code reads their members ten times as fast.
 """
 
 from datetime import datetime
+from typing import final
 
-from msgspec import Struct
+from mypy_extensions import mypyc_attr
 
 from schemas.commands import AnyCommand
 from schemas.funding import RechargeResult
@@ -17,7 +19,9 @@ from streams.billing.account import Hold, Payment
 Cause = CausedBy
 
 
-class UsageEvent(Struct, frozen=True, gc=False):
+@final
+@mypyc_attr(acyclic=True)
+class UsageEvent:
     """A call leg or conference stay. `duration_s` is None when nothing says how long it took,
     negative when it ended before it began; `disagrees`: its times contradict its duration.
 
@@ -28,43 +32,109 @@ class UsageEvent(Struct, frozen=True, gc=False):
     an end whose tenant has no open calls has neither.
     """
 
-    usage: CallUsage | ConferenceUsage
-    cause: Cause
-    started_at: datetime
-    ended_at: datetime
-    duration_s: int | None
-    disagrees: bool = False
-    original: tuple[LedgerEntry, ...] | None = None
-    leg: str = ""
-    hold: Hold | None = None
+    __slots__ = (
+        "cause",
+        "disagrees",
+        "duration_s",
+        "ended_at",
+        "hold",
+        "leg",
+        "original",
+        "started_at",
+        "usage",
+    )
+
+    def __init__(
+        self,
+        usage: CallUsage | ConferenceUsage,
+        cause: Cause,
+        started_at: datetime,
+        ended_at: datetime,
+        duration_s: int | None,
+        disagrees: bool = False,
+        original: tuple[LedgerEntry, ...] | None = None,
+        leg: str = "",
+        hold: Hold | None = None,
+    ) -> None:
+        self.usage = usage
+        self.cause = cause
+        self.started_at = started_at
+        self.ended_at = ended_at
+        self.duration_s = duration_s
+        self.disagrees = disagrees
+        self.original = original
+        self.leg = leg
+        self.hold = hold
+
+    def about(self, leg: str, hold: Hold | None) -> "UsageEvent":
+        """The same event with the leg it can touch and that leg's hold."""
+        return UsageEvent(
+            self.usage,
+            self.cause,
+            self.started_at,
+            self.ended_at,
+            self.duration_s,
+            self.disagrees,
+            self.original,
+            leg,
+            hold,
+        )
+
+    def correcting(self, original: tuple[LedgerEntry, ...] | None) -> "UsageEvent":
+        """The same event with the entries that the event it corrects has caused."""
+        return UsageEvent(
+            self.usage,
+            self.cause,
+            self.started_at,
+            self.ended_at,
+            self.duration_s,
+            self.disagrees,
+            original,
+            self.leg,
+            self.hold,
+        )
 
 
-class CommandEvent(Struct, frozen=True, gc=False):
+@final
+@mypyc_attr(acyclic=True)
+class CommandEvent:
     """A command; `payment` is the row that its payment id names, when there is one."""
 
-    command: AnyCommand
-    cause: Cause
-    payment: Payment | None = None
+    __slots__ = ("cause", "command", "payment")
+
+    def __init__(self, command: AnyCommand, cause: Cause, payment: Payment | None = None) -> None:
+        self.command = command
+        self.cause = cause
+        self.payment = payment
 
 
-class ResultEvent(Struct, frozen=True, gc=False):
+@final
+@mypyc_attr(acyclic=True)
+class ResultEvent:
     """A payment service's answer; `payment` is the row of its payment, when there is one."""
 
-    result: RechargeResult
-    cause: Cause
-    payment: Payment | None = None
+    __slots__ = ("cause", "payment", "result")
+
+    def __init__(
+        self, result: RechargeResult, cause: Cause, payment: Payment | None = None
+    ) -> None:
+        self.result = result
+        self.cause = cause
+        self.payment = payment
 
 
-class Tick(Struct, frozen=True, gc=False):
+@final
+@mypyc_attr(acyclic=True)
+class Tick:
     """A due instant of an account, or of one of its holds."""
 
-    at: datetime
-    hold: Hold | None = None
+    __slots__ = ("at", "cause", "hold")
 
-    @property
-    def cause(self) -> Cause:
-        """What time brings has no record; the due instant names it."""
-        return Cause("tick", -1, -1, "tick", self.at.isoformat())
+    def __init__(self, at: datetime, hold: Hold | None = None) -> None:
+        self.at = at
+        self.hold = hold
+        # What time brings has no record; the due instant names it.
+        self.cause = Cause("tick", -1, -1, "tick", at.isoformat())
 
 
 Event = UsageEvent | CommandEvent | ResultEvent | Tick

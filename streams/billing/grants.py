@@ -63,16 +63,12 @@ def burn(account: Account, amount_nanos: int, at: datetime, now: datetime) -> Bu
         return Burnt((), account.overdraft_nanos + amount_nanos, ())
     else:
         # Nearly every charge: the first lot can pay it alone and something is left in it.
-        first = account.grants[0]
-        expires_at = first.expires_at
-        if (
-            first.left_nanos > amount_nanos
-            and first.effective_at <= at
-            and (expires_at is None or at < expires_at)
-        ):
-            after = replace(first, left_nanos=first.left_nanos - amount_nanos)
-            grants = (after, *account.grants[1:])
-            return Burnt(grants, account.overdraft_nanos, ((after, -amount_nanos),))
+        grants = account.grants
+        first = grants[0]
+        left_nanos = first.left_nanos - amount_nanos
+        if left_nanos > 0 and (active(first, at) or (len(grants) == 1 and active(first, now))):
+            after = replace(first, left_nanos=left_nanos)
+            return Burnt((after, *grants[1:]), account.overdraft_nanos, ((after, -amount_nanos),))
     left = amount_nanos
     given: dict[str, int] = {}
     for instant in (at, now):
@@ -122,7 +118,8 @@ def set_back(account: Account, grant: Grant) -> tuple[Burnt, int]:
             others = tuple(other for other in account.grants if other is not one)
     burnt = put_in(replace(account, grants=others), grant)
     rest, got_nanos = burnt.touched[0]
-    return replace(burnt, touched=((rest, got_nanos - had_nanos),)), grant.left_nanos - had_nanos
+    moved = ((rest, got_nanos - had_nanos),)
+    return Burnt(burnt.grants, burnt.overdraft_nanos, moved), grant.left_nanos - had_nanos
 
 
 def rolled_over(left_nanos: int, least_nanos: int, most_nanos: int | None) -> int:

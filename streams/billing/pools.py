@@ -21,7 +21,7 @@ from streams.billing.account import Account, Licensed, Used, microseconds, used_
 from streams.billing.booking import Draft
 from streams.billing.coverage_table import Coverage, Plan
 from streams.billing.events import UsageEvent
-from streams.billing.tariff import Rate
+from streams.billing.rates import Rate
 from streams.billing.windows import zone_of
 
 # Usage comes up to 35 days late; then its month is over for good.

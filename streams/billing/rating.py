@@ -6,7 +6,7 @@ from typing import Final
 from schemas.nanos import NANOS
 from streams.billing.money import ceil_div
 from streams.billing.outcomes import Charge, Exact
-from streams.billing.tariff import Rate, Rounding, Tariff
+from streams.billing.rates import Rate, Rounding, Tariff
 from streams.billing.windows import next_change
 
 _MINUTE_S: Final = 60

@@ -19,17 +19,8 @@ from streams.billing import granting, grants, rating, recharge
 from streams.billing.account import Account, Grant, LotKind, Policy
 from streams.billing.coverage import digits_of
 from streams.billing.outcomes import Burnt
-from streams.billing.tariff import (
-    DeckError,
-    Rate,
-    Rounding,
-    Special,
-    Step,
-    Tariff,
-    by_prefix,
-    parse_deck,
-    scaled,
-)
+from streams.billing.rates import Rate, Rounding, Special, Step, Tariff, by_prefix
+from streams.billing.tariff import DeckError, parse_deck, scaled
 from streams.billing.windows import window_from
 
 SCHEMA_VERSION: Final = 1

@@ -28,7 +28,7 @@ from streams.cli.output import (
 from streams.settings import Settings
 
 if TYPE_CHECKING:
-    from streams.billing.tariff import Rate, Tariff
+    from streams.billing.rates import Rate, Tariff
 
 tariff_app = typer.Typer(
     no_args_is_help=True, help="Check, publish, list, compare and assign rate decks."
@@ -283,9 +283,11 @@ def diff_decks(
 
 def _changed(was: "Rate", becomes: "Rate") -> list[str]:
     """Members that differ by value: 0.10 is 0.1."""
+    from streams.billing.rates import MEMBERS
+
     return [
         name
-        for name in was.__struct_fields__
+        for name in MEMBERS
         if not name.endswith("_text") and getattr(was, name) != getattr(becomes, name)
     ]
 

@@ -403,7 +403,7 @@ class Decider:
             # A tick of this batch may have ended it already.
             value = work.rows[key] if key in work.rows else self.rows.get(key)
             hold = None if value is None else self._decoded(decode_hold, key, value)
-        return msgspec.structs.replace(event, leg=leg, hold=hold)
+        return event.about(leg, hold)
 
     # -- announcing --------------------------------------------------------------------------
 
@@ -635,7 +635,7 @@ def _with_original(work: Work, event: UsageEvent) -> UsageEvent:
     if corrects is None or identity.corrected(source, corrects) in work.fresh:
         return event
     original = work.originals.get((source, corrects))
-    return msgspec.structs.replace(event, original=original)
+    return event.correcting(original)
 
 
 def _remember_corrected(work: Work, event: UsageEvent) -> None:

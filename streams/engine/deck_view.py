@@ -17,7 +17,8 @@ from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from schemas import topics
 from schemas.decks import Assembly, Version
 from streams.billing.charging import FORMER_KEPT
-from streams.billing.tariff import DeckError, Decks, Tariff, parse_deck
+from streams.billing.rates import Decks, Tariff
+from streams.billing.tariff import DeckError, parse_deck
 from streams.engine.kafka import log_reader
 from streams.settings import Settings
 

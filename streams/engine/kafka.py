@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+from collections.abc import Iterator
 from typing import Any, Final
 
 import aiokafka.producer.sender
@@ -45,6 +46,10 @@ class _PlainRecords(fetcher.PartitionRecords):  # type: ignore[misc]
 
     def _consumer_record(self, _: Any, record: Any) -> Any:
         return record
+
+    def __iter__(self) -> Iterator[Any]:
+        # Not by way of `__next__`, which is one call more a record.
+        return iter(self._records_iterator)
 
 
 class _EndsOnce(aiokafka.producer.sender.EndTxnHandler):  # type: ignore[misc]

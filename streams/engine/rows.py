@@ -94,7 +94,8 @@ class Totals:
         self._tenant(after, 1)
 
     def _tenant(self, account: Account, sign: int) -> None:
-        state = account.state
+        # As `account.state`, which is not compiled.
+        state = account.recharging.stage if account.closed_at is None else "closed"
         self.tenants[state] = self.tenants.get(state, 0) + sign
         sums = self.balances.get(account.currency)
         if sums is None:

@@ -50,6 +50,9 @@ YIELD_EVERY: Final = 2_000
 # What a command or a result costs, in usage events.
 COMMAND_COSTS: Final = 10
 FULL_BATCH: Final = 4_096
+# Records of a batch for which its transaction is most of the cost: the next one waits twice as
+# long. One record alone would only be late, and more have paid for their transaction.
+WAITS_TWICE: Final = range(4, 64)
 MOST_RECORDS: Final = 20_000
 MOST_TICKS: Final = 2_000
 IDLE_TICK_S: Final = 1.0
@@ -93,7 +96,7 @@ class Shard:
         self._transactor = Transactor(settings, partition)
         self._decider = Decider(settings, partition)
         self._terms = terms
-        self._stale_terms = msgspec.structs.replace(terms, stale=True)
+        self._stale_terms = terms.while_behind()
         self._inbox: list[Slice] = []
         self._wake = asyncio.Event()
         self._quiet = asyncio.Event()
@@ -112,6 +115,7 @@ class Shard:
         self._ledger_end = 0
         self._defects: list[float] = []
         self._last_begun = 0.0
+        self._lingers = 1
         self._told: dict[TopicPartition, int] = {}
         self._told_at = 0.0
         self._catch_up: dict[TopicPartition, int] = {}
@@ -173,7 +177,7 @@ class Shard:
     def use(self, terms: Terms) -> None:
         """Decide by other terms from the next batch on."""
         self._terms = terms
-        self._stale_terms = msgspec.structs.replace(terms, stale=True)
+        self._stale_terms = terms.while_behind()
 
     def next_of(self, topic: str) -> int:
         """The next offset of a source topic (its name on the cluster)."""
@@ -335,7 +339,7 @@ class Shard:
         return chained
 
     async def _work_waits(self, gate: asyncio.Event) -> None:
-        linger_s = self._settings.linger_ms / 1000
+        linger_s = self._settings.linger_ms / 1000 * self._lingers
         while True:
             await gate.wait()
             now = monotonic()
@@ -405,6 +409,7 @@ class Shard:
         before = self._sources
         self._publish(work)
         self._last_begun = started
+        self._lingers = 2 if sum(len(part.records) for part in taken) in WAITS_TWICE else 1
         self.committed_at = ended
         for topic, source in work.position.sources.items():
             if source != before.get(topic):

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from time import monotonic
 from typing import Any, Final
 
-import msgspec
 import structlog
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError, OffsetOutOfRangeError
@@ -21,7 +20,7 @@ from msgspec import Struct
 
 from schemas import topics
 from streams.billing.outcomes import Terms
-from streams.billing.tariff import Decks
+from streams.billing.rates import Decks
 from streams.engine.deck_view import DeckView
 from streams.engine.errors import (
     FencedError,
@@ -238,7 +237,7 @@ class Shards:
 
     def _use_decks(self, decks: Decks) -> None:
         """Other versions are published: the next batch of every shard is decided by them."""
-        self._terms = msgspec.structs.replace(self._terms, decks=decks)
+        self._terms = self._terms.with_decks(decks)
         for keeper in self._keepers.values():
             if keeper.shard is not None:
                 keeper.shard.use(self._terms)

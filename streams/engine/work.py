@@ -1,7 +1,9 @@
 """What a batch holds while it is decided: the records as events, and all it will write."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, final
+
+from mypy_extensions import mypyc_attr
 
 from schemas.ledger import EntryKind, LedgerEntry
 from schemas.nanos import NANOS
@@ -17,6 +19,8 @@ from streams.engine.seen import Ids
 from streams.metrics import Meters
 
 
+@final
+@mypyc_attr(acyclic=True)
 class Candidate:
     """A record that is a sound event of this partition and not too late."""
 
@@ -29,6 +33,8 @@ class Candidate:
         self.check = check
 
 
+@final
+@mypyc_attr(acyclic=True)
 class Fate:
     """A record that is not booked here: it goes to the dead letters for a reason, or without one
     to the partition where it belongs. `place` is how many candidates come before it."""

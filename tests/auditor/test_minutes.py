@@ -16,7 +16,7 @@ from schemas.commands import Licences
 from schemas.ledger import EntryKind, LedgerEntry
 from schemas.usage import Kind
 from streams.billing.account import encode_row
-from streams.billing.tariff import Rate, Tariff
+from streams.billing.rates import Rate, Tariff
 from streams.coverage import load_coverage
 from streams.testbed.auditor import UNKNOWN, Deck, Options, Report, audit, billed_parts
 from streams.testbed.minutes import (

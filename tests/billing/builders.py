@@ -40,7 +40,7 @@ from streams.billing.events import (
 )
 from streams.billing.legs import usage_event
 from streams.billing.outcomes import Outcome, Terms
-from streams.billing.tariff import Rate, Tariff
+from streams.billing.rates import Rate, Tariff
 
 NOW = datetime(2026, 3, 2, 10, 0, tzinfo=UTC)
 LONDON = "+442079460018"
@@ -183,7 +183,7 @@ class Book:
         if event.usage.phase is Phase.END and not self.account.holds and event.usage.leg_id is None:
             return event
         leg = holds.leg_of(event.usage, event.cause.source, event.started_at)
-        return msgspec.structs.replace(event, leg=leg, hold=self.holds.get(leg))
+        return event.about(leg, self.holds.get(leg))
 
     def _apply(self, event: Event, now: datetime, terms: Any) -> Outcome:
         if isinstance(event, ResultEvent):
@@ -230,9 +230,14 @@ def entries_of(entries: Iterable[bytes], name: str) -> tuple[LedgerEntry, ...]:
 def corrected(event: UsageEvent, of: str, entries: list[bytes], name: str) -> UsageEvent:
     """The event as a correction of another, with what that one has caused."""
     usage = msgspec.structs.replace(event.usage, phase=Phase.CORRECTION, corrects=of)
-    return msgspec.structs.replace(
-        event, usage=usage, cause=a_cause(name=name), original=entries_of(entries, of)
-    )
+    return changed(event, usage=usage, cause=a_cause(name=name), original=entries_of(entries, of))
+
+
+def changed(event: UsageEvent, **members: Any) -> UsageEvent:
+    """The event with other members."""
+    names = ("usage", "cause", "started_at", "ended_at", "duration_s", "disagrees", "original")
+    kept = {name: getattr(event, name) for name in (*names, "leg", "hold")}
+    return UsageEvent(**kept | members)
 
 
 def chain_holds(entries: list[bytes], head: bytes = NO_HASH, seq: int = 0) -> bool:

@@ -10,7 +10,7 @@ from schemas.usage import CallUsage, Kind, Phase
 from streams.billing import coverage, ledger
 from streams.billing.legs import usage_event
 from streams.billing.outcomes import Terms
-from streams.billing.tariff import Rate, Tariff
+from streams.billing.rates import Rate, Tariff
 from tests.billing.builders import (
     LONDON,
     NOW,

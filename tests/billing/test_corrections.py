@@ -30,6 +30,7 @@ from tests.billing.builders import (
     an_adjustment,
     apply,
     chain_holds,
+    changed,
     closing,
     decoded,
     entries_of,
@@ -62,7 +63,7 @@ def a_correction(
         corrects=of,
         **changes,
     )
-    return replace(event, original=entries_of(entries, of))
+    return event.correcting(entries_of(entries, of))
 
 
 def moved(outcome: Outcome) -> list[tuple[str, str]]:
@@ -108,7 +109,7 @@ def test_a_correction_that_costs_nothing_only_reverses(changes: dict[str, Any]) 
     event = a_correction("c1", book.entries)
     usage = replace(event.usage, **changes)
     duration_s = changes.get("duration_s", event.duration_s)
-    outcome = book.feed(replace(event, usage=usage, duration_s=duration_s))
+    outcome = book.feed(changed(event, usage=usage, duration_s=duration_s))
     assert moved(outcome) == [("reversal", "10")]
     assert lots(outcome.account) == {"g1": "100"}
 
@@ -159,7 +160,7 @@ def test_another_tenants_usage_and_what_is_no_usage_are_not_corrected() -> None:
     elsewhere = replace(entry, tenant_id="t-2")
     paid = replace(entry, caused_by=replace(entry.caused_by, topic="credits.command.v1"))
     for wrong in (elsewhere, paid):
-        outcome = apply(book.account, replace(event, original=(wrong,)))
+        outcome = apply(book.account, event.correcting((wrong,)))
         assert outcome.refused is not None
         assert outcome.refused.path == "$.corrects"
 

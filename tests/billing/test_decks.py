@@ -9,7 +9,7 @@ from schemas.commands import TariffAssignment
 from schemas.nanos import NANOS, text_from
 from streams.billing.account import Account, Watch, decode_row, encode_row
 from streams.billing.outcomes import Outcome
-from streams.billing.tariff import Decks, Rate, Tariff
+from streams.billing.rates import Decks, Rate, Tariff
 from tests.billing.builders import (
     NOW,
     a_call,

@@ -17,7 +17,7 @@ from streams.billing.account import VERSION, NewerRowError, decode_hold, encode_
 from streams.billing.events import UsageEvent
 from streams.billing.holds import MOST_HELD_NANOS, MOST_HOLDS
 from streams.billing.outcomes import Outcome
-from streams.billing.tariff import Decks, Rate, Tariff
+from streams.billing.rates import Decks, Rate, Tariff
 from tests.billing.builders import (
     NOW,
     Book,
@@ -29,6 +29,7 @@ from tests.billing.builders import (
     an_account,
     an_adjustment,
     apply,
+    changed,
     closing,
     decoded,
     minutes,
@@ -114,7 +115,7 @@ def test_the_fee_is_held_too() -> None:
 
 def as_known(event: UsageEvent) -> UsageEvent:
     leg = holds.leg_of(event.usage, event.cause.source, event.started_at)
-    return msgspec.structs.replace(event, leg=leg)
+    return event.about(leg, event.hold)
 
 
 def test_the_deck_in_force_when_the_call_started_prices_its_hold() -> None:
@@ -371,12 +372,12 @@ def test_beyond_five_thousand_the_sum_is_kept_and_people_are_told_once() -> None
     # Those that hold already go on, and are told again only after there was room.
     hold = apply(account, as_known(a_start())).hold
     assert hold is not None
-    moved = msgspec.structs.replace(as_known(progress(60)), hold=hold)
+    moved = changed(as_known(progress(60)), hold=hold)
     assert second.account is not None
     outcome = apply(second.account, moved)
     assert outcome.account is not None
     assert outcome.account.exposure_nanos == crowded.exposure_nanos + usd("1")
-    ended = msgspec.structs.replace(as_known(an_end(60)), hold=hold)
+    ended = changed(as_known(an_end(60)), hold=hold)
     for held, stays in ((MOST_HOLDS, True), (4_751, False)):
         before = msgspec.structs.replace(second.account, holds=held)
         after = apply(before, ended).account

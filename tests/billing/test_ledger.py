@@ -26,7 +26,7 @@ from streams.billing.account import (
     encode_row,
 )
 from streams.billing.booking import months_later
-from streams.billing.events import Event
+from streams.billing.events import Event, ResultEvent
 from streams.billing.outcomes import Outcome
 from streams.coverage import load_coverage
 from tests.billing.builders import (
@@ -157,7 +157,7 @@ def test_a_result_in_another_currency_is_refused() -> None:
     account, request = requested(an_account("100", trigger="100"))
     event = a_result(request.recharge_id, amount="5")
     foreign = msgspec.structs.replace(event.result, amount=Money(amount="5", currency="EUR"))
-    refused = apply(account, msgspec.structs.replace(event, result=foreign)).refused
+    refused = apply(account, ResultEvent(foreign, event.cause, event.payment)).refused
     assert refused is not None
     assert refused.reason is DeadLetterReason.CURRENCY_MISMATCH
 
@@ -459,7 +459,7 @@ def _correction(book: Book, back: int, count: int, now: datetime) -> Event:
         return a_call(phase="correction", corrects="nobody")
     name = standing[-1 - back % len(standing)]["caused_by"]["id"]
     event = a_call(phase="correction", corrects=name, duration_s=60 * count, started_at=now)
-    return msgspec.structs.replace(event, original=entries_of(book.entries, name))
+    return event.correcting(entries_of(book.entries, name))
 
 
 def check_laws(book: Book) -> None:

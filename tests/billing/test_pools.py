@@ -14,7 +14,7 @@ from streams.billing.booking import Draft
 from streams.billing.events import UsageEvent
 from streams.billing.ledger import public_balance
 from streams.billing.outcomes import Outcome
-from streams.billing.tariff import Rate, Special, Step, Tariff
+from streams.billing.rates import Rate, Special, Step, Tariff
 from streams.coverage import load_coverage
 from tests.billing.builders import (
     NOW,

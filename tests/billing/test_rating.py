@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from schemas.nanos import NANOS, nanos_from, text_from
 from streams.billing.prefixes import Prefixes
+from streams.billing.rates import Rate, Rounding
 from streams.billing.rating import TO_NANOS, billed_seconds, exact_cost, price, rounded
-from streams.billing.tariff import DeckError, Rate, Rounding, parse_deck, scaled
+from streams.billing.tariff import DeckError, parse_deck, scaled
 from streams.decks import load_deck
 
 HEADER = "Destination Name,Destination Type,Country,Prefix,Price / min"

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.nanos import text_from
+from streams.billing.rates import Rate, Special, Tariff, by_prefix
 from streams.billing.rating import price, price_special, take_minutes
-from streams.billing.tariff import DeckError, Rate, Special, Tariff, by_prefix, parse_deck, scaled
+from streams.billing.tariff import DeckError, parse_deck, scaled
 from streams.billing.windows import Window, in_force, next_change, window_from
 from tests.billing.builders import NOW, a_call, an_account, apply, decoded
 

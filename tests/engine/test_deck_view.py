@@ -10,7 +10,7 @@ import pytest
 from aiokafka.errors import KafkaConnectionError, OffsetOutOfRangeError
 
 from schemas.decks import DeckManifest, chunk_key, manifest_key, packed
-from streams.billing.tariff import Decks
+from streams.billing.rates import Decks
 from streams.engine import deck_view as module
 from streams.engine.deck_view import OLD_AFTER_S, DeckView
 from streams.settings import Settings

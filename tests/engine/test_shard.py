@@ -18,7 +18,7 @@ from schemas import topics
 from schemas.nanos import NANOS
 from streams.billing import holds
 from streams.billing.account import Account, microseconds
-from streams.billing.tariff import Decks, Rate, Tariff
+from streams.billing.rates import Decks, Rate, Tariff
 from streams.engine import originals
 from streams.engine.errors import UnknownOutcomeError
 from streams.engine.lag import Lag
@@ -344,7 +344,7 @@ async def test_decks_that_are_published_count_from_the_next_batch(bench: Bench) 
     dear = Tariff("default", "dear", {"44": Rate(prefix="44", per_minute=5 * NANOS)})
     versions = []
     for number, decks in ((1, None), (2, Decks(terms.tariff, [("default", NOW - HOUR, dear)]))):
-        bench.shard.use(msgspec.structs.replace(terms, decks=decks))
+        bench.shard.use(terms.with_decks(decks))
         outputs = await bench.book(topics.CALL_USAGE, a_call(number))
         [(_, entry, _)] = outputs.by_topic[topics.LEDGER]
         read = json.loads(entry or b"")

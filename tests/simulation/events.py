@@ -6,7 +6,8 @@ from functools import cache
 from typing import Any, Final
 
 from schemas import topics
-from streams.billing.tariff import Tariff, parse_deck
+from streams.billing.rates import Tariff
+from streams.billing.tariff import parse_deck
 from streams.testbed.auditor import Deck
 
 SOURCE: Final = "simulation"

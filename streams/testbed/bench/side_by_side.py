@@ -20,8 +20,8 @@ import orjson
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from msgspec import Struct
 
+from streams.billing.rates import Tariff
 from streams.billing.rating import TO_NANOS, price
-from streams.billing.tariff import Tariff
 from streams.decks import load_deck
 from streams.engine.kafka import connection
 from streams.settings import Settings
