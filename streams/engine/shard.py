@@ -41,7 +41,7 @@ from streams.engine.rows import NEVER, Rows, Totals
 from streams.engine.seen import Seen
 from streams.engine.transaction import Transactor
 from streams.engine.unanswered import Unanswered
-from streams.engine.work import Candidate, Skipped, Work
+from streams.engine.work import Candidate, Skipped, Work, fingerprints_of
 from streams.metrics import Meters
 from streams.settings import Settings
 
@@ -518,7 +518,7 @@ class Shard:
                 counts = dict(work.tally.counts)
                 work.corrects = False
                 candidates, fates = self._decider.read(work, topic, records, reached[name], skipped)
-                known = self._seen.probe([candidate.fingerprint for candidate in candidates])
+                known = self._seen.probe(fingerprints_of(candidates))
                 if work.corrects:
                     cut = await self._find_originals(work, candidates, known)
                     if cut is not None:

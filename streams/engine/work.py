@@ -1,5 +1,6 @@
 """What a batch holds while it is decided: the records as events, and all it will write."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, final
 
@@ -31,6 +32,11 @@ class Candidate:
         self.event = event
         self.fingerprint = fingerprint
         self.check = check
+
+
+def fingerprints_of(candidates: Sequence[Candidate]) -> list[int]:
+    """What the candidates' ids are remembered by, in their order."""
+    return [candidate.fingerprint for candidate in candidates]
 
 
 @final
