@@ -68,6 +68,17 @@ class UsageEvent:
 
     def about(self, leg: str, hold: Hold | None) -> "UsageEvent":
         """The same event with the leg it can touch and that leg's hold."""
+        twin = self._twin()
+        twin.leg, twin.hold = leg, hold
+        return twin
+
+    def correcting(self, original: tuple[LedgerEntry, ...] | None) -> "UsageEvent":
+        """The same event with the entries that the event it corrects has caused."""
+        twin = self._twin()
+        twin.original = original
+        return twin
+
+    def _twin(self) -> "UsageEvent":
         return UsageEvent(
             self.usage,
             self.cause,
@@ -76,20 +87,6 @@ class UsageEvent:
             self.duration_s,
             self.disagrees,
             self.original,
-            leg,
-            hold,
-        )
-
-    def correcting(self, original: tuple[LedgerEntry, ...] | None) -> "UsageEvent":
-        """The same event with the entries that the event it corrects has caused."""
-        return UsageEvent(
-            self.usage,
-            self.cause,
-            self.started_at,
-            self.ended_at,
-            self.duration_s,
-            self.disagrees,
-            original,
             self.leg,
             self.hold,
         )

@@ -283,13 +283,20 @@ def diff_decks(
 
 def _changed(was: "Rate", becomes: "Rate") -> list[str]:
     """Members that differ by value: 0.10 is 0.1."""
+    old, new = _values(was), _values(becomes)
+    return [name for name in old if old[name] != new[name]]
+
+
+def _values(rate: "Rate") -> "dict[str, Any]":
+    """What a row says, its other bands included; two rows are never the same object."""
     from streams.billing.rates import MEMBERS
 
-    return [
-        name
-        for name in MEMBERS
-        if not name.endswith("_text") and getattr(was, name) != getattr(becomes, name)
-    ]
+    values = {name: getattr(rate, name) for name in MEMBERS if not name.endswith("_text")}
+    special = rate.special
+    if special is not None:
+        bands = [_values(band) for band in special.bands]
+        values["special"] = (special._replace(bands=()), bands)
+    return values
 
 
 def _rates(named: str) -> "Mapping[str, Rate]":

@@ -65,6 +65,21 @@ def test_two_decks_are_compared_by_prefix(said: Call, deck: Callable[..., str]) 
     ]
 
 
+def test_decks_with_windows_are_compared_by_what_they_say(said: Call, tmp_path: Path) -> None:
+    paths = []
+    for name, evening in (("a.csv", "0.05"), ("b.csv", "0.050"), ("c.csv", "0.06")):
+        paths.append(tmp_path / name)
+        paths[-1].write_text(
+            HEADER.rstrip() + ",Windows,Weight\n"
+            "A,mobile,GB,44,0.1,,,\n"
+            f"A,mobile,GB,44,{evening},,18:00-08:00,1\n"
+        )
+    before, alike, dearer = map(str, paths)
+    assert said("tariff", "diff", before, alike).rows == []
+    [row] = said("tariff", "diff", before, dearer).rows
+    assert (row["prefix"], row["changed"]) == ("44", ["per_minute", "special"])
+
+
 def test_a_version_that_begins_too_soon_is_not_published(
     said: Call, deck: Callable[..., str]
 ) -> None:
