@@ -1999,7 +1999,9 @@ async def verify(settings: Settings, options: Options) -> Report:
     except (KafkaError, OSError, TimeoutError) as error:
         for invariant in INVARIANTS:
             if invariant != "expectation" or options.expect is not None:
-                report.unknown(invariant, f"the topics cannot be read: {error}")
+                report.unknown(
+                    invariant, f"the topics at {settings.broker} cannot be read: {error}"
+                )
     return report
 
 

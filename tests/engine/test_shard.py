@@ -330,6 +330,22 @@ async def test_the_group_is_told_offsets_now_and_then_and_at_the_end(
     assert told[3:] == [{}, {topics.CALL_USAGE: 4}, {}]
 
 
+async def test_after_a_small_batch_of_several_records_the_next_one_waits_twice_as_long(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def commit(*_: Any) -> dict[tuple[str, int], int]:
+        return {}
+
+    shard = bench.shard
+    monkeypatch.setattr(shard._transactor, "commit", commit)
+    lingers = {}
+    for count in (1, 3, 4, 63, 64):
+        calls = [a_call(count * 100 + number) for number in range(count)]
+        await shard._book([bench.slice(topics.CALL_USAGE, *calls)])
+        lingers[count] = shard._lingers
+    assert lingers == {1: 1, 3: 1, 4: 2, 63: 2, 64: 1}
+
+
 async def test_an_unrated_call_tells_what_it_may_cost(bench: Bench) -> None:
     call = a_call(1, callee="+440000000000", duration_s=61)
     outputs = await bench.book(topics.CALL_USAGE, call)
