@@ -30,9 +30,11 @@ _FIRST_BUCKETS: Final = 16
 # Buckets kept beyond the last: what overflows at the end goes on there.
 _SPARE: Final = 16
 # Fuller tables make long probes. Growing by a quarter keeps them at least two thirds full: that is
-# what holds an id below 24 bytes at the worst moment, for the price of four moves an id.
+# what holds an id below 24 bytes at the worst moment, for the price of four moves an id. A table of
+# less than two megabytes doubles, for one move an id.
 _FULL: Final = (85, 100)
 _GROWTH: Final = (5, 4)
+_SMALL_BUCKETS: Final = 1 << 14
 # Buckets moved while a table grows. Four an id end it well before the old part is too full; above
 # so many in one insert two an id must do, for a batch waits for them.
 _MOVED_PER_ID: Final = 4
@@ -191,7 +193,7 @@ class _Table:
             checks, ordinals = checks[over], ordinals[over]
 
     def _begin_growth(self) -> None:
-        more, of = _GROWTH
+        more, of = _GROWTH if self._buckets >= _SMALL_BUCKETS else (2, 1)
         self._former = self._kept = self._buckets
         self._buckets = self._buckets * more // of
         self._resize(max(self._buckets + _SPARE, len(self._used)))
