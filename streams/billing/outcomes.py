@@ -1,6 +1,6 @@
-"""What the core's functions answer with: values, without behaviour.
+"""What the core's functions answer with: plain data that nobody changes once it is made.
 
-Classes and not structs: see `events`.
+Classes and not structs (see `events`): two are equal only when they are one object.
 """
 
 from datetime import datetime

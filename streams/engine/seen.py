@@ -31,7 +31,7 @@ _FIRST_BUCKETS: Final = 16
 _SPARE: Final = 16
 # Fuller tables make long probes. Growing by a quarter keeps them at least two thirds full: that is
 # what holds an id below 24 bytes at the worst moment, for the price of four moves an id. A table of
-# less than two megabytes doubles, for one move an id.
+# less than two megabytes doubles: one move an id, for up to 40 bytes.
 _FULL: Final = (85, 100)
 _GROWTH: Final = (5, 4)
 _SMALL_BUCKETS: Final = 1 << 14
@@ -57,7 +57,8 @@ _NOTHING: Final = np.zeros(0, dtype=np.uint32)
 
 
 class _Table:
-    """A hash table over numpy arrays that is at least two thirds full and never stops to grow.
+    """A hash table over numpy arrays that is at least two thirds full once it is large, and never
+    stops to grow.
 
     Buckets of eight, in the order of the fingerprints: bucket = fingerprint * buckets / 2^64; what
     a full bucket has no place for goes into the next. Because of the order a larger table can be

@@ -51,7 +51,7 @@ YIELD_EVERY: Final = 2_000
 COMMAND_COSTS: Final = 10
 FULL_BATCH: Final = 4_096
 # Records of a batch for which its transaction is most of the cost: the next one waits twice as
-# long. One record alone would only be late, and more have paid for their transaction.
+# long. Fewer would only be late, and more pay for a transaction of their own.
 WAITS_TWICE: Final = range(4, 64)
 MOST_RECORDS: Final = 20_000
 MOST_TICKS: Final = 2_000
@@ -339,11 +339,10 @@ class Shard:
         return chained
 
     async def _work_waits(self, gate: asyncio.Event) -> None:
-        linger_s = self._settings.linger_ms / 1000 * self._lingers
         while True:
             await gate.wait()
             now = monotonic()
-            lingered = self._last_begun + linger_s - now
+            lingered = self._begins_next() - now
             if self._inbox:
                 if lingered <= 0 or self._full():
                     return
@@ -365,6 +364,10 @@ class Shard:
                     await self._wake.wait()
             except TimeoutError:
                 continue
+
+    def _begins_next(self) -> float:
+        """When the next batch may begin, unless it is full before."""
+        return self._last_begun + self._settings.linger_ms / 1000 * self._lingers
 
     def _full(self) -> bool:
         return (

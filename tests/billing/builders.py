@@ -1,10 +1,12 @@
 """Things to test with. Defaults stay silent, so whatever a test writes matters."""
 
+import ast
 import itertools
 import json
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -43,6 +45,7 @@ from streams.billing.outcomes import Outcome, Terms
 from streams.billing.rates import Rate, Tariff
 
 NOW = datetime(2026, 3, 2, 10, 0, tzinfo=UTC)
+ROOT = Path(__file__).parents[2]
 LONDON = "+442079460018"
 _places = itertools.count()
 
@@ -235,9 +238,19 @@ def corrected(event: UsageEvent, of: str, entries: list[bytes], name: str) -> Us
 
 def changed(event: UsageEvent, **members: Any) -> UsageEvent:
     """The event with other members."""
-    names = ("usage", "cause", "started_at", "ended_at", "duration_s", "disagrees", "original")
-    kept = {name: getattr(event, name) for name in (*names, "leg", "hold")}
+    kept = {name: getattr(event, name) for name in parameters_of(UsageEvent)}
     return UsageEvent(**kept | members)
+
+
+def parameters_of(kind: type) -> list[str]:
+    """What a class is made from, as its source says it: a compiled one cannot be asked."""
+    path = Path(*kind.__module__.split(".")).with_suffix(".py")
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef) and node.name == kind.__name__:
+            [init] = [one for one in node.body if getattr(one, "name", "") == "__init__"]
+            assert isinstance(init, ast.FunctionDef)
+            return [one.arg for one in (*init.args.args[1:], *init.args.kwonlyargs)]
+    raise AssertionError(f"no class {kind.__name__} in {path}")
 
 
 def chain_holds(entries: list[bytes], head: bytes = NO_HASH, seq: int = 0) -> bool:

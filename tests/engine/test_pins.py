@@ -5,16 +5,18 @@ A new version that moves one of them fails here, not in production.
 
 import inspect
 from importlib.metadata import version
+from typing import Any
 
 import aiokafka.producer.sender
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.producer.transaction_manager import TransactionManager
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
 from faust.tables.manager import TableManager
 from faust.tables.recovery import Recovery
 from faust.transport.consumer import Consumer as BaseConsumer
@@ -76,6 +78,50 @@ def test_a_consumer_still_keeps_its_fetch_sizes_to_itself() -> None:
     asked = inspect.getsource(fetcher.Fetcher._get_actions_per_node)
     for name in ("self._fetch_max_wait_ms,", "self._fetch_min_bytes,", "self._fetch_max_bytes,"):
         assert name in asked
+
+
+class _Place:
+    """As much of a consumer's state as a fetch result looks at."""
+
+    active = True
+    paused = False
+
+    def __init__(self) -> None:
+        self.position = 0
+
+    def state_value(self, _: TopicPartition) -> "_Place":
+        return self
+
+    def consumed_to(self, position: int) -> None:
+        self.position = position
+
+
+def _drained(kind: type[PartitionRecords], sizes: list[int | None]) -> list[tuple[Any, ...]]:
+    data = b""
+    for base in (0, 10):  # offsets 5 to 9 are gone
+        builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, 0, 100_000)
+        for offset in range(5):
+            assert builder.append(offset, 1, key=b"k", value=b"v", headers=[]) is not None
+        data += base.to_bytes(8, "big") + bytes(builder.build())[8:]
+    place = _Place()
+    tp = TopicPartition("t", 0)
+    records = kind(tp, MemoryRecords(data), [], 0, None, None, False, 0)
+    result = fetcher.FetchResult(tp, assignment=place, partition_records=records, backoff=0)
+    told = []
+    for size in sizes:
+        if result.has_more():
+            offsets = [record.offset for record in result.getall(size)]
+            told.append((offsets, place.position, result.has_more()))
+    return told
+
+
+@pytest.mark.parametrize("sizes", [[None], [3] * 5, [5] * 3, [10, 10], [2, None]])
+def test_plain_records_are_handed_out_as_the_clients_are(sizes: list[int | None]) -> None:
+    told = _drained(kafka._PlainRecords, sizes)
+    assert told == _drained(PartitionRecords, sizes)
+    offsets = [offset for part, _, _ in told for offset in part]
+    assert offsets == [0, 1, 2, 3, 4, 10, 11, 12, 13, 14]
+    assert told[-1][1] == 15
 
 
 def test_record_batches_are_compressed_at_level_1(monkeypatch: pytest.MonkeyPatch) -> None:

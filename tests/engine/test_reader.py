@@ -80,6 +80,16 @@ async def test_records_without_a_value_do_not_pile_up(read: tuple[Reader, _Consu
     assert consumer.asked[-1] == (TWO,)
 
 
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 1_000])
+async def test_a_slice_of_many_records_weighs_what_they_do(
+    read: tuple[Reader, _Consumer], count: int
+) -> None:
+    reader, consumer = read
+    consumer.waiting = {ONE: _records(0, count, 300)}
+    [part] = await reader.fetch()
+    assert part.size == count * 400
+
+
 async def test_a_new_epoch_does_not_wait_for_the_silence_of_the_old_one(
     read: tuple[Reader, _Consumer],
 ) -> None:

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from streams.engine.position import Position, SourcePosition, decode_position, encode_position
 from streams.engine.rows import (
@@ -18,6 +19,7 @@ from streams.engine.rows import (
     owner_of,
     payment_key,
 )
+from tests.billing.builders import NOW, an_account
 
 
 def row(due: int, rest: bytes = b"x") -> bytes:
@@ -101,6 +103,15 @@ def test_totals_kept_up_equal_totals_recounted(changes: list[tuple[bytes, int | 
         totals.row(key, rows.values.get(key), value)
         rows.put(key, value)
     assert (totals.rows, totals.digest) == rows.totals()
+
+
+def test_tenants_are_counted_by_the_state_of_their_account() -> None:
+    account = an_account()
+    paused = replace(account, recharging=replace(account.recharging, stage="paused"))
+    for one in (account, paused, replace(paused, closed_at=NOW)):
+        totals = Totals()
+        totals.tenant(None, one)
+        assert totals.tenants == {one.state: 1}
 
 
 @given(CHANGES)

@@ -342,8 +342,8 @@ async def test_after_a_small_batch_of_several_records_the_next_one_waits_twice_a
     for count in (1, 3, 4, 63, 64):
         calls = [a_call(count * 100 + number) for number in range(count)]
         await shard._book([bench.slice(topics.CALL_USAGE, *calls)])
-        lingers[count] = shard._lingers
-    assert lingers == {1: 1, 3: 1, 4: 2, 63: 2, 64: 1}
+        lingers[count] = round((shard._begins_next() - shard._last_begun) * 1000)
+    assert lingers == {1: 100, 3: 100, 4: 200, 63: 200, 64: 100}
 
 
 async def test_an_unrated_call_tells_what_it_may_cost(bench: Bench) -> None:
