@@ -10,12 +10,14 @@ from streams.engine.errors import StoppedError
 from streams.engine.restore import Marks, Restored, restore
 from streams.engine.rows import POSITION_KEY
 from streams.testbed import auditor
+from streams.testbed.minutes import Coverage
 from tests.simulation import events
 from tests.simulation.world import FailedError, World
 
 # A batch may settle for six seconds, and a producer take three to stop.
 GHOSTS_GONE_WITHIN_S: Final = 15
 _DECK: Final = auditor.Deck(events.DECK)
+_COVERAGE: Final = Coverage()
 
 
 def _rows(world: World, number: int) -> dict[bytes, bytes]:
@@ -50,7 +52,11 @@ def check_log(world: World) -> None:
             )
         )
     report, _ = auditor.audit(
-        logs, names=world.names, partitions=world.settings.partitions, deck=_DECK
+        logs,
+        names=world.names,
+        partitions=world.settings.partitions,
+        deck=_DECK,
+        coverage=_COVERAGE,
     )
     for name, finding in report.findings.items():
         if finding.violations or finding.unknown:

@@ -238,6 +238,8 @@ class Run:
             found = await measure_throughput(
                 settings, self._place, plan, workers=workers, data=self._data
             )
+            cpu_us = found.cpu_us_per_event
+            say(f"{found.events_per_s:,} events/s, {cpu_us} µs of CPU an event")
             return {"at": name, **msgspec.to_builtins(found)}
 
     async def _curve(self, part: Part, plans: dict[str, Plan]) -> None:
