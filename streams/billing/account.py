@@ -22,7 +22,7 @@ from schemas.commands import Compare, Method
 from schemas.funding import Reason, Status
 from schemas.ledger import EntryKind
 from schemas.notices import Withheld
-from streams.billing.sums import balance_of
+from streams.billing.sums import balance_of, state_of
 
 VERSION: Final = 1
 NEVER: Final = b"\xff" * 8
@@ -401,7 +401,7 @@ class Account(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     @property
     def state(self) -> str:
         """The label of `credits_tenants`: the recharge stage, or closed."""
-        return "closed" if self.closed_at is not None else self.recharging.stage
+        return state_of(self)
 
     def next_due(self) -> datetime | None:
         """When time alone will change this account; None when it will not."""

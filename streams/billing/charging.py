@@ -53,7 +53,7 @@ def charge(
     kind = coverage.kind_of(usage)
     if kind is None:
         raise RefusedError(DeadLetterReason.SCHEMA_VIOLATION, "$.kind")
-    if kind in terms.free:
+    if kind in terms.coverage.free:
         return "open" if is_open else "free"
     if is_open:
         return _hold(draft, event, terms, duration_s + holds.AHEAD_S, kind)

@@ -61,14 +61,13 @@ def burn(account: Account, amount_nanos: int, at: datetime, now: datetime) -> Bu
     now, then from nowhere. A lot that is used up leaves the row; the ledger remembers it."""
     if not account.grants:
         return Burnt((), account.overdraft_nanos + amount_nanos, ())
-    else:
-        # Nearly every charge: the first lot can pay it alone and something is left in it.
-        grants = account.grants
-        first = grants[0]
-        left_nanos = first.left_nanos - amount_nanos
-        if left_nanos > 0 and (active(first, at) or (len(grants) == 1 and active(first, now))):
-            after = replace(first, left_nanos=left_nanos)
-            return Burnt((after, *grants[1:]), account.overdraft_nanos, ((after, -amount_nanos),))
+    # Nearly every charge: the first lot can pay it alone and something is left in it.
+    grants = account.grants
+    first = grants[0]
+    left_nanos = first.left_nanos - amount_nanos
+    if left_nanos > 0 and (active(first, at) or (len(grants) == 1 and active(first, now))):
+        after = replace(first, left_nanos=left_nanos)
+        return Burnt((after, *grants[1:]), account.overdraft_nanos, ((after, -amount_nanos),))
     left = amount_nanos
     given: dict[str, int] = {}
     for instant in (at, now):

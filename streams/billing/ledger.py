@@ -84,7 +84,7 @@ def apply(account: Account | None, event: Event, terms: Terms, now: datetime) ->
             or draft.account.exposure_nanos != account.exposure_nanos
             or not isinstance(event, UsageEvent)
         ):
-            alerts.review(draft, terms.free)
+            alerts.review(draft, terms.coverage.free)
     except RefusedError as error:
         return _refused(account, event, error.refused, now)
     except CommandRefusedError as refusal:  # a name of its own: mypyc types a name once
@@ -103,7 +103,7 @@ def _without_account(event: Event, terms: Terms, now: datetime) -> Outcome:
                 account = commands.opened(command, _tenant_of(event), now)
                 draft = Draft(account, event.cause, now)
                 commands.open_with_money(draft, command)
-                alerts.review(draft, terms.free)
+                alerts.review(draft, terms.coverage.free)
             except CommandRefusedError as error:
                 return _command_refused(event, error, now)
             draft.check_books()

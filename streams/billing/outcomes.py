@@ -26,7 +26,7 @@ class Terms:
     stale (the shard is behind), how long a recharge request waits for its answer, once any are
     published, the rate decks by name and time, and who pays for which kind of usage."""
 
-    __slots__ = ("coverage", "decks", "free", "result_timeout_s", "stale", "tariff")
+    __slots__ = ("coverage", "decks", "result_timeout_s", "stale", "tariff")
 
     def __init__(
         self,
@@ -41,7 +41,6 @@ class Terms:
         self.result_timeout_s = result_timeout_s
         self.decks = decks
         self.coverage = coverage
-        self.free = coverage.free
 
     def while_behind(self) -> "Terms":
         """The same terms where the balance may be stale."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Final, NamedTuple, final
+from typing import Any, Final, NamedTuple, final
 
 from mypy_extensions import mypyc_attr
 
@@ -104,21 +104,8 @@ class Rate:
 
     def with_special(self, special: Special) -> "Rate":
         """The same row with what few rows have."""
-        return Rate(
-            prefix=self.prefix,
-            per_minute=self.per_minute,
-            connect_fee=self.connect_fee,
-            scale=self.scale,
-            initial_increment_s=self.initial_increment_s,
-            increment_s=self.increment_s,
-            rounding=self.rounding,
-            country=self.country,
-            type=self.type,
-            per_minute_text=self.per_minute_text,
-            connect_fee_text=self.connect_fee_text,
-            risk_class=self.risk_class,
-            special=special,
-        )
+        members: dict[str, Any] = {name: getattr(self, name) for name in MEMBERS}
+        return Rate(**members | {"special": special})
 
 
 def _weight(rate: Rate) -> tuple[int, bool]:

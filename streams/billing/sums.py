@@ -1,4 +1,5 @@
-"""What an account's balance is the sum of."""
+"""What an account comes to: its balance, its state. Here, for an account's own methods are not
+compiled."""
 
 from typing import TYPE_CHECKING
 
@@ -12,3 +13,8 @@ def balance_of(account: "Account") -> int:
     for grant in account.grants:
         total += grant.left_nanos
     return total
+
+
+def state_of(account: "Account") -> str:
+    """The label of `credits_tenants`: the recharge stage, or closed."""
+    return account.recharging.stage if account.closed_at is None else "closed"

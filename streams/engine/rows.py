@@ -13,7 +13,7 @@ from typing import Final
 from xxhash import xxh3_64_intdigest
 
 from streams.billing.account import Account
-from streams.billing.sums import balance_of
+from streams.billing.sums import balance_of, state_of
 from streams.engine.position import Position, SourcePosition
 
 POSITION_KEY: Final = b"\0position"
@@ -94,8 +94,7 @@ class Totals:
         self._tenant(after, 1)
 
     def _tenant(self, account: Account, sign: int) -> None:
-        # As `account.state`, which is not compiled.
-        state = account.recharging.stage if account.closed_at is None else "closed"
+        state = state_of(account)
         self.tenants[state] = self.tenants.get(state, 0) + sign
         sums = self.balances.get(account.currency)
         if sums is None:

@@ -114,8 +114,7 @@ class Shard:
         self._seen_next = 0
         self._ledger_end = 0
         self._defects: list[float] = []
-        self._last_begun = 0.0
-        self._lingers = 1
+        self._lingers_until = 0.0
         self._told: dict[TopicPartition, int] = {}
         self._told_at = 0.0
         self._catch_up: dict[TopicPartition, int] = {}
@@ -319,7 +318,7 @@ class Shard:
                         reader.done(part)
             if left:
                 self._inbox[:0] = left
-                self._last_begun = 0.0  # it has lingered already
+                self._lingers_until = 0.0  # it has lingered already
 
     def _chained(self, taken: Sequence[Slice], reader: Reader) -> list[Slice]:
         """The slices that continue, without a gap, what this shard has booked."""
@@ -342,7 +341,7 @@ class Shard:
         while True:
             await gate.wait()
             now = monotonic()
-            lingered = self._begins_next() - now
+            lingered = self._lingers_until - now
             if self._inbox:
                 if lingered <= 0 or self._full():
                     return
@@ -364,10 +363,6 @@ class Shard:
                     await self._wake.wait()
             except TimeoutError:
                 continue
-
-    def _begins_next(self) -> float:
-        """When the next batch may begin, unless it is full before."""
-        return self._last_begun + self._settings.linger_ms / 1000 * self._lingers
 
     def _full(self) -> bool:
         return (
@@ -411,8 +406,8 @@ class Shard:
         self._note_told(offsets)
         before = self._sources
         self._publish(work)
-        self._last_begun = started
-        self._lingers = 2 if sum(len(part.records) for part in taken) in WAITS_TWICE else 1
+        times = 2 if sum(len(part.records) for part in taken) in WAITS_TWICE else 1
+        self._lingers_until = started + self._settings.linger_ms / 1000 * times
         self.committed_at = ended
         for topic, source in work.position.sources.items():
             if source != before.get(topic):

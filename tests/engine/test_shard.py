@@ -338,11 +338,12 @@ async def test_after_a_small_batch_of_several_records_the_next_one_waits_twice_a
 
     shard = bench.shard
     monkeypatch.setattr(shard._transactor, "commit", commit)
+    monkeypatch.setattr("streams.engine.shard.monotonic", lambda: 0.0)
     lingers = {}
     for count in (1, 3, 4, 63, 64):
         calls = [a_call(count * 100 + number) for number in range(count)]
         await shard._book([bench.slice(topics.CALL_USAGE, *calls)])
-        lingers[count] = round((shard._begins_next() - shard._last_begun) * 1000)
+        lingers[count] = round(shard._lingers_until * 1000)
     assert lingers == {1: 100, 3: 100, 4: 200, 63: 200, 64: 100}
 
 
