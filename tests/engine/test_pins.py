@@ -80,6 +80,13 @@ def test_a_consumer_still_keeps_its_fetch_sizes_to_itself() -> None:
         assert name in asked
 
 
+def test_a_question_for_log_ends_still_gives_up_after_the_request_time_out() -> None:
+    for asked in (AIOKafkaConsumer.beginning_offsets, AIOKafkaConsumer.end_offsets):
+        assert "self._request_timeout_ms" in inspect.getsource(asked)
+    source = inspect.getsource(fetcher.Fetcher._retrieve_offsets)
+    assert "raise KafkaTimeoutError(" in source
+
+
 class _Place:
     """As much of a consumer's state as a fetch result looks at."""
 

@@ -21,12 +21,13 @@ from aiokafka.errors import (
     InvalidProducerEpoch,
     KafkaConnectionError,
     KafkaError,
+    KafkaTimeoutError,
     ProducerFenced,
     RequestTimedOutError,
 )
 from msgspec import Struct
 
-from streams.engine.kafka import TRANSACTION_TIMEOUT_MS
+from streams.engine.kafka import REQUEST_TIMEOUT_MS, TRANSACTION_TIMEOUT_MS
 from streams.settings import Settings
 from tests.simulation.log import Broker, Content, Record
 from tests.simulation.loop import PROCESS, Process
@@ -527,9 +528,7 @@ class Consumer:
 
     async def beginning_offsets(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         """Log starts."""
-        return await self._network.ask(
-            "marks", lambda: {tp: self._broker.partition(tp).start for tp in tps}
-        )
+        return await self._marks(lambda: {tp: self._broker.partition(tp).start for tp in tps})
 
     async def end_offsets(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         """High watermarks, or last stable offsets for one that reads committed."""
@@ -540,7 +539,14 @@ class Consumer:
                 return {tp: part.stable_end for tp, part in parts.items()}
             return {tp: part.end for tp, part in parts.items()}
 
-        return await self._network.ask("marks", serve)
+        return await self._marks(serve)
+
+    async def _marks(self, serve: Callable[[], T]) -> T:
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_MS / 1000):
+                return await self._network.ask("marks", serve)
+        except TimeoutError as error:
+            raise KafkaTimeoutError("no offsets in time") from error
 
 
 def _wake(waiter: "asyncio.Future[None]") -> None:

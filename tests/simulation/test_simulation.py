@@ -113,6 +113,27 @@ FOUND = {
             Step("wait", gap=0.3),
         ),
     ),
+    # The model let a question for log ends wait for two minutes; the client gives up after its
+    # request time-out, and then the shard opens again.
+    "a slow answer about log ends is given up": Schedule(
+        seed=38027,
+        partitions=1,
+        tenants=1,
+        jitter=0.0,
+        most=1_000,
+        steps=(
+            Step("start"),
+            Step("wait", gap=20.0),
+            Step("start", slot=1),
+            Step("kill", slot=1, n=4),
+            Step("lost", gap=0.466, word="marks", s=26.3),
+            Step("command", gap=0.036, n=40_040, word="allowance"),
+            Step("slow", word="marks", s=58.03),
+            Step("start", slot=1),
+            Step("start", slot=2),
+            Step("wait", gap=1.2),
+        ),
+    ),
 }
 
 
