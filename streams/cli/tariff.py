@@ -305,7 +305,8 @@ def _rates(named: str) -> "Mapping[str, Rate]":
     path = Path(named)
     if path.is_file():
         return _read(path)[1].rates
-    for one in wait_for(_versions(settings_now())):
+    # No name of a version: nobody need be asked.
+    for one in wait_for(_versions(settings_now())) if "/" in named else ():
         manifest = one.manifest
         if named == f"{manifest.deck}/{manifest.version}":
             text = one.text.decode("utf-8-sig")

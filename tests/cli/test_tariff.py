@@ -80,6 +80,14 @@ def test_decks_with_windows_are_compared_by_what_they_say(said: Call, tmp_path: 
     assert (row["prefix"], row["changed"]) == ("44", ["per_minute", "special"])
 
 
+def test_a_deck_that_is_not_there_is_missed_without_a_broker(
+    said: Call, deck: Callable[..., str]
+) -> None:
+    answer = said("tariff", "diff", deck("44,0.1,"), "nowhere.csv")
+    assert answer.code == 3
+    assert "nowhere.csv is neither a file nor a published version" in answer.stderr
+
+
 def test_a_version_that_begins_too_soon_is_not_published(
     said: Call, deck: Callable[..., str]
 ) -> None:
