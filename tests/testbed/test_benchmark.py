@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import orjson
 import pytest
 
@@ -17,13 +16,13 @@ from streams.settings import Settings
 from streams.testbed import auditor, load
 from streams.testbed.bench import side_by_side, steady, worker
 from streams.testbed.bench.__main__ import BARS, SHORT, Part, Run, Scale, share_out, table
-from streams.testbed.bench.throughput import a_plan
+from streams.testbed.bench.throughput import Mark, Marks, a_plan, marks_of, pace
 from streams.testbed.bench.worker import BenchError, Place, running
 
 THROUGHPUT = {"workers", "events", "seconds_ms", "events_per_s", "cpu_us_per_event"}
 STEADY = {"rate", "samples", "p50_ms", "p99_ms", "p99_9_ms", "max_ms", "cpu_percent"}
 RATES = ("at_100", "at_1000", "of_tenth", "of_half", "of_four_fifths")
-SMALL = Scale(events=120_000, tenants=100, rows=500, ids=20_000, point=60_000)
+SMALL = Scale(events=60_000, tenants=100, rows=500, ids=20_000, point=20_000)
 
 
 def a_run(broker: str, folder: Path, scale: Scale = SMALL) -> Run:
@@ -43,7 +42,7 @@ async def test_a_small_run_measures_everything_and_ends_with_books_that_hold(
     assert run.code == auditor.HOLDS
     assert found["verify"] == {"throughput": 0}
     assert set(found["throughput"]) == THROUGHPUT | {"kafka_bytes_per_event"}
-    assert found["throughput"]["events"] <= 120_000
+    assert found["throughput"]["events"] <= 60_000
     assert set(found["latency"]) == {"p50_ms", "p99_ms", "idle_cpu_percent", *RATES}
     for name in RATES:
         one = found["latency"][name]
@@ -91,8 +90,7 @@ async def test_kafka_streams_books_the_same_events_and_is_compared_with_a_worker
     broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(side_by_side, "VARIANTS", ((2, 100),))
-    monkeypatch.setattr("streams.testbed.bench.throughput.POLL_S", 0.01)
-    run = a_run(broker, tmp_path, msgspec.structs.replace(SMALL, events=100_000))
+    run = a_run(broker, tmp_path)
     await run.measure({Part.KAFKA_STREAMS})
     assert run.code == auditor.HOLDS
     assert run.result["verify"] == {"kafka-streams: ours": 0, "kafka-streams: theirs": 0}
@@ -206,6 +204,32 @@ class Nobody:
 
     async def list_consumer_group_offsets(self, _: str) -> dict[Any, Any]:
         return {}
+
+
+@pytest.mark.parametrize(
+    ("done", "counted"),
+    [
+        ([0, 0, 10, 40, 60, 80, 95], (10, 60, 95)),
+        ([0, 10, 40, 95], (10, 40, 95)),
+        ([0, 70, 95], (70, 70, 95)),
+        ([0, 0, 100], (0, 0, 100)),
+    ],
+)
+def test_a_load_that_is_booked_in_few_steps_has_a_pace(
+    done: list[int], counted: tuple[int, int, int]
+) -> None:
+    seen = [Mark(second, count, second * 500) for second, count in enumerate(done)]
+    marks = marks_of(seen, 50)
+    assert marks == Marks(*([mark for mark in seen if mark.done == at][-1] for at in counted))
+    for first in (marks.first, marks.half):
+        found = pace(first, marks.last)
+        assert found.events == marks.last.done - first.done
+        assert found.seconds_ms == (marks.last.at_s - first.at_s) * 1_000
+
+
+def test_a_load_that_was_booked_before_anyone_looked_has_no_pace() -> None:
+    with pytest.raises(BenchError, match="all 100 events were booked before anyone looked"):
+        marks_of([Mark(0, 100, 0)], 50)
 
 
 def test_a_figure_beside_its_bar_says_when_it_misses() -> None:

@@ -26,7 +26,7 @@ from streams.decks import load_deck
 from streams.engine.kafka import connection
 from streams.settings import Settings
 from streams.testbed import broker
-from streams.testbed.bench.throughput import Mark, drained, pace, prepare
+from streams.testbed.bench.throughput import Marks, drained, pace, prepare
 from streams.testbed.bench.worker import (
     BenchError,
     Measured,
@@ -273,12 +273,10 @@ async def faults_of(settings: Settings, variant: Variant, right: Books) -> list[
 
 
 class Booked(Struct, frozen=True):
-    """How a process did: at the first event that was committed, at half of them and at nine tenths;
-    and the most of its memory that was ever resident."""
+    """How a process came to nine tenths of the events, and the most of its memory that was ever
+    resident."""
 
-    first: Mark
-    half: Mark
-    last: Mark
+    marks: Marks
     memory_bytes: int
 
 
@@ -289,7 +287,7 @@ async def _booked(
         marks = await drained(
             watched, usage_names(settings), count, [process], enough=count * 9 // 10
         )
-    return Booked(*marks, process.most_memory_bytes())
+    return Booked(marks, process.most_memory_bytes())
 
 
 async def book(
@@ -303,8 +301,9 @@ async def book(
 
 
 def side_of(at: str, booked: Booked) -> Side:
-    """The figures of one program. Raises BenchError when there were too few events to tell."""
-    whole, warm = pace(booked.first, booked.last), pace(booked.half, booked.last)
+    """The figures of one program: from its first events, and warm from half of them."""
+    marks = booked.marks
+    whole, warm = pace(marks.first, marks.last), pace(marks.half, marks.last)
     return Side(
         at=at,
         events_per_s=whole.events_per_s,

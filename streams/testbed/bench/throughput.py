@@ -14,8 +14,6 @@ from schemas import topics
 from streams.settings import Settings
 from streams.testbed import load
 from streams.testbed.bench.worker import (
-    POLL_S,
-    READY_WITHIN_S,
     BenchError,
     Measured,
     Place,
@@ -94,16 +92,38 @@ class Pace(Struct, frozen=True, kw_only=True):
 
 
 def pace(first: Mark, last: Mark) -> Pace:
-    """Raises BenchError when there is too little between them to tell."""
+    """What a process did from one mark to a later one with more events done."""
     done, took_ms = last.done - first.done, ms(last.at_s - first.at_s)
-    if done <= 0 or not took_ms:
-        raise BenchError(f"{last.done} events are too few to measure: all were booked at once")
     return Pace(
         events=done,
         seconds_ms=took_ms,
         events_per_s=done * 1_000 // took_ms,
         cpu_us_per_event=tenths((last.cpu_us - first.cpu_us) * 10 // done),
     )
+
+
+class Marks(Struct, frozen=True):
+    """The first events that were done, half of them, and enough of them to end."""
+
+    first: Mark
+    half: Mark
+    last: Mark
+
+
+def marks_of(seen: Sequence[Mark], half: int) -> Marks:
+    """The marks that count of all that were taken until there were enough events.
+
+    Offsets are committed in steps, and one step of a small load may pass two of them: the mark
+    before the last step stands for what came no earlier. Raises BenchError when there is none.
+    """
+    *before, last = seen
+    if not before:
+        raise BenchError(f"all {last.done} events were booked before anyone looked")
+
+    def from_(least: int) -> Mark:
+        return next((mark for mark in before if mark.done >= least), before[-1])
+
+    return Marks(from_(1), from_(half), last)
 
 
 async def drained(
@@ -113,25 +133,15 @@ async def drained(
     processes: Sequence[Measured],
     *,
     enough: int,
-) -> tuple[Mark, Mark, Mark]:
-    """Wait until processes have done so many events; marks at the first that were done, at half of
-    them and at `enough`. Raises BenchError."""
-
-    def mark(done: int) -> Mark:
-        return Mark(monotonic(), done, sum(process.cpu_us() for process in processes))
-
-    deadline = monotonic() + READY_WITHIN_S
-    while not (done := await watched.committed(names)):
-        for process in processes:
-            process.require_alive()
-        if monotonic() > deadline:
-            raise BenchError(f"nothing was booked; see {processes[0].log_name}")
-        await asyncio.sleep(POLL_S)
-    first = mark(done)
-    half = mark(await watched.until(names, count // 2, processes))
-    last = mark(await watched.until(names, enough, processes))
+) -> Marks:
+    """Wait until processes have done so many events, and say how they came to `enough` of them.
+    Raises BenchError."""
+    seen = [
+        Mark(monotonic(), done, sum(process.cpu_us() for process in processes))
+        async for done in watched.steps(names, enough, processes)
+    ]
     await watched.until(names, count, processes)
-    return first, half, last
+    return marks_of(seen, count // 2)
 
 
 async def prepare(settings: Settings, place: Place, plan: Plan, start: datetime) -> int:
@@ -163,8 +173,8 @@ async def measure_throughput(
             if workers > 1:
                 await asyncio.gather(*(worker.until_ready() for worker in started))
             names = usage_names(settings)
-            first, _, last = await drained(watched, names, count, started, enough=enough)
-    whole = pace(first, last)
+            marks = await drained(watched, names, count, started, enough=enough)
+    whole = pace(marks.first, marks.last)
     bytes_after = output_bytes(settings, data)
     return Throughput(
         workers=workers,

@@ -206,17 +206,27 @@ class Progress:
             return 0  # a new broker has none until its first group
         return sum(max(0, found.offset) for tp, found in offsets.items() if tp.topic in names)
 
-    async def until(self, names: Sequence[str], count: int, processes: Sequence[Measured]) -> int:
-        """Wait until so many are committed; returns how many really are. Raises BenchError, at
-        once when a process ends."""
+    async def steps(
+        self, names: Sequence[str], count: int, processes: Sequence[Measured]
+    ) -> AsyncIterator[int]:
+        """How many are committed, asked again and again until it is so many or more. Raises
+        BenchError, at once when a process ends."""
         deadline = monotonic() + DRAINED_WITHIN_S
-        while (done := await self.committed(names)) < count:
+        while True:
+            done = await self.committed(names)
+            yield done
+            if done >= count:
+                return
             for process in processes:
                 process.require_alive()
             if monotonic() > deadline:
                 raise BenchError(f"{done} of {count} records after {DRAINED_WITHIN_S} s")
             await asyncio.sleep(POLL_S)
-        return done
+
+    async def until(self, names: Sequence[str], count: int, processes: Sequence[Measured]) -> None:
+        """Wait until so many are committed. Raises BenchError, at once when a process ends."""
+        async for _ in self.steps(names, count, processes):
+            pass
 
 
 @contextlib.asynccontextmanager
