@@ -5,6 +5,7 @@ import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 
+import hypothesis
 import pytest
 
 from streams import provision
@@ -15,6 +16,16 @@ from streams.testbed.broker import Cluster
 PARTITIONS = 4
 # The shortest that Kafka takes: after every SIGKILL the others wait for it.
 SESSION_S = 6
+# Properties are searched the same way every time: a failure here is a failure everywhere. A slow
+# moment of the machine is none.
+hypothesis.settings.register_profile(
+    "house",
+    derandomize=True,
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("house")
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ _ROOM_WAIT_MS: Final = 200
 # would cost more than booking it. The first one after a silence is handed out at once.
 _COLLECT_BYTES: Final = 128 << 10
 _COLLECT_MS: Final = 25
-_SILENCE_MS: Final = 250
+_SILENCE_MS: Final = 500
 
 
 class Slice(Struct, frozen=True, eq=False):

@@ -184,7 +184,13 @@ class Report:
     def lines(self) -> list[str]:
         """The verdict for a person."""
         lines = []
+        reasons: list[str] = []
         for name, finding in self.findings.items():
+            # What many could not be checked for is said once, below the last of them.
+            unknown = [] if finding.violations else finding.unknown
+            if unknown != reasons:
+                lines += [f"          - {text}" for text in reasons]
+            reasons = unknown
             if name == "expectation" and not self.expectation_asked:
                 lines.append(f"not asked {name}: {INVARIANTS[name]}")
             elif finding.violations:
@@ -192,9 +198,9 @@ class Report:
                 lines += [f"          - {text}" for text in finding.shown]
             elif finding.unknown:
                 lines.append(f"unknown   {name}: {INVARIANTS[name]}")
-                lines += [f"          - {text}" for text in finding.unknown]
             else:
                 lines.append(f"holds     {name}: {INVARIANTS[name]}")
+        lines += [f"          - {text}" for text in reasons]
         counted = ", ".join(f"{count:,} {name}" for name, count in sorted(self.counts.items()))
         lines.append(f"looked at {counted or 'nothing'}")
         if self.dead_letters:

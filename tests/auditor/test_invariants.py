@@ -567,3 +567,27 @@ def test_what_was_charged_before_a_checkpoint_is_corrected_after_it_and_only_onc
     corrected_twice(books)
     report, _ = audited(books, {topics.LEDGER: 5, topics.CALL_USAGE: 5}, after)
     assert violated(report) == {"correction"}, report.lines()
+
+
+def test_what_several_could_not_be_checked_for_is_said_once_below_the_last() -> None:
+    report = Report()
+    for name in ("conservation", "lots", "at_most_once", "at_least_once"):
+        report.unknown(name, "the topics cannot be read")
+    report.violate("at_most_once", "twice")
+    report.unknown("chain", "the ledger is trimmed")
+    said = [line.partition(":")[0] for line in report.lines()]
+    assert said[:6] == [
+        "unknown   conservation",
+        "unknown   lots",
+        "          - the topics cannot be read",
+        "VIOLATED  at_most_once",
+        "          - twice",
+        "unknown   at_least_once",
+    ]
+    assert said[6] == "          - the topics cannot be read"
+    assert said.count("          - the ledger is trimmed") == 1
+    report = Report()
+    for name in report.findings:
+        report.unknown(name, "the topics cannot be read")
+    said = report.lines()
+    assert said.count("          - the topics cannot be read") == 1
