@@ -7,7 +7,6 @@ it (no generators, no helper for two lines) is so because it was measured.
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from itertools import islice
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -75,8 +74,9 @@ from streams.settings import Settings
 
 # One account's ticks at one instant: more means that its due time does not move.
 MOST_TICKS_OF_ONE: Final = 100
-# Decoded accounts cost ten times their rows' bytes.
-MOST_RECENT: Final = 2_000
+# Decoded accounts cost ten times their rows' bytes, and to decode one costs as much as to price
+# several calls.
+MOST_RECENT: Final = 3_000
 DEFECT_RETRY_US: Final = 3_600_000_000
 # What a moved record's header and the broker's own framing may add to it.
 MOVED_HEADROOM_BYTES: Final = 512
@@ -118,8 +118,10 @@ class Decider:
 
     def __init__(self, settings: Settings, partition: int) -> None:
         self.rows: dict[bytes, bytes] = {}
-        # Accounts that the last committed batch has touched, decoded already.
+        # Accounts that committed batches have touched, decoded already: the latest ones, and those
+        # before them.
         self.recent: dict[bytes, Account] = {}
+        self.earlier: dict[bytes, Account] = {}
         self._partition = partition
         self._partitions = settings.partitions
         self._names: Names = settings.topics
@@ -132,9 +134,11 @@ class Decider:
         self._balance_headers = common_headers(topics.BALANCE, source=settings.app_id)
 
     def remember(self, work: Work) -> None:
-        """A batch is committed: keep some of its accounts decoded. Who has much traffic comes
-        early in a batch, so the first ones do."""
-        self.recent = dict(islice(work.accounts.items(), MOST_RECENT))
+        """A batch is committed: keep its accounts decoded, each as its row has it now, and let go
+        of those that no batch has touched for long."""
+        self.recent.update(work.accounts)
+        if len(self.recent) > MOST_RECENT:
+            self.earlier, self.recent = self.recent, {}
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -354,7 +358,9 @@ class Decider:
                 return None
             account = self.recent.get(key)
             if account is None:
-                account = self.account_of(key, value)
+                account = self.earlier.get(key)
+                if account is None:
+                    account = self.account_of(key, value)
             work.accounts[key] = account
             work.before[key] = account
         return account

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from datetime import timedelta
+from random import Random
 from time import monotonic
 from typing import Any
 
@@ -19,7 +20,7 @@ from schemas.nanos import NANOS
 from streams.billing import holds
 from streams.billing.account import Account, microseconds
 from streams.billing.rates import Decks, Rate, Tariff
-from streams.engine import originals
+from streams.engine import batch, originals
 from streams.engine.errors import UnknownOutcomeError
 from streams.engine.lag import Lag
 from streams.engine.originals import Originals
@@ -105,12 +106,14 @@ class Bench:
         """Let the shard be that far behind."""
         self.shard.lag = Lag(monotonic() - seconds)
 
-    def slice(self, topic: str, *values: Any) -> Slice:
+    def slice(self, topic: str, *values: Any, keys: Sequence[bytes] = ()) -> Slice:
         """Records that follow what is booked."""
         first = self.shard.next_of(topic)
         records = [
-            ConsumerRecord(topic, 0, first + at, 0, 0, TENANT, _bytes(value), None, 0, 0, [])
-            for at, value in enumerate(values)
+            ConsumerRecord(topic, 0, first + at, 0, 0, key, _bytes(value), None, 0, 0, [])
+            for at, (value, key) in enumerate(
+                zip(values, keys or [TENANT] * len(values), strict=True)
+            )
         ]
         return Slice(TopicPartition(topic, 0), records, 0, 0, first, first + len(records))
 
@@ -553,6 +556,32 @@ def a_phase(number: int, phase: str, elapsed_s: int, **changes: Any) -> dict[str
     return a_call(number, **members | changes)
 
 
+async def test_an_account_that_is_kept_decoded_is_what_its_row_says(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "MOST_RECENT", 3)
+    dice, decider = Random(5), bench.shard._decider
+    names = [f"t-{number}".encode() for number in range(8)]
+    for name in names[2:]:
+        command = msgspec.structs.replace(opening(tenant_id=name.decode()), command_id=f"{name!r}")
+        bench.left = [bench.slice(topics.COMMAND, command, keys=[name])]
+        await bench.book()
+    kept = 0
+    for number in range(60):
+        keys = dice.sample([TENANT, *names[2:]], 2)
+        calls = [a_call(number * 2 + at, tenant_id=None) for at in range(2)]
+        bench.left = [bench.slice(topics.CALL_USAGE, *calls, keys=keys)]
+        await bench.book()
+        # One that a later batch has touched stands before what it was.
+        for key, account in (decider.earlier | decider.recent).items():
+            assert account == decider.account_of(key, decider.rows[key])
+            kept += 1
+        assert all(key in decider.recent or key in decider.earlier for key in keys)
+        assert len(decider.recent) <= 3
+        assert len(decider.earlier) <= 5
+    assert kept > 150
+
+
 def balance_in(outputs: Recorded) -> dict[str, Any]:
     [(_, value, _)] = outputs.by_topic[topics.BALANCE]
     balance: dict[str, Any] = json.loads(value or b"")
@@ -571,6 +600,7 @@ def restarted(bench: Bench) -> None:
     position = shard.totals.position(now=shard.last_now, sources={}, seen_next=0)
     shard._totals = Totals.of(decode_position(encode_position(position)))
     shard._decider.recent.clear()
+    shard._decider.earlier.clear()
 
 
 async def test_a_recharge_fires_during_the_call_and_the_end_books_the_whole_leg(
