@@ -26,6 +26,7 @@ from streams.settings import Settings
 
 # Longer than a commit's markers can be late.
 READ_WITHIN_S: Final = 20
+_ASKED_EVERY_S: Final = 0.1
 
 # (source, id) of an event.
 Identity = tuple[str, str]
@@ -135,14 +136,27 @@ class Originals:
         ranges: Mapping[Identity, Range],
         found: dict[Identity, tuple[LedgerEntry, ...]],
     ) -> None:
-        try:
-            await self._read(tp, first, end, found)
-        except OffsetOutOfRangeError:
-            # The ledger is kept for ever; where it is not, nobody can take back what nobody can
-            # read.
-            for identity, (start, _) in ranges.items():
-                if first <= start < end:
-                    del found[identity]
+        inside = [identity for identity, (start, _) in ranges.items() if first <= start < end]
+        while True:
+            found.update(dict.fromkeys(inside, ()))
+            try:
+                await self._read(tp, first, end, found)
+                return
+            except OffsetOutOfRangeError:
+                if await self._start(tp) > first:
+                    break
+            # A replica that lags, or leads no more, says so of what it does not have yet.
+            await asyncio.sleep(_ASKED_EVERY_S)
+        # The ledger is kept for ever; where it is not, nobody can take back what nobody can read.
+        for identity in inside:
+            del found[identity]
+
+    async def _start(self, tp: TopicPartition) -> int:
+        """Where a log begins, asked of its leader, whoever that is by now."""
+        consumer = await self._connected()
+        await consumer._client.force_metadata_update()  # noqa: SLF001  # a contract test watches it
+        starts = await consumer.beginning_offsets([tp])
+        return int(starts[tp])
 
     async def _read(
         self,

@@ -6,9 +6,10 @@ the shard, for going on with a smaller balance is worse than standing still.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import datetime
 from time import monotonic
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
@@ -30,6 +31,9 @@ RESTORE_FETCH_BYTES: Final = 2 << 20
 # A transaction of ours ends by its own time-out after 15 s; one that stands longer hangs.
 HANGING_AFTER_S: Final = 30
 _POLL_MS: Final = 200
+# How often, and how far apart, a source topic that seems to be cut off is looked at again.
+_ASKED_AGAIN: Final = 6
+_ASKED_EVERY_S: Final = 0.5
 # A fetch holds many more; as objects they would take memory that the rows never give back.
 _RECORDS_AT_ONCE: Final = 5_000
 
@@ -87,19 +91,26 @@ async def stop_reader(consumer: AIOKafkaConsumer) -> None:
     await consumer.stop()
 
 
-async def wait_stable(marks: Marks, tps: list[TopicPartition]) -> dict[TopicPartition, int]:
-    """Wait until no transaction is open on any of the partitions; return their ends.
+async def wait_stable(
+    marks: Marks, tps: list[TopicPartition], least: Mapping[TopicPartition, int]
+) -> dict[TopicPartition, int]:
+    """Wait until no transaction is open on any of the partitions; return their ends. An answer
+    below `least` comes from a broker that does not know its log's end any more: ask again.
 
-    Raises StoppedError(`hanging_transaction`) when one stays open longer than any of ours can.
+    Raises StoppedError(`hanging_transaction`) when one stays open longer than any of ours can,
+    UnknownOutcomeError when nobody who knows the ends answers.
     """
     deadline = monotonic() + HANGING_AFTER_S
     while True:
         ends = await marks.ends(tps)
         stable = await marks.stable_ends(tps)
         open_now = [tp for tp in tps if stable[tp] < ends[tp]]
-        if not open_now:
+        behind = [tp for tp, end in least.items() if ends[tp] < end]
+        if not open_now and not behind:
             return ends
         if monotonic() > deadline:
+            if behind:
+                raise UnknownOutcomeError(f"who answers for {behind[0]} is behind its leader")
             tp = open_now[0]
             raise StoppedError(
                 Stop.HANGING_TRANSACTION,
@@ -134,23 +145,36 @@ async def records_of(
                 remaining.discard(tp)
 
 
-async def restore(settings: Settings, partition: int, marks: Marks) -> Restored:
-    """Read one partition's table and remembered ids from the log's start to its end.
+def restored_from(settings: Settings, partition: int) -> list[TopicPartition]:
+    """The partitions that a restore reads, or that tell it something by their ends."""
+    names = settings.topics
+    return [
+        TopicPartition(names.of(topic), partition)
+        for topic in (topics.CHANGELOG, topics.SEEN, topics.LEDGER)
+    ]
+
+
+async def restore(
+    settings: Settings,
+    partition: int,
+    marks: Marks,
+    least: Mapping[TopicPartition, int] = MappingProxyType({}),
+) -> Restored:
+    """Read one partition's table and remembered ids from the log's start to its end, which is no
+    less than `least` says (see `Transactor.barrier`).
 
     The producer with the partition's id must have been started before: from then on nobody
     else can add to what is read without fencing us. Raises StoppedError; FencedError when
-    somebody has.
+    somebody has; UnknownOutcomeError when the end cannot be learnt.
     """
+    changelog, ids, ledger = restored_from(settings, partition)
     names = settings.topics
-    changelog = TopicPartition(names.of(topics.CHANGELOG), partition)
-    ids = TopicPartition(names.of(topics.SEEN), partition)
-    ledger = TopicPartition(names.of(topics.LEDGER), partition)
     outputs = [
         TopicPartition(names.of(topic.name), partition)
         for topic in topics.MANIFEST
         if topic.direction is not topics.Direction.IN
     ]
-    ends = await wait_stable(marks, outputs)
+    ends = await wait_stable(marks, outputs, least)
     try:
         return await _read(settings, partition, marks, changelog, ids, ledger, ends)
     except StoppedError:
@@ -294,6 +318,12 @@ async def check_sources(
         return
     starts = await marks.starts(known)
     ends = await marks.ends(known)
+    for _ in range(_ASKED_AGAIN):
+        if all(ends[tp] >= source.next for tp, source in known.items()):
+            break
+        # A broker that stood still may answer before it learns that it leads no more.
+        await asyncio.sleep(_ASKED_EVERY_S)
+        ends = await marks.ends(known)
     for tp, source in known.items():
         if starts[tp] > source.next:
             raise StoppedError(

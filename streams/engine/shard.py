@@ -36,6 +36,7 @@ from streams.engine.restore import (
     check_sources,
     clock_back_by,
     restore,
+    restored_from,
 )
 from streams.engine.rows import NEVER, Rows, Totals
 from streams.engine.seen import Seen
@@ -126,7 +127,9 @@ class Shard:
         UnknownOutcomeError."""
         started = monotonic()
         await self._transactor.start()
-        restored = await restore(self._settings, self.partition, self._marks)
+        tables = restored_from(self._settings, self.partition)
+        least = await self._transactor.barrier(tables, microseconds(self._wall()) // 1000)
+        restored = await restore(self._settings, self.partition, self._marks, least)
         self._rows, self._seen = restored.rows, restored.seen
         self._decider.rows = self._rows.values
         self.remember_recharges()

@@ -7,7 +7,7 @@ publish what was "aborted".
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final, TypeVar
 
@@ -31,6 +31,8 @@ from streams.settings import Settings
 COMMIT_TIMEOUT_S: Final = 25
 START_TIMEOUT_S: Final = 60
 STOP_TIMEOUT_S: Final = 3
+# No tenant's name and no row's key.
+BARRIER_KEY: Final = b"\0barrier"
 
 T = TypeVar("T")
 _FENCES: Final = (ProducerFenced, InvalidProducerEpoch)
@@ -59,6 +61,30 @@ class Transactor:
         assert self._producer is not None
         return Outputs(self._producer, timestamp_ms)
 
+    async def barrier(
+        self, tps: Sequence[TopicPartition], timestamp_ms: int
+    ) -> dict[TopicPartition, int]:
+        """Write a record to each partition in a transaction that is aborted, so that nobody reads
+        it; say behind which offset each stands.
+
+        Only the leader that the in-sync replicas follow can have it acknowledged: whatever was
+        committed before is below. A broker that stood still or was cut off still believes that it
+        leads, and would tell an end of long ago. Raises as `commit` does.
+        """
+        return await self._guarded(self._barrier(tps, timestamp_ms), COMMIT_TIMEOUT_S)
+
+    async def _barrier(
+        self, tps: Sequence[TopicPartition], timestamp_ms: int
+    ) -> dict[TopicPartition, int]:
+        outputs = self.outputs(timestamp_ms)
+        for tp in tps:
+            outputs.append(tp.topic, tp.partition, BARRIER_KEY, None)
+        assert self._producer is not None
+        await self._producer.begin_transaction()
+        ends = await _written(self._producer, outputs)
+        await self._producer.abort_transaction()
+        return {tp: ends[tp.topic, tp.partition] for tp in tps}
+
     async def commit(
         self, outputs: Outputs, offsets: Mapping[TopicPartition, int]
     ) -> dict[tuple[str, int], int]:
@@ -76,32 +102,13 @@ class Transactor:
         producer = self._producer
         assert producer is not None
         await producer.begin_transaction()
-        sent: list[Awaitable[Any]] = []
-        order: list[tuple[str, int, BatchBuilder]] = []
-        waiting: list[tuple[str, int, BatchBuilder]] = []
-        seen: set[tuple[str, int]] = set()
-        for topic, partition, batch in outputs.batches():
-            if (topic, partition) in seen:
-                # A second batch of a partition waits for the first; start all firsts before.
-                waiting.append((topic, partition, batch))
-                continue
-            seen.add((topic, partition))
-            order.append((topic, partition, batch))
-            sent.append(await _sent(producer, topic, partition, batch))
-        for topic, partition, batch in waiting:
-            sent.append(await _sent(producer, topic, partition, batch))
-        order += waiting
-        # Every one: a failed batch alone does not fail the commit.
-        acknowledged = await asyncio.gather(*sent)
+        ends = await _written(producer, outputs)
         if offsets:
             await producer.send_offsets_to_transaction(
                 {tp: OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}, self._group
             )
         await producer.commit_transaction()
-        return {
-            (topic, partition): written.offset + batch.record_count()
-            for (topic, partition, batch), written in zip(order, acknowledged, strict=True)
-        }
+        return ends
 
     async def _guarded(self, work: Awaitable[T], timeout_s: float) -> T:
         started = monotonic()
@@ -163,6 +170,32 @@ class Transactor:
         closing = asyncio.ensure_future(_close(producer.client))
         _closings.add(closing)
         closing.add_done_callback(_closings.discard)
+
+
+async def _written(producer: AIOKafkaProducer, outputs: Outputs) -> dict[tuple[str, int], int]:
+    """Send every batch and wait until all are acknowledged; say behind which offset each topic
+    and partition's records end."""
+    sent: list[Awaitable[Any]] = []
+    order: list[tuple[str, int, BatchBuilder]] = []
+    waiting: list[tuple[str, int, BatchBuilder]] = []
+    seen: set[tuple[str, int]] = set()
+    for topic, partition, batch in outputs.batches():
+        if (topic, partition) in seen:
+            # A second batch of a partition waits for the first; start all firsts before.
+            waiting.append((topic, partition, batch))
+            continue
+        seen.add((topic, partition))
+        order.append((topic, partition, batch))
+        sent.append(await _sent(producer, topic, partition, batch))
+    for topic, partition, batch in waiting:
+        sent.append(await _sent(producer, topic, partition, batch))
+    order += waiting
+    # Every one: a failed batch alone does not fail the commit.
+    acknowledged = await asyncio.gather(*sent)
+    return {
+        (topic, partition): written.offset + batch.record_count()
+        for (topic, partition, batch), written in zip(order, acknowledged, strict=True)
+    }
 
 
 async def _sent(

@@ -10,6 +10,7 @@ from typing import Any
 import aiokafka.producer.sender
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
@@ -78,6 +79,12 @@ def test_a_consumer_still_keeps_its_fetch_sizes_to_itself() -> None:
     asked = inspect.getsource(fetcher.Fetcher._get_actions_per_node)
     for name in ("self._fetch_max_wait_ms,", "self._fetch_min_bytes,", "self._fetch_max_bytes,"):
         assert name in asked
+
+
+def test_a_consumer_still_can_be_told_to_look_for_leaders_anew() -> None:
+    assert "self._client =" in inspect.getsource(AIOKafkaConsumer)
+    assert inspect.iscoroutinefunction(AIOKafkaConsumer.beginning_offsets)
+    assert "force_metadata_update" in vars(AIOKafkaClient)
 
 
 def test_a_question_for_log_ends_still_gives_up_after_the_request_time_out() -> None:

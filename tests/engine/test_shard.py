@@ -68,14 +68,18 @@ class Entries(Originals):
         super().__init__(options)
         self.values: list[bytes] = []
         self.reads: list[tuple[int, int]] = []
-        self.trouble: Exception | None = None
+        self.troubles: list[Exception] = []
+        self.begins = 0
 
     async def _read(self, tp: TopicPartition, first: int, end: int, found: Any) -> None:
-        if self.trouble is not None:
-            raise self.trouble
         self.reads.append((first, end))
         for value in self.values[first:end]:
             originals._keep(value, found)
+        if self.troubles:
+            raise self.troubles.pop(0)
+
+    async def _start(self, tp: TopicPartition) -> int:
+        return self.begins
 
 
 class Bench:
@@ -488,11 +492,27 @@ async def test_slices_behind_the_cut_wait_too(bench: Bench) -> None:
 
 async def test_a_ledger_that_cannot_be_read_makes_no_dead_letter(bench: Bench) -> None:
     await bench.book(topics.CALL_USAGE, a_call(1))
-    bench.ledger.trouble = UnknownOutcomeError("away")
+    bench.ledger.troubles = [UnknownOutcomeError("away")]
     part = bench.slice(topics.CALL_USAGE, a_correction(2, 1))
     with pytest.raises(UnknownOutcomeError):
         await bench.shard._decide([part])
-    bench.ledger.trouble = OffsetOutOfRangeError({})
+
+
+async def test_a_replica_that_lags_behind_the_ledger_is_asked_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(originals, "_ASKED_EVERY_S", 0)
+    await bench.book(topics.CALL_USAGE, a_call(1))
+    bench.ledger.troubles = [OffsetOutOfRangeError({}), OffsetOutOfRangeError({})]
+    outputs = await bench.book(topics.CALL_USAGE, a_correction(2, 1))
+    assert topics.LEDGER in outputs.by_topic
+    assert moved_in(outputs) == [("e-2", "reversal", "1"), ("e-2", "charge", "-1")]
+
+
+async def test_what_was_deleted_from_the_ledger_cannot_be_corrected(bench: Bench) -> None:
+    await bench.book(topics.CALL_USAGE, a_call(1))
+    bench.ledger.troubles = [OffsetOutOfRangeError({})]
+    bench.ledger.begins = len(bench.ledger.values)
     outputs = await bench.book(topics.CALL_USAGE, a_correction(2, 1))
     assert [reason for _, reason in letters_in(outputs)] == ["refused"]
 

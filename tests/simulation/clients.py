@@ -22,6 +22,7 @@ from aiokafka.errors import (
     KafkaConnectionError,
     KafkaError,
     KafkaTimeoutError,
+    OffsetOutOfRangeError,
     ProducerFenced,
     RequestTimedOutError,
 )
@@ -58,9 +59,34 @@ class Network:
         self.jitter = jitter
         self.most_records = 1_000
         self.faults: list[Fault] = []
+        self._still: dict[TopicPartition, tuple[int, int]] = {}
+        self._still_answers = 0
         self.cut_until: dict[Process, float] = {}
         self.dead: set[Process] = set()
         self.tell: Callable[[str], None] | None = None
+
+    def stand_still(self, answers: int) -> None:
+        """A broker stops here and goes on later, still believing that it leads: so many questions
+        will be answered by what it knows, each by chance."""
+        self._still = {
+            tp: (part.end, part.stable_end) for tp, part in self.broker.partitions.items()
+        }
+        self._still_answers = answers
+
+    def ends_of_old(self, beyond: Mapping[TopicPartition, int] | None = None) -> Any:
+        """Ends and stable ends as the broker knows them that stood still, if it is the one that is
+        asked; None otherwise. `beyond`: it is asked only for records behind these offsets, and
+        answers for those it does not have."""
+        if not self._still_answers:
+            return None
+        if beyond is not None and all(
+            offset <= self._still.get(tp, (0, 0))[0] for tp, offset in beyond.items()
+        ):
+            return None
+        if self.dice.random() < 0.5:
+            return None
+        self._still_answers -= 1
+        return self._still
 
     def _fault(self, request: str) -> Fault | None:
         for fault in self.faults:
@@ -417,6 +443,13 @@ def _fail(waiting: list["asyncio.Future[Any]"], error: KafkaError) -> None:
 # -- consuming ---------------------------------------------------------------------------------
 
 
+class _Metadata:
+    async def force_metadata_update(self) -> bool:
+        """Everybody knows the leaders here; who answers all the same is the network's affair."""
+        await asyncio.sleep(0)
+        return True
+
+
 class Consumer:
     """A consumer without group, as much of it as the engine uses."""
 
@@ -429,6 +462,7 @@ class Consumer:
         self._waiter: asyncio.Future[None] | None = None
         # Takes how long the broker may collect; the model hands out at once.
         self._fetcher = SimpleNamespace()
+        self._client = _Metadata()
 
     async def start(self) -> None:
         """Connect."""
@@ -521,6 +555,11 @@ class Consumer:
     def _fetch(
         self, wanted: Mapping[TopicPartition, int], most: int
     ) -> dict[TopicPartition, tuple[list[Record], int]]:
+        old = self._network.ends_of_old(wanted)
+        if old is not None:
+            raise OffsetOutOfRangeError(
+                {tp: offset for tp, offset in wanted.items() if offset > old.get(tp, (0, 0))[0]}
+            )
         return {
             tp: self._broker.partition(tp).read(offset, committed=self._committed, most=most)
             for tp, offset in wanted.items()
@@ -534,6 +573,9 @@ class Consumer:
         """High watermarks, or last stable offsets for one that reads committed."""
 
         def serve() -> dict[TopicPartition, int]:
+            old = self._network.ends_of_old()
+            if old is not None:
+                return {tp: old.get(tp, (0, 0))[self._committed] for tp in tps}
             parts = {tp: self._broker.partition(tp) for tp in tps}
             if self._committed:
                 return {tp: part.stable_end for tp, part in parts.items()}

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Final
 from unittest import mock
 
-from streams.engine import batch, identity, restore, rows, seen, shard, transaction
+from streams.engine import batch, identity, originals, restore, rows, seen, shard, transaction
 from streams.engine.errors import FencedError, UnknownOutcomeError
 from streams.engine.position import SourcePosition
 from streams.engine.rows import Rows
@@ -38,7 +38,7 @@ def fence_last() -> AbstractContextManager[Any]:
     """Restore first and fence afterwards: what the former owner commits in between is missed."""
     restored = restore.restore
 
-    async def hasty(settings: Any, partition: int, marks: Any) -> Any:
+    async def hasty(settings: Any, partition: int, marks: Any, _: Any) -> Any:
         found = await restored(settings, partition, marks)
         await _starting.pop((PROCESS.get(), partition))()
         return found
@@ -52,7 +52,26 @@ def fence_last() -> AbstractContextManager[Any]:
     stack = contextlib.ExitStack()
     stack.enter_context(_patched(shard, "restore", hasty))
     stack.enter_context(_patched(transaction.Transactor, "start", later))
+    stack.enter_context(no_barrier())
     return stack
+
+
+def no_barrier() -> AbstractContextManager[Any]:
+    """Believe whoever says where the log ends."""
+
+    async def nothing(*_: Any) -> dict[Any, int]:
+        return {}
+
+    return _patched(transaction.Transactor, "barrier", nothing)
+
+
+def lagging_ledger_is_deleted() -> AbstractContextManager[Any]:
+    """What a replica does not have yet is taken for deleted."""
+
+    async def everything(self: Any, tp: Any) -> int:
+        return 1 << 60
+
+    return _patched(originals.Originals, "_start", everything)
 
 
 def no_position_check() -> AbstractContextManager[Any]:
@@ -188,9 +207,9 @@ def restore_blames_the_log() -> AbstractContextManager[Any]:
     """Somebody else's half batch is taken for a loss: the shard stops instead of giving way."""
     restored = restore.restore
 
-    async def blaming(settings: Any, partition: int, marks: Any) -> Any:
+    async def blaming(*arguments: Any) -> Any:
         try:
-            return await restored(settings, partition, marks)
+            return await restored(*arguments)
         except FencedError as error:
             raise error.__context__ or error from None
 
@@ -224,6 +243,7 @@ def originals_one_batch_off() -> AbstractContextManager[Any]:
 MUTANTS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "no_fence": no_fence,
     "fence_last": fence_last,
+    "no_barrier": no_barrier,
     "no_position_check": no_position_check,
     "no_dedup": no_dedup,
     "no_chain": no_chain,
@@ -238,4 +258,5 @@ MUTANTS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "sources_read_aborted": sources_read_aborted,
     "corrected_again": corrected_again,
     "originals_one_batch_off": originals_one_batch_off,
+    "lagging_ledger_is_deleted": lagging_ledger_is_deleted,
 }

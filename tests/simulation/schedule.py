@@ -113,6 +113,7 @@ def draw(seed: int) -> Schedule:
                 sent += 1
     _correct(random.Random(f"{seed} corrects"), sent, steps)
     _include(random.Random(f"{seed} includes"), steps)
+    _stand_still(random.Random(f"{seed} stands still"), steps)
     return Schedule(
         seed=seed,
         partitions=partitions,
@@ -139,6 +140,14 @@ def _include(dice: random.Random, steps: list[Step]) -> None:
     for _ in range(dice.randint(0, 3)):
         number = 40_000 + dice.randrange(60)
         step = Step("command", _gap(dice), n=number, word=dice.choice(INCLUDED))
+        steps.insert(dice.randint(1, len(steps)), step)
+
+
+def _stand_still(dice: random.Random, steps: list[Step]) -> None:
+    """In a quarter of all schedules a broker stops for a while, with dice of its own. It answers
+    fewer questions afterwards than the engine asks before it believes that a source is lost."""
+    if dice.random() < 0.25:
+        step = Step("still", _gap(dice), n=dice.randint(1, 6))
         steps.insert(dice.randint(1, len(steps)), step)
 
 

@@ -21,6 +21,7 @@ PARTS = 20
 WITHIN = {
     "no_fence": 300,
     "fence_last": 1_500,
+    "no_barrier": 600,
     "no_position_check": 300,
     "no_dedup": 20,
     "no_chain": 300,
@@ -35,6 +36,7 @@ WITHIN = {
     "sources_read_aborted": 100,
     "corrected_again": 100,
     "originals_one_batch_off": 100,
+    "lagging_ledger_is_deleted": 1_500,
 }
 
 

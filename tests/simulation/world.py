@@ -522,6 +522,8 @@ class World:
             case "rewind":
                 group = self.broker.group(self.settings.app_id)
                 group.offsets = dict.fromkeys(group.offsets, 0)
+            case "still":
+                self.network.stand_still(step.n)
             case "wait":
                 pass
             case "lost" | "unanswered" | "fails" | "fails_done" | "slow":
@@ -575,6 +577,7 @@ class World:
         """Nothing breaks any more: everything must get booked."""
         self.say("from here on nothing breaks")
         self.network.faults.clear()
+        self.network.stand_still(0)
         self.network.cut_until.clear()
         self.network.jitter = 0.0
         self.network.most_records = 1_000
