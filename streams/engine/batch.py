@@ -61,6 +61,13 @@ from streams.engine.errors import Stop, StoppedError
 from streams.engine.identity import EPOCH
 from streams.engine.position import SourcePosition, encode_position
 from streams.engine.reader import Slice
+from streams.engine.record_batch import (
+    encode_each,
+    encode_headers,
+    header,
+    header_name,
+    varint,
+)
 from streams.engine.restore import record_hash
 from streams.engine.rows import (
     PAYMENT_MARK,
@@ -84,6 +91,8 @@ MOVED_HEADROOM_BYTES: Final = 512
 T = TypeVar("T")
 
 _encode: Final = msgspec.json.Encoder().encode
+_CE_ID: Final = header_name("ce_id")
+_CAUSED_BY: Final = header_name(CAUSED_BY)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _CHARGE: Final = EntryKind.CHARGE
 _CORRECTION: Final = Phase.CORRECTION
@@ -130,8 +139,13 @@ class Decider:
         self._ledger_topic = self._names.of(topics.LEDGER)
         self._balance_topic = self._names.of(topics.BALANCE)
         self._changelog_topic = self._names.of(topics.CHANGELOG)
-        self._entry_headers = common_headers(topics.LEDGER, source=settings.app_id)
-        self._balance_headers = common_headers(topics.BALANCE, source=settings.app_id)
+        # What is the same in all entries; the id, the cause and what is traced come behind it.
+        common = common_headers(topics.LEDGER, source=settings.app_id)
+        self._entry_headers = encode_each(common)
+        self._entry_number = len(common) + 2
+        # What is the same in all balances; the id comes behind it.
+        common = common_headers(topics.BALANCE, source=settings.app_id)
+        self._balance_headers = varint(len(common) + 1) + encode_each(common)
 
     def remember(self, work: Work) -> None:
         """A batch is committed: keep its accounts decoded, each as its row has it now, and let go
@@ -426,16 +440,19 @@ class Decider:
             work.accounts[key] = account
             entries = outcome.entries
             if entries:
-                told = (CAUSED_BY, caused_by.encode())
+                number = varint(self._entry_number + len(traced))
+                told = header(_CAUSED_BY, caused_by.encode())
+                further = encode_each(traced) if traced else b""
                 seq = account.seq - len(entries)
                 for entry in entries:
                     seq += 1
+                    entry_id = header(_CE_ID, b"%b/%d" % (key, seq))
                     work.outputs.append(
                         self._ledger_topic,
                         self._partition,
                         key,
                         entry,
-                        [*self._entry_headers, ("ce_id", b"%b/%d" % (key, seq)), told, *traced],
+                        b"%b%b%b%b%b" % (number, self._entry_headers, entry_id, told, further),
                     )
                 currency = account.currency
                 booked, charged = work.tally.booked_nanos, work.tally.charged_nanos
@@ -453,15 +470,17 @@ class Decider:
                 self._partition,
                 key,
                 _encode(request),
-                [
-                    *binary_headers(
-                        topics.REQUESTED,
-                        source=self._app_id,
-                        event_id=f"{request.recharge_id}/{stamp}",
-                        caused_by=caused_by,
-                    ),
-                    *traced,
-                ],
+                encode_headers(
+                    [
+                        *binary_headers(
+                            topics.REQUESTED,
+                            source=self._app_id,
+                            event_id=f"{request.recharge_id}/{stamp}",
+                            caused_by=caused_by,
+                        ),
+                        *traced,
+                    ]
+                ),
             )
             work.tally.add("credits_recharge_requests_total", request.reason.value)
         for notice in outcome.notices:
@@ -479,11 +498,13 @@ class Decider:
             self._partition,
             key,
             _encode(notice),
-            binary_headers(
-                topics.NOTIFICATION,
-                source=self._app_id,
-                event_id=f"{notice.tenant_id}/{place}/{work.notices}",
-                caused_by=f"{cause.source}/{cause.id}",
+            encode_headers(
+                binary_headers(
+                    topics.NOTIFICATION,
+                    source=self._app_id,
+                    event_id=f"{notice.tenant_id}/{place}/{work.notices}",
+                    caused_by=f"{cause.source}/{cause.id}",
+                )
             ),
         )
 
@@ -530,18 +551,20 @@ class Decider:
             self._partition,
             record.key,
             record.value,
-            [
-                *kept,
-                ("credits-dlq-topic", self._names.of(topic).encode()),
-                ("credits-dlq-partition", str(self._partition).encode()),
-                ("credits-dlq-offset", str(record.offset).encode()),
-                ("credits-dlq-timestamp", str(record.timestamp).encode()),
-                ("credits-dlq-reason", reason.value.encode()),
-                ("credits-dlq-path", path.encode()),
-                ("credits-dlq-attempt", attempt),
-                ("credits-dlq-app-version", VERSION.encode()),
-                ("credits-dlq-failed-at", work.now.isoformat().encode()),
-            ],
+            encode_headers(
+                [
+                    *kept,
+                    ("credits-dlq-topic", self._names.of(topic).encode()),
+                    ("credits-dlq-partition", str(self._partition).encode()),
+                    ("credits-dlq-offset", str(record.offset).encode()),
+                    ("credits-dlq-timestamp", str(record.timestamp).encode()),
+                    ("credits-dlq-reason", reason.value.encode()),
+                    ("credits-dlq-path", path.encode()),
+                    ("credits-dlq-attempt", attempt),
+                    ("credits-dlq-app-version", VERSION.encode()),
+                    ("credits-dlq-failed-at", work.now.isoformat().encode()),
+                ]
+            ),
         )
         work.tally.add("credits_dead_letters_total", topic, reason.value)
 
@@ -565,7 +588,9 @@ class Decider:
             fate.target,
             record.key,
             record.value,
-            [*headers, (MOVED_FROM, f"{name}/{self._partition}/{record.offset}".encode())],
+            encode_headers(
+                [*headers, (MOVED_FROM, f"{name}/{self._partition}/{record.offset}".encode())]
+            ),
         )
         work.tally.add("credits_events_total", topic, "moved")
 
@@ -590,12 +615,13 @@ class Decider:
                 continue
             work.rows[key] = encode_row(account)
             work.totals.tenant(before, account)
+            balance_id = header(_CE_ID, b"%b/%d/%d" % (key, account.seq, now_us))
             outputs.append(
                 self._balance_topic,
                 partition,
                 key,
                 _encode(ledger.public_balance(account, work.now, work.terms.coverage)),
-                [*self._balance_headers, ("ce_id", b"%b/%d/%d" % (key, account.seq, now_us))],
+                self._balance_headers + balance_id,
             )
         for key, payment in work.payments.items():
             work.rows[key] = encode_payment(payment)

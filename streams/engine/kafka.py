@@ -6,16 +6,12 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import aiokafka.producer.sender
-import aiokafka.record._crecords.default_records as compiled_records
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.codec import lz4_encode
 from aiokafka.consumer import fetcher
 from aiokafka.errors import KafkaError
 
 from streams.settings import Settings
 
-# Below the sources' max.message.bytes; a single larger record still makes a batch of its own.
-MAX_BATCH_BYTES: Final = 900_000
 # An unattended transaction blocks every reader until the broker ends it.
 TRANSACTION_TIMEOUT_MS: Final = 15_000
 REQUEST_TIMEOUT_MS: Final = 15_000
@@ -33,11 +29,6 @@ def connection(settings: Settings) -> dict[str, Any]:
         "security_protocol": "SSL",
         "ssl_context": context,
     }
-
-
-def _lz4_level_1(payload: Any) -> bytes:
-    compressed: bytes = lz4_encode(payload, level=1)
-    return compressed
 
 
 class _PlainRecords(fetcher.PartitionRecords):  # type: ignore[misc]
@@ -76,10 +67,9 @@ class _EndsOnce(aiokafka.producer.sender.EndTxnHandler):  # type: ignore[misc]
 def tune_client() -> None:
     """Set what aiokafka has no setting for; call once, before the first producer.
 
-    Level 9 costs 2 µs a record for a few per cent of size; 20 ms between transactional requests
-    are most of a small transaction. A commit is asked for once.
+    20 ms between transactional requests are most of a small transaction. A commit is asked for
+    once.
     """
-    compiled_records.lz4_encode = _lz4_level_1
     aiokafka.producer.sender.BACKOFF_OVERRIDE = 0.002
     aiokafka.producer.sender.EndTxnHandler = _EndsOnce
 
@@ -99,8 +89,6 @@ def transactional_producer(settings: Settings, partition: int) -> AIOKafkaProduc
         transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
         request_timeout_ms=REQUEST_TIMEOUT_MS,
         retry_backoff_ms=5,
-        compression_type="lz4",
-        max_batch_size=MAX_BATCH_BYTES,
         max_request_size=8 << 20,
         linger_ms=0,
     )

@@ -1,37 +1,24 @@
 """The record batches of one transaction."""
 
-from typing import Any, Final
+from typing import Final
 
-from aiokafka import AIOKafkaProducer
-from aiokafka.producer.message_accumulator import BatchBuilder
+from streams.engine.record_batch import NO_HEADERS, RecordBatch
 
-_NO_HEADERS: Final[list[tuple[str, bytes]]] = []
-
-
-class _Batch:
-    """A record batch that takes records. They go straight to the compiled builder: the client's
-    own `append` asks for serializers, of which there are none, with every record."""
-
-    def __init__(self, builder: Any) -> None:
-        self.builder = builder
-        self.append = builder._builder.append  # noqa: SLF001  # a contract test watches the names
-        self.count = 0
-
-    def closed(self) -> Any:
-        """The client's object, which takes no more."""
-        self.builder._relative_offset = self.count  # noqa: SLF001
-        self.builder.close()
-        return self.builder
+# Below the sources' max.message.bytes; a single larger record still makes a batch of its own.
+MAX_BATCH_BYTES: Final = 900_000
 
 
 class Outputs:
     """Record batches of one transaction, by (topic, partition); nothing is sent before commit."""
 
-    def __init__(self, producer: AIOKafkaProducer, timestamp_ms: int) -> None:
-        self._producer = producer
+    def __init__(self, timestamp_ms: int) -> None:
         self._timestamp_ms = timestamp_ms
-        self._open: dict[tuple[str, int], _Batch] = {}
-        self._full: dict[tuple[str, int], list[BatchBuilder]] = {}
+        # All of a place but the last are full.
+        self._batches: dict[tuple[str, int], list[RecordBatch]] = {}
+        # Where the last record went: they come in runs of one place, so it is seldom looked up.
+        self._topic: str | None = None
+        self._partition = -1
+        self._there: list[RecordBatch] = []
 
     def append(
         self,
@@ -39,26 +26,24 @@ class Outputs:
         partition: int,
         key: bytes | None,
         value: bytes | None,
-        headers: list[tuple[str, bytes]] = _NO_HEADERS,
+        headers: bytes = NO_HEADERS,
     ) -> None:
-        """Add a record; a full batch is followed by another."""
-        place = (topic, partition)
-        batch = self._open.get(place)
-        if batch is None:
-            batch = self._open[place] = _Batch(self._producer.create_batch())
-            self._full[place] = []
-        stamp = self._timestamp_ms
-        if batch.append(batch.count, stamp, key, value, headers) is None:
-            self._full[place].append(batch.closed())
-            batch = self._open[place] = _Batch(self._producer.create_batch())
-            added = batch.append(batch.count, stamp, key, value, headers)
-            assert added is not None, "an empty batch takes any record"
-        batch.count += 1
+        """Add a record, its headers encoded; a full batch is followed by another."""
+        if topic is not self._topic or partition != self._partition:
+            self._topic, self._partition = topic, partition
+            self._there = self._batches.setdefault((topic, partition), [])
+        there = self._there
+        if not there or not there[-1].add(key, value, headers):
+            batch = RecordBatch(self._timestamp_ms, MAX_BATCH_BYTES)
+            added = batch.add(key, value, headers)
+            assert added, "an empty batch takes any record"
+            there.append(batch)
 
-    def batches(self) -> list[tuple[str, int, BatchBuilder]]:
+    def batches(self) -> list[tuple[str, int, RecordBatch]]:
         """Every batch, closed, in the order in which they must be sent."""
-        ordered: list[tuple[str, int, BatchBuilder]] = []
-        for (topic, partition), batch in self._open.items():
-            ordered += [(topic, partition, full) for full in self._full[topic, partition]]
-            ordered.append((topic, partition, batch.closed()))
+        ordered: list[tuple[str, int, RecordBatch]] = []
+        for (topic, partition), batches in self._batches.items():
+            for batch in batches:
+                batch.close()
+                ordered.append((topic, partition, batch))
         return ordered

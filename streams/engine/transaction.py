@@ -19,12 +19,12 @@ from aiokafka.errors import (
     KafkaError,
     ProducerFenced,
 )
-from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import OffsetAndMetadata
 
 from streams.engine.errors import FencedError, UnknownOutcomeError
 from streams.engine.kafka import TRANSACTION_TIMEOUT_MS, transactional_producer
 from streams.engine.outputs import Outputs
+from streams.engine.record_batch import RecordBatch
 from streams.settings import Settings
 
 # Longer than the transaction's own time-out: after this its end is certain to be decided.
@@ -58,8 +58,7 @@ class Transactor:
 
     def outputs(self, timestamp_ms: int) -> Outputs:
         """A new, empty set of record batches."""
-        assert self._producer is not None
-        return Outputs(self._producer, timestamp_ms)
+        return Outputs(timestamp_ms)
 
     async def barrier(
         self, tps: Sequence[TopicPartition], timestamp_ms: int
@@ -176,8 +175,8 @@ async def _written(producer: AIOKafkaProducer, outputs: Outputs) -> dict[tuple[s
     """Send every batch and wait until all are acknowledged; say behind which offset each topic
     and partition's records end."""
     sent: list[Awaitable[Any]] = []
-    order: list[tuple[str, int, BatchBuilder]] = []
-    waiting: list[tuple[str, int, BatchBuilder]] = []
+    order: list[tuple[str, int, RecordBatch]] = []
+    waiting: list[tuple[str, int, RecordBatch]] = []
     seen: set[tuple[str, int]] = set()
     for topic, partition, batch in outputs.batches():
         if (topic, partition) in seen:
@@ -199,7 +198,7 @@ async def _written(producer: AIOKafkaProducer, outputs: Outputs) -> dict[tuple[s
 
 
 async def _sent(
-    producer: AIOKafkaProducer, topic: str, partition: int, batch: BatchBuilder
+    producer: AIOKafkaProducer, topic: str, partition: int, batch: RecordBatch
 ) -> Awaitable[Any]:
     future: asyncio.Future[Any] = await producer.send_batch(batch, topic, partition=partition)
     # One error ends the transaction and is told; the others are the same and need no line each.

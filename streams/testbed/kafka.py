@@ -3,7 +3,9 @@
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import aiokafka.record._crecords.default_records as compiled_records
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.codec import lz4_encode
 from aiokafka.errors import KafkaError
 
 from streams.engine.kafka import connection, log_reader
@@ -25,6 +27,17 @@ def require_namespace(settings: Settings, what: str, *, confirmed: bool) -> None
     """Raise NamespaceRequiredError unless there is a namespace or somebody insists."""
     if not settings.namespace and not confirmed:
         raise NamespaceRequiredError(what)
+
+
+def compress_fast() -> None:
+    """Let the client's own record batches be compressed at level 1, like those of the engine. The
+    client has no setting for it; its level 9 costs 2 µs a record."""
+    compiled_records.lz4_encode = _lz4_level_1
+
+
+def _lz4_level_1(payload: Any) -> bytes:
+    compressed: bytes = lz4_encode(payload, level=1)
+    return compressed
 
 
 async def started_producer(settings: Settings, **more: Any) -> AIOKafkaProducer:

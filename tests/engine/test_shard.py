@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from random import Random
 from time import monotonic
 from typing import Any
@@ -26,6 +26,7 @@ from streams.engine.lag import Lag
 from streams.engine.originals import Originals
 from streams.engine.position import SourcePosition, decode_position, encode_position
 from streams.engine.reader import Slice
+from streams.engine.record_batch import NO_HEADERS, RecordBatch
 from streams.engine.restore import Marks
 from streams.engine.rows import (
     HOLD_MARK,
@@ -37,6 +38,7 @@ from streams.engine.shard import TELL_OFFSETS_EVERY_S, Shard
 from streams.engine.work import Work
 from streams.metrics import Meters
 from streams.settings import Settings
+from tests.batches import records_of
 from tests.billing.builders import NOW, a_result, opening, settings, some_terms
 from tests.billing.test_recharge import _policy as a_policy
 
@@ -56,9 +58,12 @@ class Recorded:
         partition: int,
         key: bytes | None,
         value: bytes | None,
-        headers: Sequence[tuple[str, bytes]] = (),
+        headers: bytes = NO_HEADERS,
     ) -> None:
-        self.by_topic.setdefault(topic, []).append((key, value, dict(headers)))
+        batch = RecordBatch(0, 1_000_000)
+        assert batch.add(key, value, headers)
+        [record] = records_of(batch)
+        self.by_topic.setdefault(topic, []).append((key, value, dict(record.headers)))
 
 
 class Entries(Originals):
@@ -88,6 +93,8 @@ class Bench:
     def __init__(self) -> None:
         self.now = NOW
         self.left: list[Slice] = []
+        # What the records that come bear.
+        self.headers: list[tuple[str, bytes]] = []
         self.meters = Meters(CollectorRegistry())
         options = Settings(partitions=1)
         self.ledger = Entries(options)
@@ -114,7 +121,7 @@ class Bench:
         """Records that follow what is booked."""
         first = self.shard.next_of(topic)
         records = [
-            ConsumerRecord(topic, 0, first + at, 0, 0, key, _bytes(value), None, 0, 0, [])
+            ConsumerRecord(topic, 0, first + at, 0, 0, key, _bytes(value), None, 0, 0, self.headers)
             for at, (value, key) in enumerate(
                 zip(values, keys or [TENANT] * len(values), strict=True)
             )
@@ -180,6 +187,35 @@ async def bench() -> Bench:
     ]
     await bench.book(topics.COMMAND, *named)
     return bench
+
+
+@pytest.mark.parametrize("traced", [[], [("traceparent", b"00-1-2-01"), ("tracestate", b"a=b")]])
+async def test_headers_have_one_order_and_a_trace_travels_on(
+    bench: Bench, traced: list[tuple[str, bytes]]
+) -> None:
+    bench.headers = [("other", b"not told"), *traced]
+    outputs = await bench.book(topics.CALL_USAGE, a_call(1))
+
+    def headers_of(topic: str) -> list[tuple[str, bytes]]:
+        [(_, _, headers)] = outputs.by_topic[topic]
+        assert [*headers.items()][:4] == [
+            ("ce_specversion", b"1.0"),
+            ("content-type", b"application/json"),
+            ("ce_type", topic.encode()),
+            ("ce_source", b"credits"),
+        ]
+        return [*headers.items()][4:]
+
+    cause = ("credits-caused-by", b"pbx/e-1")
+    [(_, value, _)] = outputs.by_topic[topics.BALANCE]
+    seq = json.loads(value or b"")["seq"]
+    assert headers_of(topics.LEDGER) == [("ce_id", b"t-1/%d" % seq), cause, *traced]
+    now_us = microseconds(bench.now)
+    assert headers_of(topics.BALANCE) == [("ce_id", b"t-1/%d/%d" % (seq, now_us))]
+    [request] = requests_of(outputs)
+    expires_us = microseconds(datetime.fromisoformat(request["expires_at"]))
+    request_id = f"{request['recharge_id']}/{expires_us}".encode()
+    assert headers_of(topics.REQUESTED) == [("ce_id", request_id), cause, *traced]
 
 
 async def test_a_shard_that_is_not_behind_asks_at_once(bench: Bench) -> None:

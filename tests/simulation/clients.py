@@ -29,7 +29,9 @@ from aiokafka.errors import (
 from msgspec import Struct
 
 from streams.engine.kafka import REQUEST_TIMEOUT_MS, TRANSACTION_TIMEOUT_MS
+from streams.engine.record_batch import RecordBatch
 from streams.settings import Settings
+from tests.batches import records_of
 from tests.simulation.log import Broker, Content, Record
 from tests.simulation.loop import PROCESS, Process
 
@@ -188,31 +190,12 @@ NETWORK: Final[ContextVar[Network]] = ContextVar("network")
 # -- producing ---------------------------------------------------------------------------------
 
 
-class _Builder:
-    def __init__(self, contents: list[Content]) -> None:
-        self._contents = contents
-
-    def append(
-        self,
-        offset: int,
-        timestamp: int,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Iterable[tuple[str, bytes]],
-    ) -> object:
-        assert offset == len(self._contents)
-        self._contents.append((key, value, tuple(headers), timestamp))
-        return self
-
-
 class Batch:
     """What `create_batch` gives: records of one partition."""
 
-    def __init__(self) -> None:
-        self.contents: list[Content] = []
+    def __init__(self, contents: Iterable[Content] = ()) -> None:
+        self.contents = list(contents)
         self._closed = False
-        # The engine goes past the client's `append` to the builder inside it.
-        self._builder = _Builder(self.contents)
 
     def append(
         self,
@@ -225,7 +208,8 @@ class Batch:
         """Add a record; None when the batch is closed."""
         if self._closed:
             return None
-        return self._builder.append(len(self.contents), timestamp, key, value, headers)
+        self.contents.append((key, value, tuple(headers), timestamp))
+        return self
 
     def close(self) -> None:
         """Take no more records."""
@@ -322,10 +306,15 @@ class Producer:
         self._added.clear()
 
     async def send_batch(
-        self, batch: Batch, topic: str, *, partition: int
+        self, batch: Batch | RecordBatch, topic: str, *, partition: int
     ) -> "asyncio.Future[Any]":
         """Queue a batch; the future ends when it is acknowledged."""
         self._check()
+        if isinstance(batch, RecordBatch):
+            batch = Batch(
+                (record.key, record.value, tuple(record.headers), record.timestamp)
+                for record in records_of(batch)
+            )
         acknowledged: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((TopicPartition(topic, partition), batch, acknowledged))
         if self.sender_task is None or self.sender_task.done():

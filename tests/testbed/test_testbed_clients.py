@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.codec import lz4_encode
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from msgspec.structs import replace
 
 from schemas import topics
@@ -23,6 +25,7 @@ from streams.testbed import load
 from streams.testbed.broker import free_port
 from streams.testbed.kafka import (
     NamespaceRequiredError,
+    compress_fast,
     read_to_end,
     require_namespace,
     started_producer,
@@ -277,3 +280,19 @@ async def test_a_request_published_again_is_answered_with_the_same_payment(
     results = await results_of(installation)
     assert len(results) == 2
     assert len({(one.result_id, one.payment_id) for one in results}) == 1
+
+
+def test_producers_can_be_made_to_compress_at_level_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = "aiokafka.record._crecords.default_records.lz4_encode"
+    values = [b"%d" % (number * number) for number in range(2_000)]
+
+    def built() -> bytes:
+        batch = DefaultRecordBatchBuilder(2, 3, 0, -1, -1, 0, 100_000)
+        for offset, value in enumerate(values):
+            assert batch.append(offset, 1, key=b"k", value=value, headers=[]) is not None
+        return bytes(batch.build())
+
+    monkeypatch.setattr(compiled, lz4_encode)
+    thorough = built()
+    compress_fast()
+    assert len(built()) > len(thorough)

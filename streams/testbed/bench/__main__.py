@@ -37,6 +37,7 @@ from streams.testbed.bench.steady import (
 from streams.testbed.bench.takeover import measure_takeover
 from streams.testbed.bench.throughput import a_plan, measure_throughput
 from streams.testbed.bench.worker import PAGE_BYTES, BenchError, Place, running, say
+from streams.testbed.kafka import compress_fast
 from streams.testbed.load import Plan, Profile
 
 VERIFIED_WITHIN_S: Final = 3_600
@@ -403,6 +404,7 @@ def main(
 ) -> None:
     """Measure workers on this machine: throughput, latency, restore, ids; and curves."""
     tune_client()
+    compress_fast()
     scale = Scale(events=events, tenants=tenants, rows=rows, ids=ids, point=point)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="credits-bench-")))
