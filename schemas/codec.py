@@ -9,7 +9,7 @@ from mypy_extensions import mypyc_attr
 
 from schemas import topics
 from schemas.commands import AnyCommand
-from schemas.envelope import Envelope, Headers, RejectedError, fault_path, open_envelope
+from schemas.envelope import Headers, RejectedError, fault_path, open_envelope
 from schemas.faults import Faults
 from schemas.funding import RechargeResult
 from schemas.notices import DeadLetterReason
@@ -31,7 +31,6 @@ _TYPES: Final = {
     topics.RESULT: RechargeResult,
 }
 _BRACE: Final = 0x7B
-_BARE: Final = Envelope(b"")
 _UNKNOWN: Final = "Object contains unknown field"
 _SCHEMA_VIOLATION: Final = DeadLetterReason.SCHEMA_VIOLATION
 
@@ -102,11 +101,16 @@ class Decoder:
         """
         if not value:
             raise RejectedError(DeadLetterReason.MALFORMED_JSON, "$")
+        data: Any = value
+        outer_id: str | None = None
+        outer_source: str | None = None
+        outer_subject: str | None = None
         # Bare JSON has no envelope to open.
-        bare = not headers and value[0] == _BRACE
-        # Any: to type checkers a `msgspec.Raw` is bytes, to compiled code it is not.
-        envelope: Any = _BARE if bare else open_envelope(value, headers)
-        data: Any = value if bare else envelope.data
+        if headers or value[0] != _BRACE:
+            # Any: to type checkers a `msgspec.Raw` is bytes, to compiled code it is not.
+            envelope: Any = open_envelope(value, headers)
+            data, outer_id = envelope.data, envelope.id
+            outer_source, outer_subject = envelope.source, envelope.subject
         unknown = False
         try:
             try:
@@ -123,28 +127,29 @@ class Decoder:
             raise RejectedError(DeadLetterReason.MALFORMED_JSON, "$") from None
 
         event_id = getattr(event, self._member)
-        if envelope.id is not None:
-            if event_id is not None and event_id != envelope.id:
+        if outer_id is not None:
+            if event_id is not None and event_id != outer_id:
                 raise RejectedError(_SCHEMA_VIOLATION, f"$.{self._member}")
-            event_id = envelope.id
+            event_id = outer_id
         if not event_id or len(event_id) > 255:
             raise RejectedError(_SCHEMA_VIOLATION, f"$.{self._member}")
 
         source = event.source
-        if envelope.source is not None:
-            if source is not None and source != envelope.source:
+        if outer_source is not None:
+            if source is not None and source != outer_source:
                 raise RejectedError(_SCHEMA_VIOLATION, "$.source")
-            source = envelope.source
+            source = outer_source
         if source is None:
             source = self._topic
         elif not source or len(source) > 255:
             raise RejectedError(_SCHEMA_VIOLATION, "$.source")
 
-        tenant_id = event.tenant_id
-        if envelope.subject is not None:
-            if tenant_id is not None and tenant_id != envelope.subject:
+        named = event.tenant_id
+        tenant_id = named
+        if outer_subject is not None:
+            if named is not None and named != outer_subject:
                 raise RejectedError(_SCHEMA_VIOLATION, "$.tenant_id")
-            tenant_id = envelope.subject
+            tenant_id = outer_subject
         if key is None:
             raise RejectedError(DeadLetterReason.KEY_MISMATCH)
         try:
@@ -153,7 +158,7 @@ class Decoder:
             raise RejectedError(DeadLetterReason.KEY_MISMATCH) from None
         if known and (tenant_id is None or tenant_id == subject):
             return Decoded(event, source, event_id, subject, unknown)
-        if event.tenant_id is not None and not _is_tenant(event.tenant_id):
+        if named is not None and not _is_tenant(named):
             raise RejectedError(_SCHEMA_VIOLATION, "$.tenant_id")
         if (tenant_id is not None and tenant_id != subject) or not _is_tenant(subject):
             raise RejectedError(DeadLetterReason.KEY_MISMATCH)

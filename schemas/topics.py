@@ -72,6 +72,7 @@ TARIFF: Final = "credits.tariff.v1"
 
 # The four source topics, in the order in which waiting records are read on opening.
 SOURCES: Final = (COMMAND, RESULT, CALL_USAGE, CONFERENCE_USAGE)
+USAGE: Final = (CALL_USAGE, CONFERENCE_USAGE)
 
 
 def dead_letters_of(source: str) -> str:

@@ -35,22 +35,21 @@ def charge(
 ) -> str:
     """Book what a leg costs, or hold what it has cost so far; returns the outcome's label. `back`:
     in place of what was taken back. Raises RefusedError."""
-    usage = event.usage
     account = draft.account
     duration_s = event.duration_s
-    is_open = usage.phase is not _END and back is None
+    is_open = event.phase is not _END and back is None
     if is_open:
-        if usage.phase is _CORRECTION:
+        if event.phase is _CORRECTION:
             return correct(draft, event, terms)
-        if usage.phase is Phase.START and duration_s is None:
+        if event.phase is Phase.START and duration_s is None:
             duration_s = 0
     if duration_s is None or duration_s < 0:
         raise RefusedError(DeadLetterReason.SCHEMA_VIOLATION, "$.duration_s")
     if not billable(account, event.started_at):
         raise RefusedError(DeadLetterReason.NOT_BILLABLE, "$.started_at")
-    if usage.currency is not None and usage.currency != account.currency:
+    if event.currency is not None and event.currency != account.currency:
         raise RefusedError(DeadLetterReason.CURRENCY_MISMATCH, "$.currency")
-    kind = coverage.kind_of(usage)
+    kind = coverage.kind_of(event)
     if kind is None:
         raise RefusedError(DeadLetterReason.SCHEMA_VIOLATION, "$.kind")
     if kind in terms.coverage.free:
@@ -68,7 +67,7 @@ def charge(
             priced = _cost(tariff, rate, digits, event, duration_s, pools.minutes_of(taken))
     told: Told = (
         kind,
-        usage.call_id,
+        event.call_id,
         coverage.masked(rate.prefix, digits),
         event.ended_at < draft.now - GRACE,
         event.disagrees,
@@ -120,7 +119,7 @@ def _priced(
         tariff = terms.tariff
     else:
         tariff = _tariff_of(account, event, terms, duration_s)
-    digits = coverage.digits_of(event.usage.callee)
+    digits = coverage.digits_of(event.callee)
     rate = None if digits is None else tariff.find(digits)
     if digits is None or rate is None:
         raise unrated(tariff, digits or "", duration_s)
@@ -181,7 +180,7 @@ def _tariff_of(account: Account, event: UsageEvent, terms: Terms, duration_s: in
     elif deck == terms.tariff.deck:
         found = terms.tariff
     if found is None:
-        digits = coverage.digits_of(event.usage.callee) or ""
+        digits = coverage.digits_of(event.callee) or ""
         raise unrated(terms.tariff, digits, duration_s, "$.tenant_id")
     return found
 

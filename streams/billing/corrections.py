@@ -7,7 +7,7 @@ be nothing at all. Entries say both ways what belongs together: see `schemas.led
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -21,8 +21,6 @@ from streams.billing.account import Grant
 from streams.billing.booking import Draft, RefusedError, Told
 from streams.billing.events import UsageEvent
 from streams.billing.outcomes import Burnt
-
-_USAGE: Final = frozenset({topics.CALL_USAGE, topics.CONFERENCE_USAGE})
 
 
 class Back(Struct, frozen=True, gc=False):
@@ -44,11 +42,11 @@ def take_back(draft: Draft, event: UsageEvent) -> Back:
     Raises RefusedError (`refused`) when nobody remembers such an event, when it is corrected
     already, when it was another tenant's, or when it was no usage.
     """
-    corrects, original = event.usage.corrects, event.original
+    corrects, original = event.corrects, event.original
     if corrects is None or original is None:
         raise RefusedError(DeadLetterReason.REFUSED, "$.corrects")
     for entry in original:
-        if entry.tenant_id != draft.account.tenant_id or entry.caused_by.topic not in _USAGE:
+        if entry.tenant_id != draft.account.tenant_id or entry.caused_by.topic not in topics.USAGE:
             raise RefusedError(DeadLetterReason.REFUSED, "$.corrects")
     links = Links(corrects)
     total_nanos = 0

@@ -5,7 +5,8 @@ The kinds and call types are those of Microsoft's published PSTN reports.
 
 from typing import Final
 
-from schemas.usage import CallUsage, ConferenceUsage, Kind
+from schemas.usage import Kind
+from streams.billing.events import UsageEvent
 
 # What never costs unless a coverage table says otherwise. A finished toll-free call is charged
 # whatever the balance (only admission looks at it).
@@ -24,17 +25,17 @@ _OUTGOING: Final = frozenset(
 _INCOMING: Final = frozenset({"user_in", "ucap_in"})
 
 
-def kind_of(usage: CallUsage | ConferenceUsage) -> Kind | None:
+def kind_of(event: UsageEvent) -> Kind | None:
     """What was used: as the event says, else from call type, number type and capability.
 
     None when neither says it. Direct routing (`dr_…`) is the carrier's money and always free.
     """
-    call_type = usage.call_type
+    call_type = event.call_type
     if call_type is not None and call_type.startswith("dr_"):
         return Kind.EMERGENCY if call_type == "dr_emergency_out" else Kind.FREE
-    if usage.kind is not None:
-        return usage.kind
-    toll_free = usage.number_type is not None and usage.number_type.casefold() in (
+    if event.kind is not None:
+        return event.kind
+    toll_free = event.number_type is not None and event.number_type.casefold() in (
         _TOLL_FREE,
         "tollfree",
         "toll-free",
@@ -44,13 +45,13 @@ def kind_of(usage: CallUsage | ConferenceUsage) -> Kind | None:
     if call_type == "conf_in":
         if toll_free:
             return Kind.TOLL_FREE_IN
-        return Kind.CONF_PPM if usage.capability == _PAY_PER_MINUTE else Kind.CONF_DIAL_IN
+        return Kind.CONF_PPM if event.capability == _PAY_PER_MINUTE else Kind.CONF_DIAL_IN
     if call_type == "conf_out":
-        return Kind.CONF_PPM if usage.capability == _PAY_PER_MINUTE else Kind.CONF_DIAL_OUT
+        return Kind.CONF_PPM if event.capability == _PAY_PER_MINUTE else Kind.CONF_DIAL_OUT
     if call_type in _OUTGOING:
-        if usage.capability == _CREDITS:
+        if event.capability == _CREDITS:
             return Kind.PAYG_OUT
-        if usage.capability in _INTERNATIONAL_PLANS:
+        if event.capability in _INTERNATIONAL_PLANS:
             return Kind.INTERNATIONAL
         return Kind.OVERAGE_DOMESTIC
     return None

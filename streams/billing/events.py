@@ -12,7 +12,7 @@ from mypy_extensions import mypyc_attr
 from schemas.commands import AnyCommand
 from schemas.funding import RechargeResult
 from schemas.ledger import CausedBy, LedgerEntry
-from schemas.usage import CallUsage, ConferenceUsage
+from schemas.usage import Kind, Phase
 from streams.billing.account import Hold, Payment
 
 # What an event came in is what its entries name.
@@ -22,8 +22,9 @@ Cause = CausedBy
 @final
 @mypyc_attr(acyclic=True)
 class UsageEvent:
-    """A call leg or conference stay. `duration_s` is None when nothing says how long it took,
-    negative when it ended before it began; `disagrees`: its times contradict its duration.
+    """A call leg or conference stay: what `schemas.usage.Usage` says that matters here, under the
+    same names. `duration_s` is None when nothing says how long it took, negative when it ended
+    before it began; `disagrees`: its times contradict its duration.
 
     `original`: the entries that the event it corrects has caused. None: it corrects nothing, or
     something that nobody remembers or that is corrected already.
@@ -33,34 +34,65 @@ class UsageEvent:
     """
 
     __slots__ = (
+        "call_id",
+        "call_type",
+        "callee",
+        "capability",
         "cause",
+        "corrects",
+        "currency",
         "disagrees",
         "duration_s",
         "ended_at",
         "hold",
+        "kind",
         "leg",
+        "leg_id",
+        "number_type",
         "original",
+        "phase",
         "started_at",
-        "usage",
+        "user_country",
     )
 
     def __init__(
         self,
-        usage: CallUsage | ConferenceUsage,
+        *,
         cause: Cause,
+        kind: Kind | None,
+        call_type: str | None,
+        number_type: str | None,
+        capability: str | None,
+        phase: Phase,
+        call_id: str,
+        leg_id: str | None,
+        user_country: str | None,
+        callee: str | None,
         started_at: datetime,
         ended_at: datetime,
         duration_s: int | None,
+        currency: str | None,
+        corrects: str | None,
         disagrees: bool = False,
         original: tuple[LedgerEntry, ...] | None = None,
         leg: str = "",
         hold: Hold | None = None,
     ) -> None:
-        self.usage = usage
         self.cause = cause
+        self.kind = kind
+        self.call_type = call_type
+        self.number_type = number_type
+        self.capability = capability
+        self.phase = phase
+        self.call_id = call_id
+        self.leg_id = leg_id
+        self.user_country = user_country
+        self.callee = callee
         self.started_at = started_at
         self.ended_at = ended_at
         self.duration_s = duration_s
+        self.currency = currency
+        self.corrects = corrects
         self.disagrees = disagrees
         self.original = original
         self.leg = leg
@@ -80,15 +112,25 @@ class UsageEvent:
 
     def _twin(self) -> "UsageEvent":
         return UsageEvent(
-            self.usage,
-            self.cause,
-            self.started_at,
-            self.ended_at,
-            self.duration_s,
-            self.disagrees,
-            self.original,
-            self.leg,
-            self.hold,
+            cause=self.cause,
+            kind=self.kind,
+            call_type=self.call_type,
+            number_type=self.number_type,
+            capability=self.capability,
+            phase=self.phase,
+            call_id=self.call_id,
+            leg_id=self.leg_id,
+            user_country=self.user_country,
+            callee=self.callee,
+            started_at=self.started_at,
+            ended_at=self.ended_at,
+            duration_s=self.duration_s,
+            currency=self.currency,
+            corrects=self.corrects,
+            disagrees=self.disagrees,
+            original=self.original,
+            leg=self.leg,
+            hold=self.hold,
         )
 
 

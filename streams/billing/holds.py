@@ -13,7 +13,6 @@ from msgspec.structs import replace
 
 from schemas.nanos import MAX_EVENT_NANOS, text_from
 from schemas.notices import DeadLetterReason, NoticeKind
-from schemas.usage import CallUsage, ConferenceUsage
 from streams.billing.account import Hold
 from streams.billing.booking import Draft, RefusedError
 from streams.billing.events import UsageEvent
@@ -31,13 +30,13 @@ MOST_HELD_NANOS: Final = MAX_EVENT_NANOS
 _pack: Final = msgspec.msgpack.Encoder().encode
 
 
-def leg_of(usage: CallUsage | ConferenceUsage, source: str, started_at: datetime) -> str:
+def leg_of(event: UsageEvent) -> str:
     """The name of a leg within its tenant: a hash, for ids may be long and hold numbers. Phases
     without a `leg_id` belong together when source, call, callee and start are the same."""
-    if usage.leg_id is not None:
-        named = _pack(usage.leg_id)
+    if event.leg_id is not None:
+        named = _pack(event.leg_id)
     else:
-        named = _pack((source, usage.call_id, usage.callee, started_at))
+        named = _pack((event.cause.source, event.call_id, event.callee, event.started_at))
     return sha256(named).hexdigest()[:32]
 
 

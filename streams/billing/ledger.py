@@ -62,7 +62,7 @@ def apply(account: Account | None, event: Event, terms: Terms, now: datetime) ->
         match event:
             case UsageEvent():
                 label = charging.charge(draft, event, terms)
-                if event.leg and event.usage.phase is _END:
+                if event.leg and event.phase is _END:
                     holds.end(draft, event)
             case ResultEvent():
                 label = results.answer(draft, event)
@@ -190,20 +190,19 @@ def content(event: Event) -> bytes:
     """What in an event matters for money, in one canonical form: the same id with another
     content is a conflict."""
     if isinstance(event, UsageEvent):
-        usage = event.usage
         return _pack(
             (
-                usage.kind,
-                usage.call_type,
-                usage.number_type,
-                usage.capability,
-                usage.user_country,
-                usage.phase,
-                usage.callee,
+                event.kind,
+                event.call_type,
+                event.number_type,
+                event.capability,
+                event.user_country,
+                event.phase,
+                event.callee,
                 event.started_at,
                 event.duration_s,
-                usage.currency,
-                usage.corrects,
+                event.currency,
+                event.corrects,
             )
         )
     if isinstance(event, CommandEvent):

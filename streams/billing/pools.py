@@ -157,11 +157,10 @@ def _draws_on(account: Account, held: Licensed, plan: Plan, event: UsageEvent) -
     event that does not say the user's country means the only one with licences at its start."""
     if plan.shared:
         return True
-    usage = event.usage
-    if usage.capability != held.plan:
+    if event.capability != held.plan:
         return False
-    if usage.user_country is not None:
-        return usage.user_country == held.country
+    if event.user_country is not None:
+        return event.user_country == held.country
     countries = 0
     for one in account.pools:
         if one.plan == held.plan and licences(one, event.started_at):

@@ -164,6 +164,8 @@ class Decider:
         rows = self.rows
         partition = self._partition
         decoder = self._decoders[topic]
+        # What the topic says need not be asked of every event: that costs as much as to copy it.
+        of_usage = topic in topics.USAGE
         candidates: list[Candidate] = []
         fates: list[Fate] = []
         punctuality = ledger.Punctuality(work.now)
@@ -193,13 +195,15 @@ class Decider:
                 continue
             if decoded.unknown_fields:
                 work.tally.add("credits_unknown_fields_total", topic)
-            source, event_id, data = decoded.source, decoded.id, decoded.event
+            source, event_id = decoded.source, decoded.id
             cause = Cause(topic, partition, offset, source, event_id)
             try:
-                if isinstance(data, (CallUsage, ConferenceUsage)):
-                    event: Event = usage_event(data, cause)
-                    if data.phase is _CORRECTION:
+                if of_usage:
+                    data: Any = decoded.event
+                    usage = usage_event(data, cause)
+                    if usage.phase is _CORRECTION:
                         work.corrects = True
+                    event: Event = usage
                 else:
                     event = _funding_event(decoded, cause)
                 late = punctuality.judge(event)
@@ -323,13 +327,12 @@ class Decider:
                     if isinstance(event, UsageEvent):
                         week = identity.week_of(event.ended_at)
                         # An end without a leg id, of a tenant without open calls, ends none.
-                        usage = event.usage
                         if account is not None and (
-                            account.holds or usage.leg_id is not None or usage.phase is not _END
+                            account.holds or event.leg_id is not None or event.phase is not _END
                         ):
                             event = self._with_hold(work, event, key)
                             leg = event.leg
-                        if corrects and usage.phase is _CORRECTION:
+                        if corrects and event.phase is _CORRECTION:
                             event = _with_original(work, event)
                     else:
                         week = this_week
@@ -416,7 +419,7 @@ class Decider:
         return payment
 
     def _with_hold(self, work: Work, event: UsageEvent, tenant: bytes) -> UsageEvent:
-        leg = holds.leg_of(event.usage, event.cause.source, event.started_at)
+        leg = holds.leg_of(event)
         key = hold_key(tenant, leg)
         hold = work.holds.get(key)
         if hold is None:
@@ -663,7 +666,7 @@ class Decider:
 
 def _with_original(work: Work, event: UsageEvent) -> UsageEvent:
     """A correction and what its original has caused; alone, when it has none or comes second."""
-    source, corrects = event.cause.source, event.usage.corrects
+    source, corrects = event.cause.source, event.corrects
     if corrects is None or identity.corrected(source, corrects) in work.fresh:
         return event
     original = work.originals.get((source, corrects))
@@ -673,7 +676,7 @@ def _with_original(work: Work, event: UsageEvent) -> UsageEvent:
 def _remember_corrected(work: Work, event: UsageEvent) -> None:
     """Under the last week in which the original can be: as long as that is remembered, it is known
     that it is corrected."""
-    corrects = event.usage.corrects
+    corrects = event.corrects
     assert corrects is not None
     work.fresh[identity.corrected(event.cause.source, corrects)] = identity.check_of(
         event.cause.id.encode()

@@ -73,12 +73,12 @@ def wanted_by(
         event = candidate.event
         if (
             isinstance(event, UsageEvent)
-            and event.usage.phase is Phase.CORRECTION
-            and event.usage.corrects is not None
+            and event.phase is Phase.CORRECTION
+            and event.corrects is not None
             and at not in known
             and candidate.fingerprint not in fresh
         ):
-            identity = (event.cause.source, event.usage.corrects)
+            identity = (event.cause.source, event.corrects)
             named = fingerprint(*identity)
             ordinal = seen.ordinal_of(named)
             if ordinal is not None:

@@ -64,8 +64,6 @@ TELL_OFFSETS_WITHIN_S: Final = 2.0
 # Further behind than this, a balance is too old to ask for money by it.
 STALE_AFTER_S: Final = 60.0
 
-_USAGE: Final = (topics.CALL_USAGE, topics.CONFERENCE_USAGE)
-
 
 class Shard:
     """One partition's owner. See the module's text; `run` is its life."""
@@ -508,7 +506,7 @@ class Shard:
         for at, part in enumerate(slices):
             name = part.tp.topic
             topic = self._manifest_of[name]
-            cost = 1 if topic in _USAGE else COMMAND_COSTS
+            cost = 1 if topic in topics.USAGE else COMMAND_COSTS
             step = YIELD_EVERY // cost
             for first in range(0, len(part.records), step):
                 records = part.records[first : first + step]

@@ -271,10 +271,7 @@ class Shards:
         self._reader.begin(positions, held)
 
     def _usage_of(self, partition: int) -> set[TopicPartition]:
-        return {
-            TopicPartition(self._settings.topics.of(name), partition)
-            for name in (topics.CALL_USAGE, topics.CONFERENCE_USAGE)
-        }
+        return {TopicPartition(self._settings.topics.of(name), partition) for name in topics.USAGE}
 
     def _set_state(self, keeper: _Keeper, state: str) -> None:
         keeper.state = state

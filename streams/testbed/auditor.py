@@ -76,7 +76,6 @@ _HOLD_LIVES: Final = timedelta(minutes=3)
 _TICK_WITHIN: Final = timedelta(minutes=1)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _RECHARGES: Final = uuid.UUID("6f1b2f3e-2f57-5a0c-9a5e-0d1c6f5b7a11")
-_USAGE: Final = (topics.CALL_USAGE, topics.CONFERENCE_USAGE)
 # What usage costs: money, or included minutes alone.
 _CHARGES: Final = ("charge", "pool")
 _ID_MEMBER: Final = {
@@ -1389,7 +1388,7 @@ class _Partition:
         booked: dict[tuple[str, str], tuple[Any, ...]] = {}
         unbooked: dict[tuple[str, str], Event] = {}
         charged: dict[tuple[str, str], int] = {}
-        for topic in _USAGE:
+        for topic in topics.USAGE:
             for record, event, below in self._source(topic):
                 if isinstance(event, str):
                     self.report.count("events")
@@ -1680,7 +1679,7 @@ class _Partition:
 
     def _one_reversal(self, back: Entry) -> None:
         name = f"{back.tenant}/{back.seq}"
-        if back.place[0] not in _USAGE or back.links.get("entry") is None:
+        if back.place[0] not in topics.USAGE or back.links.get("entry") is None:
             self._wrong(f"{name} reverses, but does not say what")
             return
         seq = int(back.links["entry"])

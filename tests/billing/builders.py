@@ -183,9 +183,9 @@ class Book:
 
     def _with_hold(self, event: UsageEvent) -> UsageEvent:
         assert self.account is not None
-        if event.usage.phase is Phase.END and not self.account.holds and event.usage.leg_id is None:
+        if event.phase is Phase.END and not self.account.holds and event.leg_id is None:
             return event
-        leg = holds.leg_of(event.usage, event.cause.source, event.started_at)
+        leg = holds.leg_of(event)
         return event.about(leg, self.holds.get(leg))
 
     def _apply(self, event: Event, now: datetime, terms: Any) -> Outcome:
@@ -232,8 +232,13 @@ def entries_of(entries: Iterable[bytes], name: str) -> tuple[LedgerEntry, ...]:
 
 def corrected(event: UsageEvent, of: str, entries: list[bytes], name: str) -> UsageEvent:
     """The event as a correction of another, with what that one has caused."""
-    usage = msgspec.structs.replace(event.usage, phase=Phase.CORRECTION, corrects=of)
-    return changed(event, usage=usage, cause=a_cause(name=name), original=entries_of(entries, of))
+    return changed(
+        event,
+        phase=Phase.CORRECTION,
+        corrects=of,
+        cause=a_cause(name=name),
+        original=entries_of(entries, of),
+    )
 
 
 def changed(event: UsageEvent, **members: Any) -> UsageEvent:

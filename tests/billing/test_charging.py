@@ -97,8 +97,7 @@ def test_all_other_kinds_draw_on_credits(kind: Kind) -> None:
     ],
 )
 def test_the_kind_follows_from_the_call_type(members: dict[str, str], kind: Kind | None) -> None:
-    usage = CallUsage(call_id="c", started_at=NOW, **members)  # type: ignore[arg-type]
-    assert coverage.kind_of(usage) is kind
+    assert coverage.kind_of(a_call(**{"kind": None} | members)) is kind
 
 
 @pytest.mark.parametrize("number", ["+442079460018", "+11", "+" + "9" * 15])

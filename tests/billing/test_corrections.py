@@ -107,9 +107,7 @@ def test_entries_name_what_they_reverse_and_what_they_replace() -> None:
 def test_a_correction_that_costs_nothing_only_reverses(changes: dict[str, Any]) -> None:
     book = spending("100", 10)
     event = a_correction("c1", book.entries)
-    usage = replace(event.usage, **changes)
-    duration_s = changes.get("duration_s", event.duration_s)
-    outcome = book.feed(changed(event, usage=usage, duration_s=duration_s))
+    outcome = book.feed(changed(event, **changes))
     assert moved(outcome) == [("reversal", "10")]
     assert lots(outcome.account) == {"g1": "100"}
 

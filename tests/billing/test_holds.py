@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from schemas.commands import Method, TariffAssignment
 from schemas.nanos import MAX_EVENT_NANOS, NANOS
@@ -114,7 +115,7 @@ def test_the_fee_is_held_too() -> None:
 
 
 def as_known(event: UsageEvent) -> UsageEvent:
-    leg = holds.leg_of(event.usage, event.cause.source, event.started_at)
+    leg = holds.leg_of(event)
     return event.about(leg, event.hold)
 
 
@@ -182,22 +183,23 @@ def test_an_end_that_becomes_a_dead_letter_releases_nothing_and_the_hold_dies_by
 
 
 def test_phases_belong_to_a_leg_by_its_id_or_by_all_that_names_it() -> None:
+    pbx = replace(a_cause(), source="pbx")
     legs = [
-        holds.leg_of(event.usage, source, event.started_at)
-        for source, event in (
-            ("pbx", a_start()),
-            ("other", a_start()),
-            ("pbx", a_start(call_id="c-2")),
-            ("pbx", a_start(callee="+33123456789")),
-            ("pbx", a_start(started_at=NOW - SECOND)),
-            ("pbx", a_start(leg_id="leg-1")),
+        holds.leg_of(event)
+        for event in (
+            a_start(cause=pbx),
+            a_start(cause=replace(pbx, source="other")),
+            a_start(cause=pbx, call_id="c-2"),
+            a_start(cause=pbx, callee="+33123456789"),
+            a_start(cause=pbx, started_at=NOW - SECOND),
+            a_start(cause=pbx, leg_id="leg-1"),
         )
     ]
     assert len(set(legs)) == len(legs)
-    offset = a_start(started_at=datetime.fromisoformat("2026-03-02T12:00:00+02:00"))
-    assert holds.leg_of(offset.usage, "pbx", offset.started_at) == legs[0]
-    named = a_start(leg_id="leg-1", call_id="c-2")
-    assert holds.leg_of(named.usage, "other", named.started_at) == legs[-1]
+    offset = datetime.fromisoformat("2026-03-02T12:00:00+02:00")
+    assert holds.leg_of(a_start(cause=pbx, started_at=offset)) == legs[0]
+    named = a_start(cause=replace(pbx, source="other"), leg_id="leg-1", call_id="c-2")
+    assert holds.leg_of(named) == legs[-1]
     # Neither an id as long as it may be nor a number stands in a row.
     assert {len(leg) for leg in legs} == {32}
 

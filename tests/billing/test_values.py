@@ -1,12 +1,18 @@
-"""Copies of values that are written by hand: nothing is left behind."""
+"""Values that are copied by hand: nothing is left behind or changes places."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
+from schemas import topics
+from schemas.codec import decoder
+from schemas.usage import Kind, Phase, Usage
 from streams.billing.account import Hold
 from streams.billing.events import UsageEvent
+from streams.billing.legs import usage_event
 from streams.billing.outcomes import Terms
 from streams.billing.rates import MEMBERS, Decks, Rate, Rounding, Special, Tariff
 from tests.billing.builders import NOW, minutes, parameters_of
@@ -21,15 +27,49 @@ TERMS = {
     "coverage": Terms(TARIFF).coverage,
 }
 EVENT = {
-    "usage": USAGE.usage,
     "cause": USAGE.cause,
+    "kind": Kind.PAYG_OUT,
+    "call_type": "user_out",
+    "number_type": "mobile",
+    "capability": "MCOPSTNPP",
+    "phase": Phase.CORRECTION,
+    "call_id": "c-1",
+    "leg_id": "l-0",
+    "user_country": "GB",
+    "callee": "+442079460018",
     "started_at": USAGE.started_at,
     "ended_at": USAGE.ended_at,
     "duration_s": 11,
+    "currency": "GBP",
+    "corrects": "e-0",
     "disagrees": True,
     "original": (),
     "leg": "l-1",
     "hold": Hold(nanos=1, elapsed_s=1, until=NOW),
+}
+SAID = {
+    "event_id": "e-1",
+    "source": "pbx-1",
+    "tenant_id": "t-1",
+    "kind": "payg_out",
+    "call_type": "user_out",
+    "number_type": "mobile",
+    "capability": "MCOPSTNPP",
+    "phase": "correction",
+    "call_id": "c-1",
+    "leg_id": "l-1",
+    "conference_id": "conf-1",
+    "organizer_id": "o-1",
+    "user_id": "u-1",
+    "user_country": "GB",
+    "caller": "+15550100",
+    "callee": "+442079460018",
+    "started_at": "2026-03-02T10:00:00Z",
+    "ended_at": "2026-03-02T10:00:09Z",
+    "duration_s": 9,
+    "upstream_charge": "0.5",
+    "currency": "GBP",
+    "corrects": "e-0",
 }
 RATE = {
     "prefix": "44",
@@ -68,6 +108,18 @@ def test_a_copy_changes_what_it_says_and_nothing_else(
     assert set(members) == set(parameters_of(kind)), "give the new member a value here"
     twin = copy(kind(**members))
     assert {name: getattr(twin, name) for name in members} == members | changes
+
+
+@pytest.mark.parametrize("topic", [topics.CALL_USAGE, topics.CONFERENCE_USAGE])
+@pytest.mark.parametrize("unknown", [{}, {"new": 1}])
+def test_an_event_says_what_its_record_says(topic: str, unknown: dict[str, int]) -> None:
+    assert set(SAID) == set(Usage.__struct_fields__), "give the new member a value here"
+    record = json.dumps(SAID | unknown).encode()
+    usage: Any = decoder(topic).decode(b"t-1", record, ()).event
+    event = usage_event(usage, USAGE.cause)
+    names = [name for name in parameters_of(UsageEvent) if name in SAID]
+    said = msgspec.to_builtins({name: getattr(event, name) for name in names})
+    assert said == {name: SAID[name] for name in names}
 
 
 def test_a_rate_names_all_its_members() -> None:

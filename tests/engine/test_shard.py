@@ -19,6 +19,7 @@ from schemas import topics
 from schemas.nanos import NANOS
 from streams.billing import holds
 from streams.billing.account import Account, microseconds
+from streams.billing.events import UsageEvent
 from streams.billing.rates import Decks, Rate, Tariff
 from streams.engine import batch, originals
 from streams.engine.errors import UnknownOutcomeError
@@ -749,9 +750,9 @@ async def test_ordinary_calls_look_up_no_hold(
     looked: list[str] = []
     leg_of = holds.leg_of
 
-    def watched(usage: Any, source: str, started_at: Any) -> str:
-        looked.append(usage.call_id)
-        return leg_of(usage, source, started_at)
+    def watched(event: UsageEvent) -> str:
+        looked.append(event.call_id)
+        return leg_of(event)
 
     monkeypatch.setattr(holds, "leg_of", watched)
     await bench.book(topics.CALL_USAGE, a_call(1), a_call(2, phase="end"))

@@ -171,8 +171,9 @@ def test_an_open_calls_phases_come_in_order_and_apart_and_name_one_leg() -> None
             decoded = DECODERS[planned[at].topic](
                 planned[at].key, planned[at].value, list(planned[at].headers)
             )
-            event = usage_event(decoded.event, Cause("", 0, 0, "", ""))  # type: ignore[arg-type]
-            legs.add(holds.leg_of(event.usage, decoded.source, event.started_at))
+            cause = Cause("", 0, 0, decoded.source, "")
+            event = usage_event(decoded.event, cause)  # type: ignore[arg-type]
+            legs.add(holds.leg_of(event))
             # Each is a young sign of life when it is written.
             written = NOW + timedelta(seconds=at // plan.rate)
             assert timedelta(seconds=-5) < written - event.ended_at < timedelta(minutes=3)
