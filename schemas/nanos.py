@@ -13,6 +13,8 @@ NANOS: Final = 1_000_000_000
 # `$(?!\n)` and not `$`: Python lets `$` match before a closing newline.
 AMOUNT_PATTERN: Final = r"^-?(0|[1-9][0-9]{0,9})(\.[0-9]{1,9})?$(?!\n)"
 _AMOUNT: Final = re.compile(AMOUNT_PATTERN)
+_DIGITS: Final = tuple(f"{number:03d}" for number in range(1_000))
+_STRIPPED: Final = tuple(digits.rstrip("0") for digits in _DIGITS)
 # One event moves at most this much (a typo must not become a fortune).
 MAX_EVENT_NANOS: Final = 999_999_999 * NANOS
 
@@ -31,11 +33,18 @@ def nanos_from(text: str) -> int:
 
 def text_from(nanos: int) -> str:
     """Write nanos as the shortest decimal text: 12500000000 becomes 12.5."""
-    if nanos < NANOS:
-        if nanos < 0:
-            return "-" + text_from(-nanos)
-        return f"0.{nanos:09d}".rstrip("0") if nanos else "0"
-    # Cutting the digits costs half of what dividing does; every entry writes two amounts.
-    digits = str(nanos)
-    decimals = digits[-9:].rstrip("0")
-    return f"{digits[:-9]}.{decimals}" if decimals else digits[:-9]
+    if nanos < 0:
+        return "-" + text_from(-nanos)
+    units = nanos // NANOS
+    decimals = nanos % NANOS
+    if not decimals:
+        return str(units)
+    # Three digits at a time: to format and strip a number costs three times as much, and every
+    # entry writes two amounts.
+    first, rest = decimals // 1_000_000, decimals % 1_000_000
+    if not rest:
+        return f"{units}.{_STRIPPED[first]}"
+    second, third = rest // 1_000, rest % 1_000
+    if not third:
+        return f"{units}.{_DIGITS[first]}{_STRIPPED[second]}"
+    return f"{units}.{_DIGITS[first]}{_DIGITS[second]}{_STRIPPED[third]}"

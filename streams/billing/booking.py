@@ -3,6 +3,7 @@
 A draft is made for one event and ends as an `Outcome`; it never leaves `ledger.apply`.
 """
 
+from binascii import hexlify
 from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
@@ -32,6 +33,13 @@ _NOTHING: Final[Mapping[str, Any]] = {}
 # What an entry of usage says of it: the members of `LedgerEntry` from `usage_kind` to `rate`.
 Told = tuple[str | None, str | None, str | None, bool, bool, RateUsed | None]
 NO_USAGE: Final[Told] = (None, None, None, False, False, None)
+# A name of another module is looked up anew each time, one of this module is not.
+_GrantUsed: Final = GrantUsed
+_LedgerEntry: Final = LedgerEntry
+_replace: Final = replace
+_hex: Final = hexlify
+# Far within the range: compiled code compares longer numbers ten times as slowly.
+_SHORT: Final = 2**61
 _encode_into: Final = msgspec.json.Encoder().encode_into
 # An entry is written here, for a buffer of its own would grow five times.
 _entry: Final = bytearray()
@@ -130,13 +138,13 @@ class Draft:
         account = self.account
         seq = account.seq + 1
         balance_nanos = self.balance_nanos + amount_nanos
-        if not -MAX_BALANCE_NANOS <= balance_nanos <= MAX_BALANCE_NANOS:
+        if not -_SHORT < balance_nanos < _SHORT and abs(balance_nanos) > MAX_BALANCE_NANOS:
             raise RefusedError(DeadLetterReason.OVERFLOW)
         amount = _amount_text(amount_nanos)
         balance = text_from(balance_nanos)
         # Most entries touch the only grant: then both texts are there already.
         used = [
-            GrantUsed(
+            _GrantUsed(
                 grant.id,
                 amount if nanos == amount_nanos else text_from(nanos),
                 balance if grant.left_nanos == balance_nanos else text_from(grant.left_nanos),
@@ -146,7 +154,7 @@ class Draft:
         overdraft = text_from(burnt.overdraft_nanos) if burnt.overdraft_nanos else "0"
         kind_used, call_id, callee, late, disagrees, rate = told
         # By position: more than fifteen names in one call cost six times as much.
-        entry = LedgerEntry(
+        entry = _LedgerEntry(
             account.tenant_id,
             seq,
             kind,
@@ -164,19 +172,21 @@ class Draft:
             late,
             disagrees,
             rate,
-            **details,
         )
+        if details:
+            entry = _replace(entry, **details)
         # The hash is the last member and covers the bytes before it, so that anybody can check
         # a chain on raw bytes without re-encoding anything.
         _encode_into(entry, _entry)
         _entry.pop()
         hashed = _sha256.copy()
-        hashed.update(account.head + _entry)
+        chained = account.head + _entry
+        hashed.update(chained)
         head = hashed.digest()
-        self.entries += (b"".join((_entry, b',"hash":"', head.hex().encode(), b'"}')),)
+        self.entries += (b'%b,"hash":"%b"}' % (chained[len(head) :], _hex(head)),)
         self.moved += ((kind, amount_nanos),)
         self.balance_nanos = balance_nanos
-        self.account = replace(
+        self.account = _replace(
             account,
             seq=seq,
             head=head,

@@ -253,6 +253,7 @@ def public_balance(account: Account, now: datetime, coverage: Coverage) -> Balan
     asked = account.recharging.asked
     balance_nanos = balance_of(account)
     exposure_nanos = account.exposure_nanos
+    overdraft_nanos = account.overdraft_nanos
     balance = text_from(balance_nanos)
     available = text_from(balance_nanos - exposure_nanos) if exposure_nanos else balance
     return Balance(
@@ -260,7 +261,8 @@ def public_balance(account: Account, now: datetime, coverage: Coverage) -> Balan
         currency=account.currency,
         balance=balance,
         available=available,
-        overdraft=text_from(account.overdraft_nanos),
+        # The default itself, or it is written: one that only equals it is not left out.
+        overdraft=text_from(overdraft_nanos) if overdraft_nanos else "0",
         seq=account.seq,
         hash=account.head.hex(),
         recharge_state=account.recharging.stage,

@@ -27,6 +27,7 @@ from streams.billing.account import (
 )
 from streams.billing.booking import months_later
 from streams.billing.events import Event, ResultEvent
+from streams.billing.ledger import public_balance
 from streams.billing.outcomes import Outcome
 from streams.coverage import load_coverage
 from tests.billing.builders import (
@@ -110,16 +111,25 @@ def test_months_end_on_the_same_day_or_the_last(at: str, months: int, later: str
     assert months_later(started, months) == NOW.fromisoformat(later)
 
 
-def test_a_balance_beyond_its_range_is_refused_whole() -> None:
-    account = an_account("999999999")
+@pytest.mark.parametrize("most", ["999999999", "-999999999"])
+def test_a_balance_beyond_its_range_is_refused_whole(most: str) -> None:
+    account = an_account("0")
     outcome = None
     for _ in range(10):
-        outcome = apply(account, a_command(an_adjustment("999999999")))
+        outcome = apply(account, a_command(an_adjustment(most)))
         assert outcome.account is not None
         account = outcome.account
     assert outcome is not None
     assert (outcome.label, outcome.notices[0].rule) == ("refused", "overflow")
-    assert account.balance_nanos == usd("999999999") * 9
+    assert account.balance_nanos == usd(most) * 9
+
+
+def test_a_public_balance_says_nothing_of_debt_or_holds_that_are_not_there() -> None:
+    owing = apply(an_account("1"), minutes(3)).account
+    assert owing is not None
+    for account, debt in ((an_account("1"), None), (owing, "2")):
+        public = decoded(msgspec.json.encode(public_balance(account, NOW, COVERAGE)))
+        assert (public.get("overdraft"), "exposure" in public) == (debt, False)
 
 
 # -- results --------------------------------------------------------------------------------------

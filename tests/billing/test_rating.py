@@ -1,5 +1,7 @@
 """What usage costs: increments, fees, rounding, longest prefixes, decks."""
 
+from decimal import Decimal
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -144,9 +146,18 @@ def test_a_price_ten_times_that_of_its_parent_is_a_warning() -> None:
     )
 
 
-@given(st.integers(-(10**19) + 1, 10**19 - 1))
-def test_money_text_is_read_back_as_written(nanos: int) -> None:
-    assert nanos_from(text_from(nanos)) == nanos
+ZEROS = st.sampled_from((0, 5, 10, 50, 100, 120)) | st.integers(0, 999)
+
+
+@given(st.integers(0, 10**10 - 1), st.tuples(ZEROS, ZEROS, ZEROS), st.sampled_from((1, -1)))
+def test_money_text_is_the_shortest_and_read_back_as_written(
+    units: int, decimals: tuple[int, int, int], sign: int
+) -> None:
+    thousandths, millionths, billionths = decimals
+    nanos = sign * (((units * 1000 + thousandths) * 1000 + millionths) * 1000 + billionths)
+    text = text_from(nanos)
+    assert nanos_from(text) == nanos
+    assert text == f"{Decimal(nanos).scaleb(-9).normalize():f}"
 
 
 @pytest.mark.parametrize(
