@@ -16,7 +16,8 @@ test: check build/compiled/ready ## Run every check and every test; the broker t
 	$(PY) -m pytest -n 2 -m "not broker and not chaos"
 	$(COMPILED) -m streams version | grep -q '"compiled":true'
 	$(COMPILED) -m pytest -q --import-mode=append -m "not broker and not chaos" tests/billing \
-		tests/engine/test_record_batch.py tests/testbed/test_load_generator.py
+		tests/engine/test_fetched.py tests/engine/test_record_batch.py \
+		tests/testbed/test_load_generator.py
 	$(INSTALLED) -m pytest -n 2 --dist loadfile -m "(broker or chaos) and not alone"
 	$(INSTALLED) -m pytest -m alone
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Any, Final
 
 import aiokafka.producer.sender
@@ -10,6 +10,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.consumer import fetcher
 from aiokafka.errors import KafkaError
 
+from streams.engine.fetched import Batch, Batches
 from streams.settings import Settings
 
 # An unattended transaction blocks every reader until the broker ends it.
@@ -32,15 +33,47 @@ def connection(settings: Settings) -> dict[str, Any]:
 
 
 class _PlainRecords(fetcher.PartitionRecords):  # type: ignore[misc]
-    """Hands out the compiled parser's records as they are. An object of the client's own for each
-    one costs 3 µs and the collector's time; who reads a slice knows its topic and partition."""
+    """Hands out records as we parse them. An object of the client's own for each one, and a turn
+    of its loop, cost more than all else; who reads a slice knows its topic and partition."""
 
-    def _consumer_record(self, _: Any, record: Any) -> Any:
-        return record
+    _records_iterator: Any
 
-    def __iter__(self) -> Iterator[Any]:
-        # Not by way of `__next__`, which is one call more a record.
-        return iter(self._records_iterator)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        # The client's loop goes round once a batch, and comes by a list.
+        self._records_iterator = chain.from_iterable(self._records_iterator)
+
+    def _consumer_record(self, _: Any, found: Any) -> list[Any]:
+        return found.records(self.next_fetch_offset) if isinstance(found, Batch) else [found]
+
+    def __next__(self) -> Any:
+        for record in self.take(1):
+            return record
+        raise StopIteration
+
+    def take(self, most: int | None) -> list[Any]:
+        """The next records: so many, or all that are left."""
+        records = list(islice(self._records_iterator, most))
+        if len(records) == most:
+            # The loop, which goes by batches, may be past them.
+            self.next_fetch_offset = records[-1].offset + 1
+        return records
+
+
+class _PlainResult(fetcher.FetchResult):  # type: ignore[misc]
+    """Hands out plain records without a step for each of them."""
+
+    _partition_records: Any
+
+    def getall(self, max_records: int | None = None) -> list[Any]:
+        """What was fetched, or so much of it; the position moves behind that."""
+        if not self.check_assignment(self._topic_partition) or not self.has_more():
+            return []
+        records: list[Any] = self._partition_records.take(max_records)
+        self._update_position()
+        if max_records is None or len(records) < max_records:
+            self._partition_records = None
+        return records
 
 
 class _EndsOnce(aiokafka.producer.sender.EndTxnHandler):  # type: ignore[misc]
@@ -75,9 +108,11 @@ def tune_client() -> None:
 
 
 def hand_out_plain_records() -> None:
-    """Let every consumer of this process hand out plain records, for a worker's speed. They have
-    offset, timestamp, key, value and headers, but neither topic nor partition."""
+    """Let every consumer of this process hand out `fetched.Record`s, for a worker's speed; call
+    before the first one. They have neither topic nor partition."""
+    fetcher.MemoryRecords = Batches
     fetcher.PartitionRecords = _PlainRecords
+    fetcher.FetchResult = _PlainResult
 
 
 def transactional_producer(settings: Settings, partition: int) -> AIOKafkaProducer:

@@ -95,7 +95,7 @@ class Consumer(FaustConsumer):
                         tp.partition,
                         first.offset,
                         first.timestamp / 1000,
-                        first.timestamp_type,
+                        0,  # what kind of timestamp it is, which nobody asks
                         None,
                         None,
                         cast("bytes", fetched),

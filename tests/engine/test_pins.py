@@ -10,7 +10,7 @@ from typing import Any
 
 import aiokafka.producer.sender
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer import fetcher
 from aiokafka.consumer.fetcher import PartitionRecords
@@ -18,14 +18,14 @@ from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.producer import message_accumulator
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.producer.transaction_manager import TransactionManager
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from faust.tables.manager import TableManager
 from faust.tables.recovery import Recovery
 from faust.transport.consumer import Consumer as BaseConsumer
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 
-from streams.engine import kafka
+from streams.engine import fetched, kafka
 from streams.engine.record_batch import RecordBatch
 
 
@@ -47,6 +47,9 @@ def test_faust_is_the_version_this_was_written_for() -> None:
         (aiokafka.producer.sender.EndTxnHandler, "handle_response", ["self", "resp"]),
         (TransactionManager, "fatal_error", ["self", "exc"]),
         (PartitionRecords, "_consumer_record", ["self", "tp", "record"]),
+        (fetcher.FetchResult, "getall", ["self", "max_records"]),
+        (fetcher.FetchResult, "check_assignment", ["self", "tp"]),
+        (fetcher.FetchResult, "_update_position", ["self"]),
         (Recovery, "need_recovery", ["self"]),
         (Recovery, "on_recovery_completed", ["self", "generation_id"]),
         (Recovery, "_build_highwaters", ["self"]),
@@ -97,48 +100,65 @@ def test_a_question_for_log_ends_still_gives_up_after_the_request_time_out() -> 
     assert "raise KafkaTimeoutError(" in source
 
 
-class _Place:
-    """As much of a consumer's state as a fetch result looks at."""
-
-    active = True
-    paused = False
-
-    def __init__(self) -> None:
-        self.position = 0
-
-    def state_value(self, _: TopicPartition) -> "_Place":
-        return self
-
-    def consumed_to(self, position: int) -> None:
-        self.position = position
-
-
-def _drained(kind: type[PartitionRecords], sizes: list[int | None]) -> list[tuple[Any, ...]]:
-    data = b""
-    for base in (0, 10):  # offsets 5 to 9 are gone
-        builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, 0, 100_000)
-        for offset in range(5):
-            assert builder.append(offset, 1, key=b"k", value=b"v", headers=[]) is not None
-        data += base.to_bytes(8, "big") + bytes(builder.build())[8:]
-    place = _Place()
-    tp = TopicPartition("t", 0)
-    records = kind(tp, MemoryRecords(data), [], 0, None, None, False, 0)
-    result = fetcher.FetchResult(tp, assignment=place, partition_records=records, backoff=0)
-    told = []
-    for size in sizes:
-        if result.has_more():
-            offsets = [record.offset for record in result.getall(size)]
-            told.append((offsets, place.position, result.has_more()))
-    return told
+def test_plain_records_stand_where_the_client_looks_for_its_own() -> None:
+    source = inspect.getsource(fetcher)
+    for taken in (
+        "records = MemoryRecords(part_data[-1])",
+        "partition_records = PartitionRecords(\n",
+        "= FetchResult(\n",
+        "if type(res_or_error) is FetchResult:",
+    ):
+        assert taken in source
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MemoryRecords", "PartitionRecords", "FetchResult"):
+            patch.setattr(fetcher, name, getattr(fetcher, name))
+        kafka.hand_out_plain_records()
+        assert fetcher.MemoryRecords is fetched.Batches
+        assert fetcher.PartitionRecords is kafka._PlainRecords
+        assert fetcher.FetchResult is kafka._PlainResult
 
 
-@pytest.mark.parametrize("sizes", [[None], [3] * 5, [5] * 3, [10, 10], [2, None]])
-def test_plain_records_are_handed_out_as_the_clients_are(sizes: list[int | None]) -> None:
-    told = _drained(kafka._PlainRecords, sizes)
-    assert told == _drained(PartitionRecords, sizes)
-    offsets = [offset for part, _, _ in told for offset in part]
-    assert offsets == [0, 1, 2, 3, 4, 10, 11, 12, 13, 14]
-    assert told[-1][1] == 15
+def test_the_client_asks_of_batches_only_what_ours_can_tell() -> None:
+    source = inspect.getsource(PartitionRecords)
+    asked = set(re.findall(r"\bnext_batch\.(\w+)", source))
+    assert "producer_id" in asked
+    assert asked | {"__iter__", "offset"} <= set(dir(fetched.Batch))
+    asked = set(re.findall(r"\brecords\.(\w+)\(", inspect.getsource(fetcher)))
+    assert asked == {"has_next", "next_batch", "size_in_bytes"} <= set(dir(fetched.Batches))
+
+
+def test_batches_of_the_client_still_tell_what_ours_need() -> None:
+    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, 0, 100_000)
+    assert builder.append(0, 1, key=b"k", value=b"v", headers=[]) is not None
+    batch: Any = MemoryRecords(bytes(builder.build())).next_batch()
+    assert type(batch) is DefaultRecordBatch
+    assert (batch.compression_type, batch.timestamp_type) == (0, 0)
+    assert (batch.first_timestamp, batch.max_timestamp) == (1, 1)
+    assert (batch.is_control_batch, batch.is_transactional, batch.producer_id) == (False, False, -1)
+    assert (batch.base_offset, batch.next_offset, batch.validate_crc()) == (0, 1, True)
+
+
+def test_the_client_still_goes_round_a_batch_and_hands_out_a_fetch_as_it_did() -> None:
+    loop = inspect.getsource(PartitionRecords._unpack_records)
+    for line in (
+        "            for record in next_batch:",
+        "                if record.offset < self.next_fetch_offset:",
+        "                consumer_record = self._consumer_record(tp, record)",
+        "                self.next_fetch_offset = record.offset + 1",
+        "                yield consumer_record",
+        "            self.next_fetch_offset = next_batch.next_offset",
+    ):
+        assert f"{line}\n" in loop
+    assert "self._records_iterator = self._unpack_records()" in inspect.getsource(PartitionRecords)
+    whole = " ".join(inspect.getsource(fetcher.FetchResult.getall).split())
+    assert whole == (
+        "def getall(self, max_records=None): tp = self._topic_partition "
+        "if not self.check_assignment(tp) or not self.has_more(): return [] "
+        "ret_list = [] for msg in self._partition_records: ret_list.append(msg) "
+        "if max_records is not None and len(ret_list) >= max_records: "
+        "self._update_position() break "
+        "else: self._update_position() self._partition_records = None return ret_list"
+    )
 
 
 def test_a_coordinator_still_says_whether_it_is_in_its_group() -> None:
