@@ -196,7 +196,8 @@ def _headers(data: bytes, at: i64, count: i64) -> tuple[RecordHeaders, i64]:
         length, at = _number(data, at)
         if length < 0:
             raise CorruptRecordException("a header has no name")
-        name = data[at : at + length].decode()
+        # One that is not UTF-8 must stop nobody; it is told with backslashes.
+        name = data[at : at + length].decode("utf-8", "backslashreplace")
         at += length
         content: bytes | None = None
         length, at = _number(data, at)

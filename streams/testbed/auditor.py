@@ -1912,6 +1912,10 @@ def _expectation(report: Report, options: Options) -> None:
 # -- reading ---------------------------------------------------------------------------------
 
 
+class _UnreadableError(Exception):
+    """A record that the client cannot take apart."""
+
+
 class _Reader:
     """Two consumers: one read_committed for records, one for the log's true end."""
 
@@ -1962,7 +1966,7 @@ class _Reader:
     async def records(
         self, bounds: dict[TopicPartition, tuple[int, int]], deadline: float
     ) -> AsyncIterator[Record]:
-        """Every committed record between the bounds. Raises TimeoutError."""
+        """Every committed record between the bounds. Raises TimeoutError, _UnreadableError."""
         waiting = {tp for tp, (start, end) in bounds.items() if start < end}
         if not waiting:
             return
@@ -1973,7 +1977,15 @@ class _Reader:
         while waiting:
             if monotonic() > deadline:
                 raise TimeoutError(f"{len(waiting)} partitions were not read to their end")
-            for tp, records in (await consumer.getmany(*waiting, timeout_ms=200)).items():
+            try:
+                fetched = await consumer.getmany(*waiting, timeout_ms=200)
+            except UnicodeDecodeError:
+                places = ", ".join(sorted(f"{tp.topic}/{tp.partition}" for tp in waiting))
+                raise _UnreadableError(
+                    "a record has a header whose name is not UTF-8, and the client reads no "
+                    f"further; it is in one of {places}"
+                ) from None
+            for tp, records in fetched.items():
                 end = bounds[tp][1]
                 for one in records:
                     if one.offset < end:
@@ -2001,7 +2013,7 @@ async def verify(settings: Settings, options: Options) -> Report:
             await _verify(settings, options, reader, report)
         finally:
             await reader.stop()
-    except (KafkaError, OSError, TimeoutError) as error:
+    except (KafkaError, OSError, TimeoutError, _UnreadableError) as error:
         for invariant in INVARIANTS:
             if invariant != "expectation" or options.expect is not None:
                 report.unknown(

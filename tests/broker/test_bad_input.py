@@ -12,11 +12,12 @@ from aiokafka.errors import KafkaError
 from schemas import topics
 from streams import provision
 from streams.engine.kafka import connection
+from streams.engine.record_batch import RecordBatch, header, varint
 from streams.settings import Settings
 from streams.testbed import auditor, load
 from streams.testbed.kafka import read_to_end
 from streams.testbed.load import SOURCE, VARIETIES, Plan, tenant_id
-from tests.broker.harness import Worker, audited, drained
+from tests.broker.harness import Worker, audited, drained, until
 
 pytestmark = pytest.mark.broker
 
@@ -92,6 +93,45 @@ async def test_every_variety_of_nonsense_has_its_fate_and_its_neighbours_are_boo
     assert worker.process.poll() is None
     await audited(installation)
     assert "442079460018" not in worker.log
+
+
+async def test_a_header_whose_name_is_no_text_stops_nobody(
+    installation: Settings, workers: Workers
+) -> None:
+    worker = workers().start()
+    await worker.ready()
+    now = datetime.now(UTC)
+    await load.open_tenants(installation, Plan(tenants=1), now=now)
+    home = auditor.home(KEY, installation.partitions)
+    # The client for Python cannot write such a name; others can.
+    odd = varint(1) + header(varint(2) + b"\xff\xfe", b"v")
+    batch = RecordBatch(int(now.timestamp() * 1000), 900_000)
+    for value in (json.dumps(an_event("e-1", now)).encode(), b"{"):
+        assert batch.add(KEY, value, odd)
+    assert batch.add(KEY, json.dumps(an_event("e-2", now)).encode())
+    producer = AIOKafkaProducer(**connection(installation), transactional_id="platform")
+    await producer.start()
+    try:
+        async with producer.transaction():
+            name = installation.topics.of(topics.CALL_USAGE)
+            await (await producer.send_batch(batch, name, partition=home))
+    finally:
+        await producer.stop()
+
+    async def booked() -> bool:
+        return set(await entry_ids(installation)) >= {"e-1", "e-2"}
+
+    await until(booked, 30)
+    [letter] = await letters(installation, topics.CALL_USAGE)
+    assert letter.value == b"{"
+    assert dict(letter.headers)["\\xff\\xfe"] == b"v"
+    assert worker.process is not None
+    assert worker.process.poll() is None
+    # The auditor's client cannot read it; what could not be read is never a pass.
+    report = await auditor.verify(installation, auditor.Options())
+    assert report.exit_code == auditor.UNKNOWN
+    [reason] = report.findings["at_least_once"].unknown
+    assert "a header whose name is not UTF-8" in reason
 
 
 @pytest.mark.parametrize("topic", [topics.COMMAND, topics.RESULT])
