@@ -71,6 +71,11 @@ class Marks:
         await stop_reader(self._uncommitted)
         await stop_reader(self._committed)
 
+    async def refresh(self) -> None:
+        """Look for the partitions' leaders anew."""
+        for consumer in (self._uncommitted, self._committed):
+            await consumer._client.force_metadata_update()  # noqa: SLF001  # a contract test watches it
+
     async def starts(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         """The first offset that still exists."""
         return dict(await self._uncommitted.beginning_offsets(list(tps)))
@@ -101,16 +106,24 @@ async def wait_stable(
     UnknownOutcomeError when nobody who knows the ends answers.
     """
     deadline = monotonic() + HANGING_AFTER_S
+    looked_anew = False
     while True:
         ends = await marks.ends(tps)
         stable = await marks.stable_ends(tps)
         open_now = [tp for tp in tps if stable[tp] < ends[tp]]
         behind = [tp for tp, end in least.items() if ends[tp] < end]
         if not open_now and not behind:
-            return ends
+            return {tp: max(ends[tp], stable[tp]) for tp in tps}
+        if behind:
+            await marks.refresh()
         if monotonic() > deadline:
             if behind:
                 raise UnknownOutcomeError(f"who answers for {behind[0]} is behind its leader")
+            if not looked_anew:
+                # What looks open may be what a former leader remembers.
+                await marks.refresh()
+                looked_anew = True
+                continue
             tp = open_now[0]
             raise StoppedError(
                 Stop.HANGING_TRANSACTION,
@@ -178,11 +191,17 @@ async def restore(
     try:
         return await _read(settings, partition, marks, changelog, ids, ledger, ends)
     except StoppedError:
-        # Only its owner writes to a partition. Where the log has grown it has another one by
-        # now, and what looked like a loss was half of its batch.
-        grown = await marks.ends([changelog, ids])
-        if any(grown[tp] != ends[tp] for tp in grown):
-            raise FencedError(settings.transactional_id(partition)) from None
+        for _ in range(_ASKED_AGAIN):
+            grown = await marks.ends([changelog, ids])
+            # Only its owner writes to a partition, and never a batch without a position row. Where
+            # the table has grown it has another one by now, and what looked like a loss was half
+            # of its batch; where only ids have, who answered before was behind.
+            if grown[changelog] > ends[changelog]:
+                raise FencedError(settings.transactional_id(partition)) from None
+            if grown[ids] > ends[ids]:
+                raise UnknownOutcomeError(f"who answered for {ids} was behind") from None
+            await asyncio.sleep(_ASKED_EVERY_S)
+            await marks.refresh()
         raise
 
 
@@ -323,6 +342,7 @@ async def check_sources(
             break
         # A broker that stood still may answer before it learns that it leads no more.
         await asyncio.sleep(_ASKED_EVERY_S)
+        await marks.refresh()
         ends = await marks.ends(known)
     for tp, source in known.items():
         if starts[tp] > source.next:

@@ -125,8 +125,12 @@ class Shard:
         UnknownOutcomeError."""
         started = monotonic()
         await self._transactor.start()
-        tables = restored_from(self._settings, self.partition)
-        least = await self._transactor.barrier(tables, microseconds(self._wall()) // 1000)
+        changelog, _, ledger = restored_from(self._settings, self.partition)
+        # The ids are kept by age, and a record that nobody reads would move their log's start: what
+        # they must reach is said by the position row.
+        least = await self._transactor.barrier(
+            [changelog, ledger], microseconds(self._wall()) // 1000
+        )
         restored = await restore(self._settings, self.partition, self._marks, least)
         self._rows, self._seen = restored.rows, restored.seen
         self._decider.rows = self._rows.values

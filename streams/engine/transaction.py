@@ -191,6 +191,8 @@ async def _written(producer: AIOKafkaProducer, outputs: Outputs) -> dict[tuple[s
     order += waiting
     # Every one: a failed batch alone does not fail the commit.
     acknowledged = await asyncio.gather(*sent)
+    if any(written.offset < 0 for written in acknowledged):
+        raise UnknownOutcomeError("a batch was acknowledged without its offset")
     return {
         (topic, partition): written.offset + batch.record_count()
         for (topic, partition, batch), written in zip(order, acknowledged, strict=True)

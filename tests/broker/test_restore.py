@@ -6,9 +6,11 @@ from functools import partial
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.admin import RecordsToDelete
 from prometheus_client import CollectorRegistry
 
 from schemas import topics
+from streams import provision
 from streams.engine import seen
 from streams.engine.originals import Originals
 from streams.engine.reader import Reader
@@ -33,6 +35,41 @@ async def booked(reader: Reader, shards: list[Shard], ends: dict[TopicPartition,
     return all(reached[tp] >= end for tp, end in ends.items())
 
 
+def a_shard(settings: Settings, partition: int, marks: Marks) -> Shard:
+    return Shard(
+        settings,
+        partition,
+        marks=marks,
+        originals=Originals(settings),
+        meters=Meters(CollectorRegistry()),
+        terms=some_terms(),
+        accepted_losses={},
+        wall=lambda: datetime.now(UTC),
+    )
+
+
+async def opened_without_ids(settings: Settings, marks: Marks, shards: list[Shard]) -> None:
+    """Ids that are too old to be remembered leave their log. A partition that was quiet for so
+    long opens all the same, and again after that."""
+    for shard in shards:
+        shard.drop()
+    name = settings.topics.of(topics.SEEN)
+    tps = [TopicPartition(name, shard.partition) for shard in shards]
+    ends = await marks.ends(tps)
+    async with provision._Admin(settings) as admin:
+        await admin.delete_records(
+            {tp: RecordsToDelete(before_offset=end) for tp, end in ends.items()}
+        )
+    for _ in range(2):
+        for shard in shards:
+            again = a_shard(settings, shard.partition, marks)
+            try:
+                await again.open()
+                assert (again.remembered, again.row_count) == (0, shard.row_count)
+            finally:
+                await again.stop()
+
+
 async def test_a_restored_shard_knows_every_id_and_row_of_the_live_one(
     installation: Settings,
 ) -> None:
@@ -43,17 +80,7 @@ async def test_a_restored_shard_knows_every_id_and_row_of_the_live_one(
     await marks.start()
     await reader.start()
     shards = [
-        Shard(
-            installation,
-            partition,
-            marks=marks,
-            originals=Originals(installation),
-            meters=Meters(CollectorRegistry()),
-            terms=some_terms(),
-            accepted_losses={},
-            wall=lambda: datetime.now(UTC),
-        )
-        for partition in range(installation.partitions)
+        a_shard(installation, partition, marks) for partition in range(installation.partitions)
     ]
     try:
         gate.set()
@@ -85,6 +112,7 @@ async def test_a_restored_shard_knows_every_id_and_row_of_the_live_one(
         # Enough to mean something: ids in several generations, on every partition.
         assert sum(len(shard._seen) for shard in shards) > 1_000
         assert all(len(shard._seen.digest()) > 3 for shard in shards)
+        await opened_without_ids(installation, marks, shards)
     finally:
         for shard in shards:
             await shard.stop()
