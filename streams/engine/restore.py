@@ -6,10 +6,9 @@ the shard, for going on with a smaller balance is worse than standing still.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import datetime
 from time import monotonic
-from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
@@ -31,7 +30,7 @@ RESTORE_FETCH_BYTES: Final = 2 << 20
 # A transaction of ours ends by its own time-out after 15 s; one that stands longer hangs.
 HANGING_AFTER_S: Final = 30
 _POLL_MS: Final = 200
-# How often, and how far apart, a source topic that seems to be cut off is looked at again.
+# How often, and how far apart, the end of a log that seems to be cut off is asked for again.
 _ASKED_AGAIN: Final = 6
 _ASKED_EVERY_S: Final = 0.5
 # A fetch holds many more; as objects they would take memory that the rows never give back.
@@ -171,7 +170,7 @@ async def restore(
     settings: Settings,
     partition: int,
     marks: Marks,
-    least: Mapping[TopicPartition, int] = MappingProxyType({}),
+    least: Mapping[TopicPartition, int],
 ) -> Restored:
     """Read one partition's table and remembered ids from the log's start to its end, which is no
     less than `least` says (see `Transactor.barrier`).
@@ -181,9 +180,8 @@ async def restore(
     somebody has; UnknownOutcomeError when the end cannot be learnt.
     """
     changelog, ids, ledger = restored_from(settings, partition)
-    names = settings.topics
     outputs = [
-        TopicPartition(names.of(topic.name), partition)
+        TopicPartition(settings.topics.of(topic.name), partition)
         for topic in topics.MANIFEST
         if topic.direction is not topics.Direction.IN
     ]
@@ -191,18 +189,33 @@ async def restore(
     try:
         return await _read(settings, partition, marks, changelog, ids, ledger, ends)
     except StoppedError:
-        for _ in range(_ASKED_AGAIN):
-            grown = await marks.ends([changelog, ids])
-            # Only its owner writes to a partition, and never a batch without a position row. Where
-            # the table has grown it has another one by now, and what looked like a loss was half
-            # of its batch; where only ids have, who answered before was behind.
-            if grown[changelog] > ends[changelog]:
-                raise FencedError(settings.transactional_id(partition)) from None
-            if grown[ids] > ends[ids]:
-                raise UnknownOutcomeError(f"who answered for {ids} was behind") from None
-            await asyncio.sleep(_ASKED_EVERY_S)
-            await marks.refresh()
+        # Only its owner writes to a partition, and no batch comes without a position row. Where the
+        # table has grown it has another one by now, and what looked like a loss was half of its
+        # batch; where nothing but ids has, who answered before was behind.
+        logs = [changelog, ids]
+        now = await _ends_once(marks, logs, lambda now: now[changelog] > ends[changelog])
+        if now[changelog] > ends[changelog]:
+            raise FencedError(settings.transactional_id(partition)) from None
+        if now[ids] > ends[ids]:
+            raise UnknownOutcomeError(f"who answered for {ids} was behind") from None
         raise
+
+
+async def _ends_once(
+    marks: Marks,
+    tps: Iterable[TopicPartition],
+    sound: Callable[[Mapping[TopicPartition, int]], bool],
+) -> dict[TopicPartition, int]:
+    """Where logs end, asked for again while the answer is not sound: a broker that stood still may
+    give it before it learns that it leads no more. The last answer, sound or not."""
+    ends = await marks.ends(tps)
+    for _ in range(_ASKED_AGAIN):
+        if sound(ends):
+            break
+        await asyncio.sleep(_ASKED_EVERY_S)
+        await marks.refresh()
+        ends = await marks.ends(tps)
+    return ends
 
 
 async def _read(
@@ -336,14 +349,9 @@ async def check_sources(
     if not known:
         return
     starts = await marks.starts(known)
-    ends = await marks.ends(known)
-    for _ in range(_ASKED_AGAIN):
-        if all(ends[tp] >= source.next for tp, source in known.items()):
-            break
-        # A broker that stood still may answer before it learns that it leads no more.
-        await asyncio.sleep(_ASKED_EVERY_S)
-        await marks.refresh()
-        ends = await marks.ends(known)
+    ends = await _ends_once(
+        marks, known, lambda now: all(now[tp] >= source.next for tp, source in known.items())
+    )
     for tp, source in known.items():
         if starts[tp] > source.next:
             raise StoppedError(

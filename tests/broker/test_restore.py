@@ -102,7 +102,7 @@ async def test_a_restored_shard_knows_every_id_and_row_of_the_live_one(
         async for record in read_to_end(installation, [installation.topics.of(topics.SEEN)]):
             packed[record.partition].append(seen.unpack(record.value))
         for partition, shard in enumerate(shards):
-            restored = await restore(installation, partition, marks)
+            restored = await restore(installation, partition, marks, {})
             wanted = [int(one) for ids in packed[partition] for one in ids.fingerprints]
             live = shard._seen
             assert len(live.probe(wanted)) == len(wanted)

@@ -129,7 +129,7 @@ async def _restored(world: World, number: int, marks: Marks) -> tuple[Any, Resto
     changelog = world.source(topics.CHANGELOG, number)
     while True:
         shard, end = await world.owner(number), changelog.end
-        restored = await restore(world.settings, number, marks)
+        restored = await restore(world.settings, number, marks, {})
         if changelog.end == end and shard.idle and changelog.stable_end == end:
             return shard, restored
         await asyncio.sleep(0.05)

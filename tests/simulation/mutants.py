@@ -39,7 +39,7 @@ def fence_last() -> AbstractContextManager[Any]:
     restored = restore.restore
 
     async def hasty(settings: Any, partition: int, marks: Any, _: Any) -> Any:
-        found = await restored(settings, partition, marks)
+        found = await restored(settings, partition, marks, {})
         await _starting.pop((PROCESS.get(), partition))()
         return found
 
