@@ -160,16 +160,8 @@ def _parse(
         _attributes, at = _number(data, at)
         timestamp_delta, at = _number(data, at)
         offset_delta, at = _number(data, at)
-        key: bytes | None = None
-        length, at = _number(data, at)
-        if length >= 0:
-            key = data[at : at + length]
-            at += length
-        value: bytes | None = None
-        length, at = _number(data, at)
-        if length >= 0:
-            value = data[at : at + length]
-            at += length
+        key, at = _nullable(data, at)
+        value, at = _nullable(data, at)
         headers = _NO_HEADERS
         length, at = _number(data, at)
         if length != 0:
@@ -199,13 +191,18 @@ def _headers(data: bytes, at: i64, count: i64) -> tuple[RecordHeaders, i64]:
         # One that is not UTF-8 must stop nobody; it is told with backslashes.
         name = data[at : at + length].decode("utf-8", "backslashreplace")
         at += length
-        content: bytes | None = None
-        length, at = _number(data, at)
-        if length >= 0:
-            content = data[at : at + length]
-            at += length
+        content, at = _nullable(data, at)
         headers.append((name, content))
     return headers, at
+
+
+def _nullable(data: bytes, at: i64) -> tuple[bytes | None, i64]:
+    """Bytes behind their length, which is below zero for None; and where they end."""
+    length, at = _number(data, at)
+    if length < 0:
+        return None, at
+    end = at + length
+    return data[at:end], end
 
 
 def _number(data: bytes, at: i64) -> tuple[i64, i64]:
