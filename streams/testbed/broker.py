@@ -330,6 +330,8 @@ class Cluster:
                 f"-Xmx{heap}",
                 "-XX:+UseSerialGC",
                 f"-Dlog4j2.configurationFile={_POM / 'log4j2.properties'}",
+                # What a killed process has unpacked goes with its folder.
+                f"-Djava.io.tmpdir={node.folder}",
             ),
             "kafka.Kafka",
             str(node.folder / "server.properties"),

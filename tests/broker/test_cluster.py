@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -65,8 +66,8 @@ async def create_topic(cluster: Cluster, copies: int) -> None:
         await admin.close()
 
 
-async def write(cluster: Cluster, *values: bytes) -> None:
-    producer = AIOKafkaProducer(bootstrap_servers=cluster.bootstrap, acks="all")
+async def write(cluster: Cluster, *values: bytes, **more: Any) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=cluster.bootstrap, acks="all", **more)
     await producer.start()
     try:
         for value in values:
@@ -214,3 +215,10 @@ def test_a_port_is_given_to_one_process_at_a_time() -> None:
     refused, given = other.stdout.split()
     assert refused == "False"
     assert broker.reserve(int(given)), "whoever had it has ended"
+
+
+async def test_what_a_node_unpacks_goes_with_its_folder(tmp_path: Path) -> None:
+    with Cluster.start(tmp_path) as cluster:
+        await create_topic(cluster, copies=1)
+        await write(cluster, b"x" * 1_000, compression_type="lz4")
+        assert list((tmp_path / "node-0").glob("liblz4-java-*.so"))
