@@ -500,6 +500,11 @@ def on_the_model() -> Iterator[None]:
         yield
 
 
+async def tell(name: str, cluster: Any) -> None:
+    await BEHAVIOURS[name](cluster)
+    await asyncio.gather(*transaction._closings)
+
+
 @pytest.mark.parametrize("how", ["at-once", "markers-late", "replies-lost"])
 @pytest.mark.parametrize("name", BEHAVIOURS)
 def test_the_model_behaves_like_kafka(name: str, how: str) -> None:
@@ -515,11 +520,8 @@ def test_the_model_behaves_like_kafka(name: str, how: str) -> None:
     context = copy_context()
     context.run(NETWORK.set, network)
 
-    async def told() -> None:
-        await BEHAVIOURS[name](OnModel(broker))
-
     with on_the_model(), contextlib.closing(loop):
-        loop.run_until_complete(loop.create_task(told(), context=context))
+        loop.run_until_complete(loop.create_task(tell(name, OnModel(broker)), context=context))
 
 
 def test_compaction_keeps_the_last_committed_record_of_a_key_and_leaves_the_unstable() -> None:
@@ -602,5 +604,4 @@ async def cluster(settings: Settings) -> Any:
 @pytest.mark.broker
 @pytest.mark.parametrize("name", BEHAVIOURS)
 async def test_kafka_behaves_like_the_model(name: str, cluster: OnBroker) -> None:
-    await BEHAVIOURS[name](cluster)
-    await asyncio.gather(*transaction._closings)
+    await tell(name, cluster)
