@@ -6,10 +6,11 @@ from itertools import chain, islice
 from typing import Any, Final
 
 import aiokafka.producer.sender
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaProducer
 from aiokafka.consumer import fetcher
 from aiokafka.errors import KafkaError
 
+from streams.consumer import Consumer
 from streams.engine.fetched import Batch, Batches
 from streams.settings import Settings
 
@@ -129,9 +130,9 @@ def transactional_producer(settings: Settings, partition: int) -> AIOKafkaProduc
     )
 
 
-def log_reader(settings: Settings, *, committed: bool = True) -> AIOKafkaConsumer:
+def log_reader(settings: Settings, *, committed: bool = True) -> Consumer:
     """A consumer without group: it is told what to read, and never moves by itself."""
-    return AIOKafkaConsumer(
+    return Consumer(
         **connection(settings),
         client_id=f"{settings.app_id}-reader",
         group_id=None,

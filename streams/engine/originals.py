@@ -9,17 +9,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 from msgspec import Struct
 
 from schemas.ledger import LedgerEntry
 from schemas.usage import Phase
 from streams.billing.events import UsageEvent
+from streams.consumer import Consumer
 from streams.engine.errors import UnknownOutcomeError
 from streams.engine.identity import corrected, fingerprint
 from streams.engine.kafka import log_reader
-from streams.engine.restore import records_of, stop_reader
+from streams.engine.restore import records_of
 from streams.engine.seen import Seen
 from streams.engine.work import Candidate
 from streams.settings import Settings
@@ -96,14 +97,14 @@ class Originals:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._consumer: AIOKafkaConsumer | None = None
+        self._consumer: Consumer | None = None
         self._turn = asyncio.Lock()
 
     async def stop(self) -> None:
         """Disconnect."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await stop_reader(consumer)
+            await consumer.stop()
 
     async def read(
         self, tp: TopicPartition, ranges: Mapping[Identity, Range]
@@ -178,13 +179,13 @@ class Originals:
             # It would go on fetching what nobody asks for.
             consumer.unsubscribe()
 
-    async def _connected(self) -> AIOKafkaConsumer:
+    async def _connected(self) -> Consumer:
         if self._consumer is None:
             consumer = log_reader(self._settings)
             try:
                 await consumer.start()
             except BaseException:
-                await stop_reader(consumer)
+                await consumer.stop()
                 raise
             self._consumer = consumer
         return self._consumer

@@ -12,11 +12,12 @@ from time import monotonic
 from typing import Any, Final
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from msgspec import Struct
 from xxhash import xxh3_64_hexdigest
 
 from schemas import topics
+from streams.consumer import Consumer
 from streams.engine import seen
 from streams.engine.errors import FencedError, Stop, StoppedError, UnknownOutcomeError
 from streams.engine.kafka import log_reader
@@ -67,8 +68,8 @@ class Marks:
 
     async def stop(self) -> None:
         """Disconnect."""
-        await stop_reader(self._uncommitted)
-        await stop_reader(self._committed)
+        await self._uncommitted.stop()
+        await self._committed.stop()
 
     async def refresh(self) -> None:
         """Look for the partitions' leaders anew."""
@@ -86,13 +87,6 @@ class Marks:
     async def stable_ends(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         """Last stable offsets: where the first open transaction begins, else the log's end."""
         return dict(await self._committed.end_offsets(list(tps)))
-
-
-async def stop_reader(consumer: AIOKafkaConsumer) -> None:
-    """End a consumer, however young it is."""
-    # Stopping too soon after starting raises CancelledError into the caller; one turn is enough.
-    await asyncio.sleep(0)
-    await consumer.stop()
 
 
 async def wait_stable(
@@ -133,7 +127,7 @@ async def wait_stable(
 
 
 async def records_of(
-    consumer: AIOKafkaConsumer, ends: dict[TopicPartition, int]
+    consumer: Consumer, ends: dict[TopicPartition, int]
 ) -> AsyncIterator[tuple[TopicPartition, list[Any]]]:
     """Records of assigned partitions until every position has reached its end."""
     remaining = set(ends)
@@ -259,7 +253,7 @@ async def _read(
                 f"{changelog.topic}; restore the topic from a backup",
             )
     finally:
-        await stop_reader(reader)
+        await reader.stop()
     restored.rows.index_due()
     if position_row is not None:
         restored.position = _checked(position_row, restored, partition, changelog.topic)
@@ -316,9 +310,7 @@ def _check_ordinal(
     )
 
 
-async def _ever_committed(
-    reader: AIOKafkaConsumer, bounds: dict[TopicPartition, tuple[int, int]]
-) -> bool:
+async def _ever_committed(reader: Consumer, bounds: dict[TopicPartition, tuple[int, int]]) -> bool:
     """Whether a committed record exists. A high watermark above 0 may be an aborted
     transaction; records deleted since (a log start above 0) were committed once."""
     if any(start > 0 for start, _ in bounds.values()):
@@ -407,7 +399,7 @@ async def _check_last_records(
         for tp, source in waiting.items():
             raise _lost(tp, source, f"has no record at offset {source.last}", 0)
     finally:
-        await stop_reader(reader)
+        await reader.stop()
 
 
 def clock_back_by(stored: datetime, wall: datetime) -> bool:

@@ -24,12 +24,13 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from msgspec import Struct
 from xxhash import xxh3_64_intdigest
 
 from schemas import topics
+from streams.consumer import Consumer
 from streams.settings import Settings
 from streams.testbed.minutes import (
     Booked,
@@ -1938,8 +1939,8 @@ class _Reader:
             "max_partition_fetch_bytes": 8 << 20,
             **security,
         }
-        self.committed = AIOKafkaConsumer(isolation_level="read_committed", **common)
-        self.uncommitted = AIOKafkaConsumer(isolation_level="read_uncommitted", **common)
+        self.committed = Consumer(isolation_level="read_committed", **common)
+        self.uncommitted = Consumer(isolation_level="read_uncommitted", **common)
 
     async def start(self) -> None:
         await self.committed.start()

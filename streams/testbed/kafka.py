@@ -4,10 +4,11 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import aiokafka.record._crecords.default_records as compiled_records
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.codec import lz4_encode
 from aiokafka.errors import KafkaError
 
+from streams.consumer import Consumer
 from streams.engine.kafka import connection, log_reader
 from streams.provision import BrokerAwayError
 from streams.settings import Settings
@@ -57,7 +58,7 @@ async def started_producer(settings: Settings, **more: Any) -> AIOKafkaProducer:
     return producer
 
 
-async def started_reader(settings: Settings) -> AIOKafkaConsumer:
+async def started_reader(settings: Settings) -> Consumer:
     """A read_committed consumer without group, started. Raises BrokerAwayError."""
     reader = log_reader(settings)
     try:
@@ -68,12 +69,12 @@ async def started_reader(settings: Settings) -> AIOKafkaConsumer:
     return reader
 
 
-async def ends_of(reader: AIOKafkaConsumer, tps: Sequence[TopicPartition]) -> dict[Any, int]:
+async def ends_of(reader: Consumer, tps: Sequence[TopicPartition]) -> dict[Any, int]:
     """The last stable offsets: as far as a read_committed reader gets."""
     return dict(await reader.end_offsets(list(tps)))
 
 
-async def read_from_end(reader: AIOKafkaConsumer, tps: Sequence[TopicPartition]) -> None:
+async def read_from_end(reader: Consumer, tps: Sequence[TopicPartition]) -> None:
     """Let a reader begin where partitions end now: it gets what is written from here on."""
     ends = await ends_of(reader, tps)
     reader.assign(list(tps))

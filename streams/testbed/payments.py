@@ -12,7 +12,6 @@ from uuid import UUID, uuid5
 
 import msgspec
 import orjson
-from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 from msgspec import Struct
 
@@ -20,6 +19,7 @@ from schemas import topics
 from schemas.envelope import binary_headers
 from schemas.funding import RechargeRequest, RechargeResult, Status
 from schemas.money import Money
+from streams.consumer import Consumer
 from streams.engine.kafka import connection
 from streams.provision import BrokerAwayError
 from streams.settings import Settings
@@ -113,7 +113,7 @@ class Simulator:
         Offsets are committed after the answers of a batch are acknowledged. Raises
         BrokerAwayError.
         """
-        consumer = AIOKafkaConsumer(
+        consumer = Consumer(
             self._settings.topics.of(topics.REQUESTED),
             **connection(self._settings),
             group_id=f"{self._settings.app_id}-payments-sim",

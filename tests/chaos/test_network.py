@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator, Iterator
 
 import msgspec
 import pytest
+from aiokafka import TopicPartition
 
 from schemas import topics
 from streams import provision
 from streams.engine.errors import UnknownOutcomeError
-from streams.engine.kafka import tune_client
+from streams.engine.kafka import log_reader, tune_client
 from streams.engine.transaction import Transactor
 from streams.settings import Settings
 from streams.testbed.broker import Cluster, free_port
@@ -149,3 +150,32 @@ async def test_a_cut_in_one_direction_lets_nothing_through_until_it_is_mended(
     await committing
     await comes_to_hold(direct, b"late")
     await transactor.stop()
+
+
+async def test_a_consumer_ends_while_it_rests_after_a_failed_fetch(
+    fronted: tuple[Settings, Settings, Network],
+) -> None:
+    _, settings, network = fronted
+    consumer = log_reader(settings)
+    await consumer.start()
+    tp = TopicPartition(settings.topics.of(topics.LEDGER), 0)
+    consumer.assign([tp])
+    consumer.seek(tp, 0)
+    # It rests for longer than this test may take.
+    consumer._fetcher._retry_backoff = 3_600
+
+    def waits_in() -> list[str]:
+        coroutines = [task.get_coro().cr_await for task in consumer._fetcher._pending_tasks]
+        return [one.__qualname__ for one in coroutines if one is not None]
+
+    async def fetches() -> bool:
+        return waits_in() == ["AIOKafkaClient.send"]
+
+    async def rests() -> bool:
+        return waits_in() == ["sleep"]
+
+    await wait(fetches, 30, "a fetch is under way")
+    await network.stop()
+    await wait(rests, 30, "the fetch has failed")
+    await asyncio.wait_for(consumer.stop(), 30)
+    assert all(task.done() for task in consumer._fetcher._pending_tasks)

@@ -1,0 +1,22 @@
+"""Kafka's consumer, which everything here reads with."""
+
+import asyncio
+
+from aiokafka import AIOKafkaConsumer
+
+
+class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
+    """The client's consumer, but it can be ended at any moment."""
+
+    async def stop(self) -> None:
+        """Leave the group, if there is one, and disconnect."""
+        # The client cancels tasks of its own and waits for them. One that has not begun yet, and
+        # one that rests after a failed fetch, raise that into whoever ends the consumer.
+        await asyncio.sleep(0)
+        try:
+            await super().stop()
+        except asyncio.CancelledError:
+            await self._client.close()
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
