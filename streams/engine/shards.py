@@ -39,6 +39,8 @@ from streams.settings import Settings
 OPENED_AT_ONCE: Final = 4
 REOPEN_AFTER_S: Final = 1.0
 FENCED_WAIT_S: Final = 30.0
+# Twice within this time, it is no late request of a former owner any more.
+FENCED_AGAIN_S: Final = 300.0
 SETTLE_IN_REVOKE_S: Final = 8.0
 SETTLE_ON_STOP_S: Final = 6.0
 SAME_ERROR_LIMIT: Final = 3
@@ -83,6 +85,8 @@ class _Keeper:
         self.opened_at = -1.0
         self.task: asyncio.Task[None] | None = None
         self.errors: list[tuple[str, int]] = []
+        # When somebody last took its transactional id although nobody else owns the partition.
+        self.robbed_at = float("-inf")
 
 
 class Shards:
@@ -368,7 +372,11 @@ class Shards:
         """Who fenced us? After a rebalance we were away for: the former owner's successor, and
         the partition is ours again. In the middle of a generation: somebody with our id; or,
         when our transaction was overdue, the broker, if the partition is still ours by the time
-        at which we would have learned that it is not."""
+        at which we would have learned that it is not.
+
+        A former owner that was frozen while it opened may take the id once when it thaws, and then
+        learns that the partition is not its own. Raises GaveUpError when it comes again.
+        """
         fresh = max(keeper.opened_at, shard.committed_at) > self._assigned_at
         log.warning("fenced", partition=keeper.partition, waits=fresh, overdue=overdue)
         if not fresh:
@@ -383,10 +391,13 @@ class Shards:
         except TimeoutError:
             if overdue:
                 return
+            if monotonic() - keeper.robbed_at > FENCED_AGAIN_S:
+                keeper.robbed_at = monotonic()
+                return
             name = self._settings.transactional_id(keeper.partition)
             raise GaveUpError(
-                f"another process writes with the transactional id {name} although this worker "
-                "owns its partition: two installations with one CREDITS_NAMESPACE?"
+                f"another process has twice taken the transactional id {name} although this "
+                "worker owns its partition: two installations with one CREDITS_NAMESPACE?"
             ) from None
 
     def _count_error(self, keeper: _Keeper, error: Exception, at: int) -> None:

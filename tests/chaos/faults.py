@@ -77,7 +77,7 @@ async def _kill_in_restore(stage: Stage, fault: Fault) -> None:
         stage.kill(slot)
         order(slot.folder, str(fault.arguments["point"]), "kill")
         slot.start()
-        await wait(lambda: taken(slot.folder), POINT_WITHIN_S, f"{slot.name} dies in restore")
+        await wait(partial(_reached, stage, slot), POINT_WITHIN_S, f"{slot.name} dies in restore")
         stage.counts["sigkills"] += 1
         stage.points[str(fault.arguments["point"])] += 1
     finally:
@@ -421,20 +421,41 @@ async def _payments_and_kill(stage: Stage, _: Fault) -> None:
 
 
 async def _hijack(stage: Stage, fault: Fault) -> None:
-    """Somebody starts a producer with a shard's transactional id. Its owner must write nothing
-    more, say why, and end; whoever is started then has the id again."""
+    """Somebody starts a producer with a shard's transactional id, and again. Its owner must write
+    nothing more. The first time in five minutes it opens again once nobody came for the partition,
+    the second time it must say why and end; whoever is started then has the id again."""
     partition = _number(fault, "partition")
-    marks = {slot.name: slot.mark() for slot in stage.slots}
-    thief = transactional_producer(stage.settings, partition)
-    await thief.start()
-    await thief.stop()
-    await wait(
-        lambda: any(slot.told(marks[slot.name], "gave_up") for slot in stage.slots),
-        60,
-        "the owner of the stolen id gives up",
-    )
+    gave_up = False
+    for _again in range(2):
+        marks = {slot.name: slot.mark() for slot in stage.slots}
+        thief = transactional_producer(stage.settings, partition)
+        await thief.start()
+        await thief.stop()
+        await wait(
+            partial(_any_told, stage, marks, "fenced", partition),
+            60,
+            "the owner of the stolen id learns it",
+        )
+        await wait(
+            partial(_any_told, stage, marks, "shard_open", partition),
+            60,
+            "the partition of the stolen id is open again",
+        )
+        gave_up = gave_up or _any_told(stage, marks, "gave_up")
+    if not gave_up:
+        stage.violations.append("the owner of an id that was stolen twice did not give up")
     stage.counts["hijacks"] += 1
     await stage.served(*stage.base)
+
+
+def _any_told(
+    stage: Stage, marks: dict[str, int], event: str, partition: int | None = None
+) -> bool:
+    return any(
+        partition is None or line["partition"] == partition
+        for slot in stage.slots
+        for line in slot.told(marks[slot.name], event)
+    )
 
 
 async def _two_installations(stage: Stage, _: Fault) -> None:

@@ -139,7 +139,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     # What needs the installation for itself.
     "hijack": Kind(
         lane=Lane.WHOLE,
-        seconds=40,
+        seconds=75,
         weight=0,
         draw=lambda dice: {"partition": dice.randrange(4)},
     ),

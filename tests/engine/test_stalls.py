@@ -1,6 +1,7 @@
 """When a worker must end because nothing moves, and when it must not."""
 
 import contextlib
+from collections.abc import Iterable
 from time import monotonic
 from typing import Any, cast
 
@@ -31,6 +32,7 @@ class Standing:
 
     def __init__(self, since: float) -> None:
         self.moved_at = {TOPIC: since}
+        self.committed_at = since
         self.lag = Lag(since)
 
     def caught_up(self) -> bool:
@@ -86,3 +88,28 @@ def test_the_same_error_again_and_again_ends_the_process_unless_nobody_answers(
     made._count_error(keeper, error, 7)
     with pytest.raises(GaveUpError) if gives_up else contextlib.nullcontext():
         made._count_error(keeper, error, 7)
+
+
+async def fenced_at(instants: Iterable[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an owner be fenced at these instants although no generation is over."""
+    now = 0.0
+    monkeypatch.setattr(shards, "monotonic", lambda: now)
+    monkeypatch.setattr(shards, "FENCED_WAIT_S", 0.001)
+    made = Shards(
+        Settings(), meters=Meters(CollectorRegistry()), terms=Terms(tariff=load_deck(None))
+    )
+    keeper, shard = shards._Keeper(0), cast("Shard", Standing(0))
+    for now in instants:
+        keeper.opened_at = now
+        await made._after_fence(keeper, shard, overdue=False)
+
+
+async def test_who_takes_an_id_once_does_not_end_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    await fenced_at((1_000, 1_001 + shards.FENCED_AGAIN_S), monkeypatch)
+
+
+async def test_who_takes_an_id_again_and_again_ends_its_owner(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(GaveUpError, match="CREDITS_NAMESPACE"):
+        await fenced_at((1_000, 1_000 + shards.FENCED_AGAIN_S), monkeypatch)

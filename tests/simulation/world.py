@@ -234,7 +234,7 @@ class World:
     def _is_groundless(self, reason: str) -> bool:
         """Whether nothing in this schedule is a ground for a worker to give up like this."""
         if "another process" in reason:
-            # A zombie that opens once more can be one, or a request of one that is gone.
+            # Zombies that open once more can be it, or requests of those that are gone.
             fenced = any(step.do == "fence" for step in self.schedule.steps)
             return len(self.workers) == 1 and not fenced
         return "defect" in reason
