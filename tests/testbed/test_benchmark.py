@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,6 +35,7 @@ def a_run(broker: str, folder: Path, scale: Scale = SMALL) -> Run:
 async def test_a_small_run_measures_everything_and_ends_with_books_that_hold(
     broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(steady, "WARM_UP_S", 1)
     monkeypatch.setattr(steady, "STEADY_FOR_S", 2)
     monkeypatch.setattr(steady, "IDLE_FOR_S", 1)
     run = a_run(broker, tmp_path)
@@ -89,14 +91,14 @@ async def test_books_that_do_not_hold_make_a_run_void(
 async def test_kafka_streams_books_the_same_events_and_is_compared_with_a_worker(
     broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(side_by_side, "VARIANTS", ((2, 100),))
+    monkeypatch.setattr(side_by_side, "VARIANTS", ((2, 100, False),))
     run = a_run(broker, tmp_path)
     await run.measure({Part.KAFKA_STREAMS})
     assert run.code == auditor.HOLDS
     assert run.result["verify"] == {"kafka-streams: ours": 0, "kafka-streams: theirs": 0}
     ours, *theirs = run.result["kafka-streams"]
     assert ours["at"] == "credits, one worker"
-    assert [side["at"] for side in theirs] == ["kafka streams, 2 threads, 100 ms"]
+    assert [side["at"] for side in theirs] == ["kafka streams, 2 threads, 100 ms, defaults"]
     for side in theirs:
         assert float(side["faster"]) == pytest.approx(
             ours["events_per_s"] / side["events_per_s"], abs=0.01
@@ -269,3 +271,23 @@ def test_a_broker_gets_the_last_two_of_enough_cores(monkeypatch: pytest.MonkeyPa
 
 def _refuse(*_: Any) -> None:
     raise AssertionError("no core was to be given away")
+
+
+async def test_what_was_sent_while_warming_up_does_not_count() -> None:
+    rate, seed = 100, 7
+    last_cold = rate * steady.WARM_UP_S - 1
+    # Intended send times are counted from there; all entries are seen after the last of them.
+    began = monotonic() - steady.WARM_UP_S - 1
+
+    class Reader:
+        def __init__(self) -> None:
+            indexes = (0, last_cold, last_cold + 1)
+            self.entries = [{"call_id": f"at-{seed}-{index}"} for index in indexes]
+
+        async def getmany(self, *, timeout_ms: int) -> dict[Any, list[Any]]:
+            told, self.entries = self.entries, []
+            return {None: [SimpleNamespace(value=orjson.dumps(one)) for one in told]}
+
+    watched = await steady._watch(Reader(), began, rate, seed, until=monotonic() + 0.2)
+    assert len(watched) == 1
+    assert 1_000 <= watched[0] < steady.WARM_UP_S * 1_000

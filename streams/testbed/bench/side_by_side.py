@@ -41,8 +41,8 @@ from streams.testbed.load import Expected, Plan, Planned, events
 
 KAFKA_STREAMS_VERSION: Final = "4.2.1"
 # Threads, and the milliseconds of a transaction: as a worker of ours by default (its linger), and
-# as one would have them who cares for throughput alone.
-VARIANTS: Final = ((1, 100), (2, 100), (1, 1_000))
+# as one would have them who cares for throughput alone. Then as Kafka Streams comes.
+VARIANTS: Final = ((1, 100, True), (2, 100, True), (1, 1_000, True), (1, 100, False))
 OURS: Final = "credits, one worker"
 OPENING_NANOS: Final = 105_000_000_000
 TRIGGER_NANOS: Final = 100_000_000_000
@@ -123,22 +123,26 @@ def write_deck(path: Path, tariff: Tariff) -> None:
 
 
 class Variant(Struct, frozen=True):
-    """How the program is run, and what it then calls its group and topics."""
+    """How the program is run, and what it then calls its group and topics. `tuned`: with
+    `streams.properties` and its state in memory, else with Kafka Streams' defaults and RocksDB."""
 
     namespace: str
     threads: int
     commit_ms: int
+    tuned: bool = True
 
     @property
     def at(self) -> str:
         """What to call it."""
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        return f"kafka streams, {threads}, {self.commit_ms} ms"
+        defaults = "" if self.tuned else ", defaults"
+        return f"kafka streams, {threads}, {self.commit_ms} ms{defaults}"
 
     @property
     def group(self) -> str:
         """Kafka Streams' application."""
-        return f"{self.namespace}kafka-streams-{self.threads}-{self.commit_ms}"
+        tuned = "tuned" if self.tuned else "defaults"
+        return f"{self.namespace}kafka-streams-{self.threads}-{self.commit_ms}-{tuned}"
 
     @property
     def entries(self) -> str:
@@ -167,6 +171,7 @@ def _kafka_streams(
         "commit.interval.ms": variant.commit_ms,
         "replication.factor": settings.replication,
         "state.dir": place.folder / variant.group,
+        "work.state": "memory" if variant.tuned else "rocksdb",
         "work.usage": ",".join(usage_names(settings)),
         "work.entries": variant.entries,
         "work.requests": variant.requests,
@@ -177,7 +182,8 @@ def _kafka_streams(
     process = KafkaStreams(
         [
             *(_java(), *_JVM, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"),
-            *("-cp", class_path, "UsageLedger", str(_PROGRAM / "streams.properties")),
+            *("-cp", class_path, "UsageLedger"),
+            str(_PROGRAM / ("streams.properties" if variant.tuned else "defaults.properties")),
             *(f"{name}={value}" for name, value in given.items()),
         ],
         dict(os.environ),

@@ -25,6 +25,9 @@ from streams.testbed.bench.worker import (
 from streams.testbed.kafka import ends_of, read_from_end, started_producer, started_reader
 from streams.testbed.load import events, partition_of
 
+# A worker that has just restored reads its accounts from their rows, and a broker compiles what it
+# runs: nothing of these seconds is counted.
+WARM_UP_S: Final = 5
 STEADY_FOR_S: Final = 10
 IDLE_FOR_S: Final = 10
 # Latency counts from the intended send time, so what a slice waits here is counted too.
@@ -65,23 +68,24 @@ async def measure_steady(
 ) -> Steady:
     """Send at a rate to a worker that runs, and watch its entries. `seed`: one of its own, for
     its ids must be new ones. Raises BenchError."""
-    say(f"{rate:,} events/s for {STEADY_FOR_S} s")
+    say(f"{rate:,} events/s for {WARM_UP_S + STEADY_FOR_S} s")
     reader = await started_reader(settings)
     producer = await started_producer(
         settings, max_batch_size=900_000, compression_type="lz4", linger_ms=0
     )
     try:
-        slices = slices_of(settings, producer, tenants, rate, seed, STEADY_FOR_S)
+        slices = slices_of(settings, producer, tenants, rate, seed, WARM_UP_S + STEADY_FOR_S)
         watched = settings.partitions if rate < ALL_WATCHED_BELOW else 1
         tps = [
             TopicPartition(settings.topics.of(topics.LEDGER), number) for number in range(watched)
         ]
         await read_from_end(reader, tps)
         began = monotonic() + 1
-        until = began + STEADY_FOR_S
+        until = began + WARM_UP_S + STEADY_FOR_S
         watching = asyncio.create_task(_watch(reader, began, rate, seed, until=until + 10))
-        cpu_us, at = worker.cpu_us(), monotonic()
+        warm = asyncio.create_task(_cpu_at(worker, began + WARM_UP_S))
         await send_slices(producer, slices, began)
+        cpu_us, at = await warm
         cpu_percent = _percent(worker.cpu_us() - cpu_us, monotonic() - at)
         latencies_ms = sorted(await watching)
     finally:
@@ -114,6 +118,12 @@ async def all_booked(settings: Settings, worker: Worker) -> None:
         await reader.stop()
     async with progress(settings) as watched:
         await watched.until(usage_names(settings), sum(ends.values()), [worker])
+
+
+async def _cpu_at(worker: Worker, at: float) -> tuple[int, float]:
+    """The worker's CPU at an instant, and when that was."""
+    await asyncio.sleep(max(0, at - monotonic()))
+    return worker.cpu_us(), monotonic()
 
 
 def _percent(cpu_us: int, seconds: float) -> str:
@@ -167,7 +177,7 @@ async def send_slices(
 
 
 async def _watch(reader: Any, began: float, rate: int, seed: int, *, until: float) -> list[int]:
-    """The latency of every entry of ours, until they cease."""
+    """The latency of every entry of ours that was meant to be sent warm, until they cease."""
     mark = f"at-{seed}-"
     latencies_ms: list[int] = []
     seen_at = until
@@ -178,5 +188,6 @@ async def _watch(reader: Any, began: float, rate: int, seed: int, *, until: floa
                 call_id = orjson.loads(record.value).get("call_id") or ""
                 if call_id.startswith(mark):
                     meant = began + int(call_id.removeprefix(mark)) / rate
-                    latencies_ms.append(ms(seen_at - meant))
+                    if meant >= began + WARM_UP_S:
+                        latencies_ms.append(ms(seen_at - meant))
     return latencies_ms
