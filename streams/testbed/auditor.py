@@ -695,7 +695,7 @@ class Fold(Struct):
 
 class Log(Struct, kw_only=True):
     """What was read of one partition. `rows` is the fold of the changelog, read before the rest;
-    `starts` the log starts of the source topics."""
+    `starts` the log starts of the source topics and of the requests."""
 
     partition: int
     rows: dict[bytes, bytes]
@@ -751,6 +751,8 @@ class _Partition:
         self.identities: set[int] = set()
         self.foreign_deck: str | None = None
         self.paid: dict[tuple[str, ...], dict[str, int]] = {}
+        # Payments that cannot be reckoned: what was asked for, or answered, has left its topic.
+        self.gone: set[tuple[str, str]] = set()
         # Corrections by identity: those that were neither refused nor strayed, and those refused.
         self.corrections: dict[tuple[str, str], list[Event]] = {}
         self.refused: list[tuple[Event, datetime]] = []
@@ -1292,6 +1294,8 @@ class _Partition:
                 amount = nanos(body["amount"]["amount"])
             elif body["status"] == "succeeded":
                 asked = self.requests.get(event.tenant, {}).get(body["recharge_id"])
+                if asked is None and self.log.starts.get(topics.REQUESTED):
+                    self.gone.add((event.tenant, body["payment_id"]))
                 amount = nanos(asked["amount"]) if asked else 0
             of_payment = paid.setdefault((event.tenant, body["payment_id"]), {})
             of_payment[body["status"]] = max(of_payment.get(body["status"], 0), amount)
@@ -1299,8 +1303,25 @@ class _Partition:
         self._one_in_flight()
 
     def _compare_payments(self) -> None:
-        unsaid = dict(self.by_payment)
+        from_results: dict[tuple[str, str], int] = {}
+        for place, entries in self.entries.items():
+            if place[0] == topics.RESULT and self.below(place):
+                for entry in entries:
+                    if entry.payment is not None:
+                        key = (entry.tenant, entry.payment)
+                        from_results[key] = min(place[2], from_results.get(key, place[2]))
+        start = self.log.starts.get(topics.RESULT, 0)
+        gone = self.gone | {key for key, first in from_results.items() if first < start}
+        if gone:
+            self.report.unknown(
+                "credit_once",
+                f"{self.names[topics.RESULT]}/{self.log.partition} begins at offset {start}; what "
+                f"was asked or said of {len(gone)} payments is no longer there",
+            )
+        unsaid = {key: booked for key, booked in self.by_payment.items() if key[:2] not in gone}
         for (tenant, payment), said in self.paid.items():
+            if (tenant, payment) in gone:
+                continue
             refunded = said.get("refunded", 0)
             opened = said.get("dispute_opened", 0)
             lost = said.get("dispute_lost", 0)
@@ -1317,12 +1338,6 @@ class _Partition:
                         f"payment {payment} of {tenant}: {group} {Fraction(booked, 10**9)} booked, "
                         f"{Fraction(wanted, 10**9)} said",
                     )
-        from_results = {
-            (entry.tenant, entry.payment)
-            for entries in self.entries.values()
-            for entry in entries
-            if entry.place[0] == topics.RESULT and self.below(entry.place)
-        }
         for (tenant, payment, group), booked in unsaid.items():
             if booked and (tenant, payment) in from_results:
                 self.report.violate(
@@ -1332,11 +1347,21 @@ class _Partition:
                 )
 
     def _one_in_flight(self) -> None:
+        # Answers to what was asked for before the first one that is left may be gone.
+        left = list(self.log.records.get(topics.RESULT, ()))
+        trimmed = bool(self.log.starts.get(topics.RESULT))
         for tenant, of_tenant in self.requests.items():
             auto = [one for one in of_tenant.values() if one["epoch"] is not None]
             auto.sort(key=lambda one: (one["epoch"], one["attempt"]))
             for earlier, later in pairwise(auto):
-                if not self.answers.get(earlier["recharge_id"]):
+                if self.answers.get(earlier["recharge_id"]):
+                    continue
+                asked_ms = _utc(earlier["requested_at"]).timestamp() * 1_000
+                if trimmed and (not left or asked_ms < left[0].timestamp):
+                    self.report.unknown(
+                        "one_request", f"answers to requests of {tenant} are no longer there"
+                    )
+                else:
                     self.report.violate(
                         "one_request",
                         f"{tenant} was asked for {later['recharge_id']} while "
@@ -1670,7 +1695,7 @@ class _Partition:
             if first != identity:
                 self._wrong(f"{named[1]} is corrected by {first[1]} and by {identity[1]}")
             if not had_cost and _number(named) not in self.identities:
-                if any(self.log.starts.values()):
+                if any(self.log.starts.get(topic) for topic in topics.SOURCES):
                     self.report.unknown("correction", "what was corrected is gone from its topic")
                 else:
                     self._wrong(f"{identity[1]} corrects {named[1]}, which was never booked")
@@ -2089,7 +2114,11 @@ async def _verify(settings: Settings, options: Options, reader: _Reader, report:
                 partition=number,
                 rows=rows[number],
                 records=dict(records),
-                starts={name: starts[tp] for tp, name in tps.items() if name in topics.SOURCES},
+                starts={
+                    name: starts[tp]
+                    for tp, name in tps.items()
+                    if name in topics.SOURCES or name == topics.REQUESTED
+                },
             )
         )
         reached[str(number)] = {name: stable[tp] for tp, name in tps.items()}

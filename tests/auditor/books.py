@@ -131,7 +131,7 @@ class Books:
     def request(epoch: int, attempt: int, recharge_id: str, **changes: Any) -> dict[str, Any]:
         return {
             "recharge_id": recharge_id, "tenant_id": TENANT, "epoch": epoch, "attempt": attempt,
-            "amount": "50", "expires_at": AT,
+            "amount": "50", "requested_at": AT, "expires_at": AT,
         } | changes  # fmt: skip
 
     @staticmethod

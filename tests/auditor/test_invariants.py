@@ -461,6 +461,60 @@ def test_a_trimmed_source_is_unknown_and_never_a_pass() -> None:
     assert report.findings["cause"].unknown
 
 
+def results_are_gone(books: Books) -> None:
+    books.records[topics.RESULT] = []
+    books.starts = {topics.RESULT: 1}
+
+
+def the_first_result_of_two_is_gone(books: Books) -> None:
+    results_are_gone(books)
+    books.records[topics.RESULT] = [
+        record(
+            topics.RESULT,
+            1,
+            books.result("r2", status="refunded", amount={"amount": "20", "currency": "USD"}),
+        )
+    ]
+    books.entries.append(
+        books.entry(
+            4, "refund", "-20", "129.4", (topics.RESULT, 1, "pay", "r2"),
+            recharge_id=RECHARGE, payment_id="p1",
+        )
+    )  # fmt: skip
+    books.next[topics.RESULT] = 2
+
+
+def what_was_asked_for_is_gone(books: Books) -> None:
+    books.records[topics.REQUESTED] = []
+    books.records[topics.RESULT] = [record(topics.RESULT, 0, books.result("r1", amount=None))]
+    books.starts = {topics.REQUESTED: 1}
+
+
+@pytest.mark.parametrize(
+    "trim", [results_are_gone, the_first_result_of_two_is_gone, what_was_asked_for_is_gone]
+)
+def test_a_payment_of_which_something_is_gone_is_unknown_and_no_violation(
+    trim: Callable[[Books], None],
+) -> None:
+    books = Books()
+    trim(books)
+    report = books.audited()
+    assert report.exit_code == UNKNOWN
+    assert report.findings["credit_once"].unknown
+
+
+def test_an_answer_that_may_be_gone_is_unknown_and_one_that_cannot_be_is_missing() -> None:
+    books = Books()
+    two_in_flight(books)
+    results_are_gone(books)
+    assert books.audited().findings["one_request"].unknown
+    books = Books()
+    two_in_flight(books)
+    books.starts = {topics.RESULT: 1}
+    # What is left begins before anything was asked for.
+    assert violated(books.audited()) == {"one_request"}
+
+
 def test_a_deck_that_is_not_at_hand_is_unknown() -> None:
     other = Deck(
         b"Destination Name,Destination Type,Country,Prefix,Price / min\nA,m,GB,4420,0.60\n"
