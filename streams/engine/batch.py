@@ -114,6 +114,14 @@ class DefectError(Exception):
         self.cause = cause
         self._at = at
 
+    @property
+    def place(self) -> str:
+        """Where it happened, in one word: topic and offset, or the tenant whose tick it was."""
+        if isinstance(self._at, bytes):
+            return f"tick/{self._at.decode()}"
+        topic, offset = self._at
+        return f"{topic}/{offset}"
+
     def skip(self, skipped: Skipped) -> None:
         """Leave out what raised."""
         if isinstance(self._at, bytes):
@@ -240,6 +248,7 @@ class Decider:
                 continue
             if owner in skipped.ticks:
                 # Looked at again in an hour; the row itself stays as it was.
+                work.tally.add("credits_events_total", "tick", "rejected")
                 value = self.rows[key]
                 work.rows[key] = (now_us + DEFECT_RETRY_US).to_bytes(8, "big") + value[8:]
                 continue

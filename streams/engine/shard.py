@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Final
 
 import msgspec
+import structlog
 from aiokafka import TopicPartition
 
 from schemas import topics
@@ -45,6 +46,8 @@ from streams.engine.unanswered import Unanswered
 from streams.engine.work import Candidate, Skipped, Work, fingerprints_of
 from streams.metrics import Meters
 from streams.settings import Settings
+
+log = structlog.get_logger("credits.shards")
 
 # The loop must turn: heartbeats, the metrics listener and the other shards wait for it.
 YIELD_EVERY: Final = 2_000
@@ -491,7 +494,7 @@ class Shard:
                 await self._decide_records(work, slices, skipped)
                 break
             except DefectError as defect:
-                self._note_defect(defect.cause)
+                self._note_defect(defect)
                 defect.skip(skipped)
         self._decider.close(
             work,
@@ -551,8 +554,9 @@ class Shard:
             work.originals |= await self._originals.read(ledger, wanted.ranges)
         return None if wanted.cut is None else int(candidates[wanted.cut].record.offset)
 
-    def _note_defect(self, cause: Exception) -> None:
-        now = monotonic()
+    def _note_defect(self, defect: DefectError) -> None:
+        cause, now = defect.cause, monotonic()
+        log.error("defect", partition=self.partition, place=defect.place, exc_info=cause)
         self._defects = [at for at in self._defects if now - at < 60] + [now]
         if len(self._defects) > MOST_DEFECTS_A_MINUTE:
             raise GaveUpError(

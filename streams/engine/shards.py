@@ -129,6 +129,8 @@ class Shards:
         self._watcher: asyncio.Task[None] | None = None
         self._farewells: set[asyncio.Future[Any]] = set()
         self._halves: list[int] = []
+        # When it was last told that a producer's open transaction is waited for.
+        self._open_told_at: dict[TopicPartition, float] = {}
 
     # -- life --------------------------------------------------------------------------------
 
@@ -214,7 +216,7 @@ class Shards:
         self._halves = sorted(p for p, names in by_partition.items() if names != sources)
         if self._halves:
             log.error("not_copartitioned", partitions=self._halves)
-            self._meters["credits_shard_stopped", Stop.NOT_COPARTITIONED.value].set(1)
+            self._show_states()
             return
         self._generation = generation
         self._assigned_at = monotonic()
@@ -226,6 +228,7 @@ class Shards:
         for partition in new:
             keeper = self._keepers[partition] = _Keeper(partition)
             keeper.task = asyncio.ensure_future(self._keep(keeper))
+        self._show_states()
         log.info("assigned", generation=generation, partitions=sorted(by_partition), new=new)
         signal, self._new_generation = self._new_generation, asyncio.Event()
         signal.set()
@@ -279,9 +282,18 @@ class Shards:
 
     def _set_state(self, keeper: _Keeper, state: str) -> None:
         keeper.state = state
+        self._show_states()
+
+    def _show_states(self) -> None:
+        keepers = self._keepers.values()
         for name in ("opening", "ready", "reopening", "fenced", "stopped"):
-            count = sum(1 for one in self._keepers.values() if one.state == name)
+            count = sum(1 for keeper in keepers if keeper.state == name)
             self._meters["credits_shards", name].set(count)
+        reasons = {keeper.stopped.reason for keeper in keepers if keeper.stopped is not None}
+        if self._halves:
+            reasons.add(Stop.NOT_COPARTITIONED)
+        for reason in Stop:
+            self._meters["credits_shard_stopped", reason.value].set(int(reason in reasons))
 
     def _forget(self, keeper: _Keeper) -> None:
         """Throw a keeper's shard away and let its task open another."""
@@ -337,7 +349,6 @@ class Shards:
             keeper.stopped = error
             await self._dropped(keeper, "stopped")
             log.error("shard_stopped", partition=keeper.partition, reason=str(error))
-            self._meters["credits_shard_stopped", error.reason.value].set(1)
         except GaveUpError as error:
             self.give_up(str(error))
         except asyncio.CancelledError:
@@ -523,7 +534,19 @@ class Shards:
                 # Nothing came after the lost slice, so no gap can show.
                 self._meters["credits_slices_dropped_total", "lost"].inc()
                 self._reader.seek(tp, position)
-            if self._gate.is_set() and stood > STALLED_AFTER_S:
+            if not self._gate.is_set() or stood <= STALLED_AFTER_S:
+                continue
+            if await self._waits_for_producer(tp, reached):
+                if now - self._open_told_at.get(tp, float("-inf")) >= STALLED_AFTER_S:
+                    self._open_told_at[tp] = now
+                    log.error(
+                        "source_transaction_open",
+                        topic=tp.topic,
+                        partition=tp.partition,
+                        offset=reached,
+                        records_behind=behind,
+                    )
+            else:
                 self.give_up(
                     f"{tp.topic}/{tp.partition} has {behind} records waiting and nothing of it "
                     f"was booked for {STALLED_AFTER_S:.0f} s"
@@ -532,6 +555,11 @@ class Shards:
         if held and shard.caught_up():
             self._reader.release_held(list(held))
         return oldest
+
+    async def _waits_for_producer(self, tp: TopicPartition, reached: int) -> bool:
+        """Whether all that is behind comes after a transaction that a producer has left open."""
+        stable = await self._marks.stable_ends([tp])
+        return reached >= stable[tp]
 
     def _publish(
         self,

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from streams.engine import shards as module
 from streams.engine.deck_view import OLD_AFTER_S
+from streams.engine.errors import Stop, StoppedError
 from streams.engine.shards import BROKER_AWAY_AFTER_S, NO_MEMBER_AFTER_S, Shards
 from streams.metrics import Meters
 from streams.settings import Settings
@@ -102,3 +103,20 @@ async def test_while_the_rate_decks_were_not_read_nothing_is_booked(group: Group
     await shards.revoked()
     shards._check_decks()
     assert not shards._gate.is_set(), "a rebalance is not over because the decks are read"
+
+
+async def test_a_shard_that_stopped_is_told_as_long_as_its_partition_is_here(group: Group) -> None:
+    def told(reason: Stop) -> float | None:
+        registry = group.shards._meters.registry
+        return registry.get_sample_value("credits_shard_stopped", {"reason": reason.value})
+
+    keeper = group.shards._keepers[0] = module._Keeper(0)
+    keeper.stopped = StoppedError(Stop.CLOCK_SKEW, "an hour behind")
+    group.shards._set_state(keeper, "stopped")
+    assert told(Stop.CLOCK_SKEW) == 1
+    group.shards.assigned([], 2)
+    assert told(Stop.CLOCK_SKEW) == 0
+    group.shards.assigned([TopicPartition(Settings().topics.sources[0], 0)], 3)
+    assert told(Stop.NOT_COPARTITIONED) == 1
+    group.shards.assigned([], 4)
+    assert told(Stop.NOT_COPARTITIONED) == 0

@@ -14,15 +14,17 @@ from aiokafka import TopicPartition
 from aiokafka.errors import OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from schemas import topics
 from schemas.nanos import NANOS
 from streams.billing import holds
 from streams.billing.account import Account, microseconds
 from streams.billing.events import UsageEvent
+from streams.billing.legs import usage_event
 from streams.billing.rates import Decks, Rate, Tariff
 from streams.engine import batch, originals
-from streams.engine.errors import UnknownOutcomeError
+from streams.engine.errors import GaveUpError, UnknownOutcomeError
 from streams.engine.lag import Lag
 from streams.engine.originals import Originals
 from streams.engine.position import SourcePosition, decode_position, encode_position
@@ -772,15 +774,50 @@ async def test_a_hold_whose_tick_breaks_us_waits_an_hour(
         raise ZeroDivisionError
 
     bench.now = NOW + 3 * MINUTE
-    with monkeypatch.context() as patched:
+    with monkeypatch.context() as patched, capture_logs() as logs:
         patched.setattr(holds, "die", broken)
         await bench.book(topics.CALL_USAGE, a_call(2))
+    assert [(line["event"], line["place"]) for line in logs] == [("defect", "tick/t-1")]
+    assert bench.metric("credits_events_total", topic="tick", outcome="rejected") == 1
     assert bench.shard.totals.holds == 1
     [value] = hold_rows(bench).values()
     assert due_of(value) == microseconds(bench.now + HOUR)
     bench.now += HOUR
     await bench.book()
     assert (bench.shard.totals.holds, hold_rows(bench)) == (0, {})
+
+
+async def test_a_record_that_breaks_us_is_a_dead_letter_and_the_log_says_where(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(data: Any, cause: Any) -> UsageEvent:
+        if data.call_id == "breaks":
+            raise ZeroDivisionError("a call to +442079460018")
+        return usage_event(data, cause)
+
+    monkeypatch.setattr(batch, "usage_event", broken)
+    with capture_logs() as logs:
+        written = await bench.book(
+            topics.CALL_USAGE, a_call(1), a_call(2, call_id="breaks"), a_call(3)
+        )
+    assert len(written.by_topic[topics.LEDGER]) == 2
+    [(_, _, headers)] = written.by_topic[topics.dead_letters_of(topics.CALL_USAGE)]
+    assert (headers["credits-dlq-reason"], headers["credits-dlq-offset"]) == (b"defect", b"1")
+    [line] = logs
+    assert (line["event"], line["place"]) == ("defect", f"{topics.CALL_USAGE}/1")
+    assert isinstance(line["exc_info"], ZeroDivisionError)
+
+
+async def test_more_than_ten_defects_in_a_minute_end_the_process(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> UsageEvent:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(batch, "usage_event", broken)
+    await bench.book(topics.CALL_USAGE, *map(a_call, range(10)))
+    with pytest.raises(GaveUpError, match="more than 10 defects"):
+        await bench.book(topics.CALL_USAGE, a_call(10))
 
 
 async def test_an_end_that_overtakes_the_start_of_its_leg_is_remembered(bench: Bench) -> None:

@@ -9,6 +9,7 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError, NotLeaderForPartitionError
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from streams.billing.outcomes import Terms
 from streams.decks import load_deck
@@ -45,8 +46,11 @@ class Standing:
         """Nothing is caught up with."""
 
 
-async def looked_at(assigned_s_ago: float, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The exit codes after a look at a shard that has stood for two minutes."""
+async def looked_at(
+    assigned_s_ago: float, monkeypatch: pytest.MonkeyPatch, stable_end: int = 100
+) -> list[int]:
+    """The exit codes after two looks at a shard that has stood for two minutes with 95 records
+    waiting; they may be read up to `stable_end`."""
     ended: list[int] = []
     made = Shards(
         Settings(),
@@ -59,12 +63,34 @@ async def looked_at(assigned_s_ago: float, monkeypatch: pytest.MonkeyPatch) -> l
     monkeypatch.setattr(made, "_assigned_at", now - assigned_s_ago)
     made._gate.set()
     shard = cast("Shard", Standing(now - 120))
-    await made._look_at(shards._Keeper(0), shard, {TP: 100}, now)
+
+    async def stable_ends(_: Any) -> dict[TopicPartition, int]:
+        return {TP: stable_end}
+
+    monkeypatch.setattr(made._marks, "stable_ends", stable_ends)
+    for look in range(2):
+        await made._look_at(shards._Keeper(0), shard, {TP: 100}, now + look)
     return ended
 
 
 async def test_a_minute_without_progress_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert await looked_at(90, monkeypatch) == [70]
+    assert await looked_at(90, monkeypatch) == [70, 70]
+
+
+async def test_a_transaction_that_a_producer_leaves_open_is_waited_for_and_told_once_a_minute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with capture_logs() as logs:
+        assert await looked_at(90, monkeypatch, stable_end=5) == []
+    [line] = logs
+    assert line["event"] == "source_transaction_open"
+    assert (line["topic"], line["partition"], line["offset"]) == (TOPIC, 0, 5)
+
+
+async def test_records_before_an_open_transaction_must_be_booked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert await looked_at(90, monkeypatch, stable_end=6) == [70, 70]
 
 
 async def test_the_minute_begins_when_a_rebalance_is_over(monkeypatch: pytest.MonkeyPatch) -> None:

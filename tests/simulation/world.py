@@ -46,7 +46,7 @@ SESSION_S: Final = 6.0
 REJOIN_S: Final = 10.0
 RESTART_S: Final = 1.0
 # Errors of the engine's log that no schedule may cause: nothing is lost, nobody meddles.
-_FORBIDDEN: Final = ("shard_stopped", "shard_failed", "watch_failed", "not_copartitioned")
+_FORBIDDEN: Final = ("shard_stopped", "shard_failed", "watch_failed", "not_copartitioned", "defect")
 # What of the engine's log is worth counting: schedules in which nothing happens prove nothing.
 _COUNTED: Final = {
     "shard_open": "openings",
@@ -721,7 +721,7 @@ def _engine_on_the_model(world: World) -> Iterator[None]:
         (restore, "log_reader", clients.restore_reader),
         (originals, "log_reader", clients.restore_reader),
         (transaction, "transactional_producer", clients.transactional_producer),
-        (shards, "log", _EngineLog(world)),
+        *((module, "log", _EngineLog(world)) for module in (shard, shards)),
         (shards, "DeckView", _NoDecks),
         # A poll that finds nothing costs turns and shows nothing.
         (reader, "_ROOM_WAIT_MS", 2_000),
