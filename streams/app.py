@@ -10,7 +10,6 @@ from typing import Any, Final
 import faust
 import structlog
 import uvloop
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from faust.serializers.schemas import Schema
 from prometheus_client import CollectorRegistry
@@ -29,6 +28,7 @@ from streams.engine.shards import Loss, Shards, loss_from
 from streams.engine.transport import TableManager, Transport, is_member
 from streams.health import Health, Listener
 from streams.metrics import Meters
+from streams.provision import BrokerAwayError, ProvisionError, require
 from streams.settings import Settings
 
 REBALANCE_BEYOND_SESSION_S: Final = 10
@@ -129,31 +129,12 @@ def create_app(settings: Settings, losses: Sequence[Loss] = ()) -> CreditsApp:
 
 async def preflight(settings: Settings) -> tuple[int, str] | None:
     """What would keep a worker from working: an exit code and one line, or None."""
-    admin = AIOKafkaAdminClient(**connection(settings), request_timeout_ms=10_000)
     try:
-        await admin.start()
-        names = {settings.topics.of(topic.name): topic for topic in topics.MANIFEST}
-        described = {found["topic"]: found for found in await admin.describe_topics(list(names))}
-    except (KafkaError, OSError):
-        return EXIT_BROKER_AWAY, (
-            f"No broker at {settings.broker}. Start one with `credits demo`, or set CREDITS_BROKER."
-        )
-    finally:
-        await admin.close()
-    missing = [name for name in names if described.get(name, {"error_code": 3})["error_code"]]
-    if missing:
-        return EXIT_USAGE, (
-            f"{len(missing)} topics are missing on {settings.broker}, {missing[0]} among them. "
-            "Create them with `credits topics apply`."
-        )
-    for name, topic in names.items():
-        count = len(described[name]["partitions"])
-        if topic.partitions is None and count != settings.partitions:
-            return EXIT_USAGE, (
-                f"not_copartitioned: {name} has {count} partitions, this installation "
-                f"{settings.partitions}. Set CREDITS_PARTITIONS to what the topics have, or "
-                "choose another CREDITS_NAMESPACE; a count never changes in place."
-            )
+        await require(settings, [settings.topics.of(topic.name) for topic in topics.MANIFEST])
+    except ProvisionError as error:
+        return EXIT_USAGE, str(error)
+    except (BrokerAwayError, KafkaError, OSError):
+        return EXIT_BROKER_AWAY, str(BrokerAwayError(settings.broker))
     return None
 
 

@@ -207,8 +207,9 @@ async def require(settings: Settings, names: Sequence[str]) -> None:
         count = len(described[name]["partitions"])
         if name not in fixed and count != settings.partitions:
             raise ProvisionError(
-                f"{name} has {count} partitions, this installation {settings.partitions}. Set "
-                f"CREDITS_PARTITIONS={count}, or CREDITS_NAMESPACE to the installation you mean."
+                f"not_copartitioned: {name} has {count} partitions, this installation "
+                f"{settings.partitions}. Set CREDITS_PARTITIONS={count}, or CREDITS_NAMESPACE to "
+                "the installation you mean; a count never changes in place."
             )
 
 

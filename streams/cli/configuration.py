@@ -48,7 +48,7 @@ def show_config(context: typer.Context) -> None:
     try:
         paid = load_coverage(table)
     except CoverageError as error:
-        faults.append(f"{PREFIX}COVERAGE: {error}")
+        faults += [f"{PREFIX}COVERAGE: {fault}" for fault in error.faults]
     else:
         default = paid if table is None else load_coverage(None)
         rows += [

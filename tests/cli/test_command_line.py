@@ -238,13 +238,14 @@ def test_config_show_shows_the_coverage_table_in_force_or_what_is_wrong_with_it(
     said: Call, tmp_path: Path
 ) -> None:
     table = tmp_path / "coverage.toml"
-    table.write_text(
-        coverage_bytes(None).decode().replace('payg_out = ["c', 'payg_out = ["fr", "c')
-    )
+    packaged = coverage_bytes(None).decode()
+    wrong = packaged.replace('payg_out = ["c', 'payg_out = ["fr", "c')
+    table.write_text(wrong.replace('dial_out = ["conf', 'dial_out = ["who", "conf'))
     answer = said("config", "show", CREDITS_COVERAGE=str(table))
     assert answer.code == 2
-    assert "CREDITS_COVERAGE: sources.payg_out: 'fr' is no source; known are" in answer.stderr
-    table.write_text(coverage_bytes(None).decode().replace('in = ["free"]', 'in = ["credits"]'))
+    for fault in ("payg_out: 'fr'", "conf_dial_out: 'who'"):
+        assert f"CREDITS_COVERAGE: sources.{fault} is no source; known are" in answer.stderr
+    table.write_text(packaged.replace('in = ["free"]', 'in = ["credits"]'))
     rows = {
         row["variable"]: row for row in said("config", "show", CREDITS_COVERAGE=str(table)).rows
     }
