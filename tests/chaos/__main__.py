@@ -95,10 +95,10 @@ class Campaign:
             began = monotonic()
             try:
                 await faults.do(self.stage, fault)
-            except StuckError as error:
-                raise StuckError(f"{fault}: {error}") from error
                 if rough:
                     await self._books_again()
+            except StuckError as error:
+                raise StuckError(f"{fault}: {error}") from error
             finally:
                 self.stage.rough -= rough
             say(f"           {fault} took {monotonic() - began:.1f} s")
