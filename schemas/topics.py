@@ -107,7 +107,7 @@ MANIFEST: Final = (
     Topic(
         name=COMMAND,
         direction=Direction.IN,
-        meaning="what administrators and operators ask; written by API and command line only",
+        meaning="what administrators and operators ask; written by the command line only",
         config=_delete(30),
     ),
     Topic(
