@@ -52,8 +52,10 @@ _JVM: Final = ("-Xms1g", "-Xmx2g", "-XX:+UseParallelGC")
 
 class Side(Struct, frozen=True, kw_only=True):
     """One program on the same topic, from its first commit until nine tenths are done; `warm` is
-    from one half on. `faster` and `cheaper`: how many times the events/s of this side, and what
-    part of its CPU, a worker of ours has in the same run; above 1 is to our favour."""
+    from one half on for the JVM, and the whole for a worker, which compiles nothing while it runs
+    and books in steps too long for a part of it to be told. `faster` and `cheaper`: how many times
+    the events/s of this side, and what part of its CPU, a worker of ours has in the same run; above
+    1 is to our favour."""
 
     at: str
     events_per_s: int
@@ -306,10 +308,12 @@ async def book(
         return await _booked(settings, process, count, variant.group)
 
 
-def side_of(at: str, booked: Booked) -> Side:
-    """The figures of one program: from its first events, and warm from half of them."""
+def side_of(at: str, booked: Booked, *, compiles: bool = True) -> Side:
+    """The figures of one program: from its first events, and warm from half of them if it compiles
+    itself."""
     marks = booked.marks
-    whole, warm = pace(marks.first, marks.last), pace(marks.half, marks.last)
+    whole = pace(marks.first, marks.last)
+    warm = pace(marks.half, marks.last) if compiles else whole
     return Side(
         at=at,
         events_per_s=whole.events_per_s,
@@ -361,7 +365,7 @@ async def measure_side_by_side(
         sides.append(side_of(variant.at, await book(settings, place, variant, deck, count)))
     say(OURS)
     with running(settings, place) as worker:
-        ours = side_of(OURS, await _booked(settings, worker, count))
+        ours = side_of(OURS, await _booked(settings, worker, count), compiles=False)
     faults: list[str] = []
     if verify:
         say("checking what Kafka Streams booked")
