@@ -16,6 +16,11 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         try:
             await super().stop()
         except asyncio.CancelledError:
+            fetcher = self._fetcher
+            tasks = [] if fetcher is None else [fetcher._fetch_task, *fetcher._pending_tasks]  # noqa: SLF001
+            for one in tasks:
+                one.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self._client.close()
             task = asyncio.current_task()
             if task is None or task.cancelling():

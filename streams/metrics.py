@@ -74,7 +74,8 @@ DEFINITIONS: Final = (
         name="credits_lag_records",
         kind=Gauge,
         meaning="Records of a source partition that are not booked yet.",
-        remedy="Lag without progress for a minute ends the worker by itself.",
+        remedy="Without progress for a minute the worker ends by itself, unless a producer's "
+        "transaction is open (log: source_transaction_open).",
         labels=("topic", "partition"),
         values=(SOURCES, None),
     ),

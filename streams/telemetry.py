@@ -12,13 +12,16 @@ from streams.settings import Settings
 
 # The net under the rule: values of events are never logged, but a message of a library might.
 _NUMBER: Final = re.compile(r"\+\d{6,15}\b")
+# In the text of an exception also without the plus: the core knows numbers as digits.
+_DIGITS: Final = re.compile(r"\b\d{8,15}\b")
 
 
 def scrub(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Mask whatever looks like a phone number in any text of a log line."""
     for name, value in event.items():
         if isinstance(value, str):
-            event[name] = _NUMBER.sub("+…", value)
+            masked = _NUMBER.sub("+…", value)
+            event[name] = _DIGITS.sub("…", masked) if name == "exception" else masked
     return event
 
 

@@ -128,7 +128,8 @@ def overview() -> Any:
         _figure(
             "Waiting without progress",
             "s",
-            "For how long the worst partition has stood. Above a minute its worker ends.",
+            "For how long the worst partition has stood. Above a minute its worker ends, or a "
+            "producer's transaction is open.",
             "max (credits_oldest_unprocessed_seconds{%})",
         ),
         _figure(

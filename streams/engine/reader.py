@@ -95,7 +95,6 @@ class Reader:
 
     async def stop(self) -> None:
         """Disconnect."""
-        await asyncio.sleep(0)
         if self._consumer is not None:  # the broker may be gone before it was ever there
             await self._consumer.stop()
 

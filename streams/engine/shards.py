@@ -39,13 +39,15 @@ from streams.settings import Settings
 OPENED_AT_ONCE: Final = 4
 REOPEN_AFTER_S: Final = 1.0
 FENCED_WAIT_S: Final = 30.0
-# Twice within this time, it is no late request of a former owner any more.
-FENCED_AGAIN_S: Final = 300.0
+# Twice within a day, it is no late request of a former owner any more.
+FENCED_AGAIN_S: Final = 86_400.0
 SETTLE_IN_REVOKE_S: Final = 8.0
 SETTLE_ON_STOP_S: Final = 6.0
 SAME_ERROR_LIMIT: Final = 3
 WATCH_EVERY_S: Final = 1.0
 LOST_SLICE_AFTER_S: Final = 5.0
+# A source that has stood for so long may wait for a transaction that a producer has left open.
+ASKED_AFTER_S: Final = 5.0
 STALLED_AFTER_S: Final = 60.0
 BROKER_AWAY_AFTER_S: Final = 15.0
 NO_MEMBER_AFTER_S: Final = 60.0
@@ -129,8 +131,9 @@ class Shards:
         self._watcher: asyncio.Task[None] | None = None
         self._farewells: set[asyncio.Future[Any]] = set()
         self._halves: list[int] = []
-        # When it was last told that a producer's open transaction is waited for.
-        self._open_told_at: dict[TopicPartition, float] = {}
+        # When a producer's open transaction was last waited for, and when that was last told.
+        self._waited_at: dict[TopicPartition, float] = {}
+        self._wait_told_at: dict[TopicPartition, float] = {}
 
     # -- life --------------------------------------------------------------------------------
 
@@ -402,10 +405,12 @@ class Shards:
         except TimeoutError:
             if overdue:
                 return
-            if monotonic() - keeper.robbed_at > FENCED_AGAIN_S:
-                keeper.robbed_at = monotonic()
-                return
             name = self._settings.transactional_id(keeper.partition)
+            # Who has fallen out of the group has lost it to the next owner.
+            if self._is_member() and monotonic() - keeper.robbed_at > FENCED_AGAIN_S:
+                keeper.robbed_at = monotonic()
+                log.error("transactional_id_taken", partition=keeper.partition, id=name)
+                return
             raise GaveUpError(
                 f"another process has twice taken the transactional id {name} although this "
                 "worker owns its partition: two installations with one CREDITS_NAMESPACE?"
@@ -534,11 +539,13 @@ class Shards:
                 # Nothing came after the lost slice, so no gap can show.
                 self._meters["credits_slices_dropped_total", "lost"].inc()
                 self._reader.seek(tp, position)
-            if not self._gate.is_set() or stood <= STALLED_AFTER_S:
+            if not self._gate.is_set() or stood <= ASKED_AFTER_S:
                 continue
             if await self._waits_for_producer(tp, reached):
-                if now - self._open_told_at.get(tp, float("-inf")) >= STALLED_AFTER_S:
-                    self._open_told_at[tp] = now
+                self._waited_at[tp] = now
+                told_at = self._wait_told_at.get(tp, float("-inf"))
+                if stood > STALLED_AFTER_S and now - told_at >= STALLED_AFTER_S:
+                    self._wait_told_at[tp] = now
                     log.error(
                         "source_transaction_open",
                         topic=tp.topic,
@@ -546,7 +553,11 @@ class Shards:
                         offset=reached,
                         records_behind=behind,
                     )
-            else:
+                continue
+            # What was left open may have ended just now, and much may have happened while we asked.
+            stood = min(stood, now - self._waited_at.get(tp, float("-inf")))
+            moved = not self._gate.is_set() or shard.positions().get(tp) != position
+            if stood > STALLED_AFTER_S and not moved:
                 self.give_up(
                     f"{tp.topic}/{tp.partition} has {behind} records waiting and nothing of it "
                     f"was booked for {STALLED_AFTER_S:.0f} s"

@@ -693,14 +693,29 @@ class Fold(Struct):
         return Fold(self.seq, self.balance, self.overdraft, self.head, lots, gone=gone)
 
 
+# What is booked of a payment, the status that says it, and its sign.
+_SAID_AS: Final = (
+    ("credit", "succeeded", 1),
+    ("refund", "refunded", -1),
+    ("dispute", "dispute_opened", -1),
+)
+
+
 class Log(Struct, kw_only=True):
     """What was read of one partition. `rows` is the fold of the changelog, read before the rest;
-    `starts` the log starts of the source topics and of the requests."""
+    `starts` the log starts of the source topics and of the requests, `begun` the offsets below
+    which an earlier audit has read them."""
 
     partition: int
     rows: dict[bytes, bytes]
     records: dict[str, Iterable[Record]]
     starts: dict[str, int] = {}
+    begun: dict[str, int] = {}
+
+    def is_gone(self, topic: str, offset: int | None = None) -> bool:
+        """Whether that record, or any, has left its topic before an audit could read it."""
+        begun, start = self.begun.get(topic, 0), self.starts.get(topic, 0)
+        return start > begun if offset is None else begun <= offset < start
 
 
 class _Partition:
@@ -1294,7 +1309,7 @@ class _Partition:
                 amount = nanos(body["amount"]["amount"])
             elif body["status"] == "succeeded":
                 asked = self.requests.get(event.tenant, {}).get(body["recharge_id"])
-                if asked is None and self.log.starts.get(topics.REQUESTED):
+                if asked is None and self.log.is_gone(topics.REQUESTED):
                     self.gone.add((event.tenant, body["payment_id"]))
                 amount = nanos(asked["amount"]) if asked else 0
             of_payment = paid.setdefault((event.tenant, body["payment_id"]), {})
@@ -1310,14 +1325,15 @@ class _Partition:
                     if entry.payment is not None:
                         key = (entry.tenant, entry.payment)
                         from_results[key] = min(place[2], from_results.get(key, place[2]))
-        start = self.log.starts.get(topics.RESULT, 0)
-        gone = self.gone | {key for key, first in from_results.items() if first < start}
-        if gone:
-            self.report.unknown(
-                "credit_once",
-                f"{self.names[topics.RESULT]}/{self.log.partition} begins at offset {start}; what "
-                f"was asked or said of {len(gone)} payments is no longer there",
-            )
+        unsaid_of = {key for key, at in from_results.items() if self.log.is_gone(topics.RESULT, at)}
+        for topic, of_topic in ((topics.REQUESTED, self.gone), (topics.RESULT, unsaid_of)):
+            if of_topic:
+                self.report.unknown(
+                    "credit_once",
+                    f"{self.names[topic]}/{self.log.partition} begins at offset "
+                    f"{self.log.starts[topic]}; records of {len(of_topic)} payments are before it",
+                )
+        gone = self.gone | unsaid_of
         unsaid = {key: booked for key, booked in self.by_payment.items() if key[:2] not in gone}
         for (tenant, payment), said in self.paid.items():
             if (tenant, payment) in gone:
@@ -1338,6 +1354,12 @@ class _Partition:
                         f"payment {payment} of {tenant}: {group} {Fraction(booked, 10**9)} booked, "
                         f"{Fraction(wanted, 10**9)} said",
                     )
+        for tenant, payment in gone:
+            # For the next audit what is booked counts as what was said: it judges what comes.
+            said = self.paid.setdefault((tenant, payment), {})
+            said.clear()
+            for group, status, sign in _SAID_AS:
+                said[status] = sign * self.by_payment.get((tenant, payment, group), 0)
         for (tenant, payment, group), booked in unsaid.items():
             if booked and (tenant, payment) in from_results:
                 self.report.violate(
@@ -1349,7 +1371,7 @@ class _Partition:
     def _one_in_flight(self) -> None:
         # Answers to what was asked for before the first one that is left may be gone.
         left = list(self.log.records.get(topics.RESULT, ()))
-        trimmed = bool(self.log.starts.get(topics.RESULT))
+        trimmed = self.log.is_gone(topics.RESULT)
         for tenant, of_tenant in self.requests.items():
             auto = [one for one in of_tenant.values() if one["epoch"] is not None]
             auto.sort(key=lambda one: (one["epoch"], one["attempt"]))
@@ -1361,6 +1383,7 @@ class _Partition:
                     self.report.unknown(
                         "one_request", f"answers to requests of {tenant} are no longer there"
                     )
+                    self.answers.setdefault(earlier["recharge_id"], set()).add("gone")
                 else:
                     self.report.violate(
                         "one_request",
@@ -2119,6 +2142,7 @@ async def _verify(settings: Settings, options: Options, reader: _Reader, report:
                     for tp, name in tps.items()
                     if name in topics.SOURCES or name == topics.REQUESTED
                 },
+                begun=begun.get(str(number), {}),
             )
         )
         reached[str(number)] = {name: stable[tp] for tp, name in tps.items()}

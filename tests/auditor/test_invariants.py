@@ -1,6 +1,7 @@
 """Every invariant has a breach that turns it red; correct books turn none."""
 
 import json
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -513,6 +514,10 @@ def test_an_answer_that_may_be_gone_is_unknown_and_one_that_cannot_be_is_missing
     books.starts = {topics.RESULT: 1}
     # What is left begins before anything was asked for.
     assert violated(books.audited()) == {"one_request"}
+    [only] = books.records[topics.RESULT]
+    # And after it.
+    books.records[topics.RESULT] = [msgspec.structs.replace(only, timestamp=2_000_000_000_000)]
+    assert books.audited().findings["one_request"].unknown
 
 
 def test_a_deck_that_is_not_at_hand_is_unknown() -> None:
@@ -593,20 +598,92 @@ def test_the_key_hash_is_kafkas(key: bytes, hashed: int) -> None:
     assert auditor.murmur2(key) == hashed & 0xFFFFFFFF
 
 
-def test_what_was_charged_before_a_checkpoint_is_corrected_after_it_and_only_once() -> None:
-    def audited(books: Books, since: Mapping[str, int], earlier: Any) -> tuple[Report, Any]:
-        log = books.log()
-        for topic, records in log.records.items():
-            log.records[topic] = [one for one in records if one.offset >= since.get(topic, 99)]
-        options = Options(checkpoint_from=Path("earlier"))
-        report, reached = auditor.audit(
-            [log], names=NAMES, partitions=1, deck=DECK, options=options, earlier=earlier
-        )
-        return report, json.loads(json.dumps(reached))
+def checkpoint_of(books: Books) -> Any:
+    _, reached = auditor.audit([books.log()], names=NAMES, partitions=1, deck=DECK)
+    return json.loads(json.dumps(reached))
 
+
+def audited(books: Books, since: Mapping[str, int], earlier: Any) -> tuple[Report, Any]:
+    """An audit that goes on from an earlier one, which has read up to the offsets in `since`; of
+    other topics there is nothing new."""
+    log = books.log()
+    log.begun = dict(since)
+    for topic, records in log.records.items():
+        log.records[topic] = [one for one in records if one.offset >= since.get(topic, 99)]
+    options = Options(checkpoint_from=Path("earlier"))
+    report, reached = auditor.audit(
+        [log], names=NAMES, partitions=1, deck=DECK, options=options, earlier=earlier
+    )
+    return report, json.loads(json.dumps(reached))
+
+
+AUDITED: Mapping[str, int] = {topics.LEDGER: 3, topics.REQUESTED: 1, topics.RESULT: 1}
+
+
+def credited_again(books: Books) -> None:
+    books.entries.append(
+        books.entry(
+            4, "recharge", "50", "199.4", (topics.RESULT, 0, "pay", "r1"),
+            recharge_id=RECHARGE, payment_id="p1",
+        )
+    )  # fmt: skip
+
+
+def credited_though_never_asked_for(books: Books) -> None:
+    unasked = books.result("r2", recharge_id=str(uuid.uuid4()), payment_id="p2", amount=None)
+    books.records[topics.RESULT].append(record(topics.RESULT, 1, unasked))
+    books.next[topics.RESULT] = 2
+    books.entries.append(
+        books.entry(
+            4, "recharge", "50", "199.4", (topics.RESULT, 1, "pay", "r2"), payment_id="p2",
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("breach", "red"),
+    [
+        (credited_again, "credit_once"),
+        (credited_though_never_asked_for, "credit_once"),
+        (two_in_flight, "one_request"),
+    ],
+)
+def test_what_an_earlier_audit_has_read_may_leave_its_topic(
+    breach: Callable[[Books], None], red: str
+) -> None:
     books = Books()
-    _, before = auditor.audit([books.log()], names=NAMES, partitions=1, deck=DECK)
-    before = json.loads(json.dumps(before))
+    earlier = checkpoint_of(books)
+    breach(books)
+    books.starts = {topics.REQUESTED: 1, topics.RESULT: 1}
+    report, _ = audited(books, AUDITED, earlier)
+    assert red in violated(report), report.lines()
+
+
+@pytest.mark.parametrize("trim", [results_are_gone, what_was_asked_for_is_gone])
+def test_what_was_gone_once_is_not_asked_for_again(trim: Callable[[Books], None]) -> None:
+    books = Books()
+    two_in_flight(books)
+    trim(books)
+    books.starts = {topics.REQUESTED: 1, topics.RESULT: 1}
+    earlier = checkpoint_of(books)
+    refund = books.result("r2", status="refunded", amount={"amount": "20", "currency": "USD"})
+    books.records[topics.RESULT] = [record(topics.RESULT, 1, refund)]
+    books.entries.append(
+        books.entry(
+            4, "refund", "-20", "129.4", (topics.RESULT, 1, "pay", "r2"),
+            recharge_id=RECHARGE, payment_id="p1",
+        )
+    )  # fmt: skip
+    books.next[topics.RESULT] = 2
+    report, _ = audited(books, {**AUDITED, topics.REQUESTED: 4}, earlier)
+    for name in ("credit_once", "one_request"):
+        assert not report.findings[name].unknown, report.lines()
+        assert not report.findings[name].violations, report.lines()
+
+
+def test_what_was_charged_before_a_checkpoint_is_corrected_after_it_and_only_once() -> None:
+    books = Books()
+    before = checkpoint_of(books)
     corrected(books)
     report, after = audited(books, {topics.LEDGER: 3, topics.CALL_USAGE: 4}, before)
     assert report.exit_code == HOLDS, report.lines()

@@ -422,7 +422,7 @@ async def _payments_and_kill(stage: Stage, _: Fault) -> None:
 
 async def _hijack(stage: Stage, fault: Fault) -> None:
     """Somebody starts a producer with a shard's transactional id, and again. Its owner must write
-    nothing more. The first time in five minutes it opens again once nobody came for the partition,
+    nothing more. The first time in a day it opens again once nobody came for the partition,
     the second time it must say why and end; whoever is started then has the id again."""
     partition = _number(fault, "partition")
     gave_up = False

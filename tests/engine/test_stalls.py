@@ -1,7 +1,7 @@
 """When a worker must end because nothing moves, and when it must not."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import Any, cast
 
@@ -47,10 +47,12 @@ class Standing:
 
 
 async def looked_at(
-    assigned_s_ago: float, monkeypatch: pytest.MonkeyPatch, stable_end: int = 100
+    assigned_s_ago: float,
+    monkeypatch: pytest.MonkeyPatch,
+    stable_ends: Sequence[int] = (100, 100),
 ) -> list[int]:
-    """The exit codes after two looks at a shard that has stood for two minutes with 95 records
-    waiting; they may be read up to `stable_end`."""
+    """The exit codes after looks, a second apart, at a shard that has stood for two minutes with 95
+    records waiting; each time they may be read up to one of `stable_ends`."""
     ended: list[int] = []
     made = Shards(
         Settings(),
@@ -64,11 +66,13 @@ async def looked_at(
     made._gate.set()
     shard = cast("Shard", Standing(now - 120))
 
-    async def stable_ends(_: Any) -> dict[TopicPartition, int]:
-        return {TP: stable_end}
+    told = iter(stable_ends)
 
-    monkeypatch.setattr(made._marks, "stable_ends", stable_ends)
-    for look in range(2):
+    async def told_next(_: Any) -> dict[TopicPartition, int]:
+        return {TP: next(told)}
+
+    monkeypatch.setattr(made._marks, "stable_ends", told_next)
+    for look in range(len(stable_ends)):
         await made._look_at(shards._Keeper(0), shard, {TP: 100}, now + look)
     return ended
 
@@ -81,16 +85,23 @@ async def test_a_transaction_that_a_producer_leaves_open_is_waited_for_and_told_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with capture_logs() as logs:
-        assert await looked_at(90, monkeypatch, stable_end=5) == []
+        assert await looked_at(90, monkeypatch, (5, 5)) == []
     [line] = logs
     assert line["event"] == "source_transaction_open"
     assert (line["topic"], line["partition"], line["offset"]) == (TOPIC, 0, 5)
 
 
+async def test_what_a_producer_has_ended_just_now_has_a_minute_to_be_booked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert await looked_at(90, monkeypatch, (5, 5, *[100] * 60)) == []
+    assert await looked_at(90, monkeypatch, (5, 5, *[100] * 61)) == [70]
+
+
 async def test_records_before_an_open_transaction_must_be_booked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert await looked_at(90, monkeypatch, stable_end=6) == [70, 70]
+    assert await looked_at(90, monkeypatch, (6, 6)) == [70, 70]
 
 
 async def test_the_minute_begins_when_a_rebalance_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +127,9 @@ def test_the_same_error_again_and_again_ends_the_process_unless_nobody_answers(
         made._count_error(keeper, error, 7)
 
 
-async def fenced_at(instants: Iterable[float], monkeypatch: pytest.MonkeyPatch) -> None:
+async def fenced_at(
+    instants: Iterable[float], monkeypatch: pytest.MonkeyPatch, *, member: bool = True
+) -> None:
     """Let an owner be fenced at these instants although no generation is over."""
     now = 0.0
     monkeypatch.setattr(shards, "monotonic", lambda: now)
@@ -124,6 +137,7 @@ async def fenced_at(instants: Iterable[float], monkeypatch: pytest.MonkeyPatch) 
     made = Shards(
         Settings(), meters=Meters(CollectorRegistry()), terms=Terms(tariff=load_deck(None))
     )
+    made.watch_group(lambda: member)
     keeper, shard = shards._Keeper(0), cast("Shard", Standing(0))
     for now in instants:
         keeper.opened_at = now
@@ -139,3 +153,8 @@ async def test_who_takes_an_id_again_and_again_ends_its_owner(
 ) -> None:
     with pytest.raises(GaveUpError, match="CREDITS_NAMESPACE"):
         await fenced_at((1_000, 1_000 + shards.FENCED_AGAIN_S), monkeypatch)
+
+
+async def test_who_is_out_of_the_group_takes_no_id_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(GaveUpError):
+        await fenced_at((1_000,), monkeypatch, member=False)
