@@ -162,9 +162,7 @@ class Shard:
         ]
         ends = await self._marks.ends(tps)
         self.lag.look(monotonic(), {tp: self.next_of(tp.topic) for tp in tps}, ends)
-        # What a producer has left open is not there yet, and may not be for long.
-        stable = await self._marks.stable_ends(waiting)
-        self._catch_up = {tp: stable[tp] for tp in waiting if self.next_of(tp.topic) < stable[tp]}
+        self._catch_up = {tp: ends[tp] for tp in waiting if self.next_of(tp.topic) < ends[tp]}
         self._meters["credits_restore_seconds",].observe(monotonic() - started)
 
     async def _sound_sources(self, position: Position) -> dict[str, SourcePosition]:

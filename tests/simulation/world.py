@@ -97,6 +97,7 @@ class Worker(Process):
                 exit_process=self.exits,
             )
         )
+        self.shards.watch_group(lambda: self.member)
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """A task of this process."""
