@@ -703,8 +703,8 @@ _SAID_AS: Final = (
 
 class Log(Struct, kw_only=True):
     """What was read of one partition. `rows` is the fold of the changelog, read before the rest;
-    `starts` the log starts of the source topics and of the requests, `begun` the offsets below
-    which an earlier audit has read them."""
+    `starts` the log starts of the source topics and of the requests, `begun` the offsets at which
+    an earlier audit has ended."""
 
     partition: int
     rows: dict[bytes, bytes]
@@ -712,10 +712,9 @@ class Log(Struct, kw_only=True):
     starts: dict[str, int] = {}
     begun: dict[str, int] = {}
 
-    def is_gone(self, topic: str, offset: int | None = None) -> bool:
-        """Whether that record, or any, has left its topic before an audit could read it."""
-        begun, start = self.begun.get(topic, 0), self.starts.get(topic, 0)
-        return start > begun if offset is None else begun <= offset < start
+    def gone(self, topic: str) -> range:
+        """The offsets whose records have left their topic before an audit could read them."""
+        return range(self.begun.get(topic, 0), self.starts.get(topic, 0))
 
 
 class _Partition:
@@ -1309,7 +1308,7 @@ class _Partition:
                 amount = nanos(body["amount"]["amount"])
             elif body["status"] == "succeeded":
                 asked = self.requests.get(event.tenant, {}).get(body["recharge_id"])
-                if asked is None and self.log.is_gone(topics.REQUESTED):
+                if asked is None and self.log.gone(topics.REQUESTED):
                     self.gone.add((event.tenant, body["payment_id"]))
                 amount = nanos(asked["amount"]) if asked else 0
             of_payment = paid.setdefault((event.tenant, body["payment_id"]), {})
@@ -1318,22 +1317,24 @@ class _Partition:
         self._one_in_flight()
 
     def _compare_payments(self) -> None:
-        from_results: dict[tuple[str, str], int] = {}
-        for place, entries in self.entries.items():
-            if place[0] == topics.RESULT and self.below(place):
-                for entry in entries:
-                    if entry.payment is not None:
-                        key = (entry.tenant, entry.payment)
-                        from_results[key] = min(place[2], from_results.get(key, place[2]))
-        unsaid_of = {key for key, at in from_results.items() if self.log.is_gone(topics.RESULT, at)}
-        for topic, of_topic in ((topics.REQUESTED, self.gone), (topics.RESULT, unsaid_of)):
+        of_results = [
+            (entry.tenant, entry.payment, place[2])
+            for place, entries in self.entries.items()
+            if place[0] == topics.RESULT and self.below(place)
+            for entry in entries
+            if entry.payment is not None
+        ]
+        from_results = {(tenant, payment) for tenant, payment, _ in of_results}
+        left = self.log.gone(topics.RESULT)
+        answered = {(tenant, payment) for tenant, payment, offset in of_results if offset in left}
+        for topic, of_topic in ((topics.REQUESTED, self.gone), (topics.RESULT, answered)):
             if of_topic:
                 self.report.unknown(
                     "credit_once",
                     f"{self.names[topic]}/{self.log.partition} begins at offset "
                     f"{self.log.starts[topic]}; records of {len(of_topic)} payments are before it",
                 )
-        gone = self.gone | unsaid_of
+        gone = self.gone | answered
         unsaid = {key: booked for key, booked in self.by_payment.items() if key[:2] not in gone}
         for (tenant, payment), said in self.paid.items():
             if (tenant, payment) in gone:
@@ -1356,10 +1357,10 @@ class _Partition:
                     )
         for tenant, payment in gone:
             # For the next audit what is booked counts as what was said: it judges what comes.
-            said = self.paid.setdefault((tenant, payment), {})
-            said.clear()
-            for group, status, sign in _SAID_AS:
-                said[status] = sign * self.by_payment.get((tenant, payment, group), 0)
+            self.paid[tenant, payment] = {
+                status: sign * self.by_payment.get((tenant, payment, group), 0)
+                for group, status, sign in _SAID_AS
+            }
         for (tenant, payment, group), booked in unsaid.items():
             if booked and (tenant, payment) in from_results:
                 self.report.violate(
@@ -1370,8 +1371,8 @@ class _Partition:
 
     def _one_in_flight(self) -> None:
         # Answers to what was asked for before the first one that is left may be gone.
-        left = list(self.log.records.get(topics.RESULT, ()))
-        trimmed = self.log.is_gone(topics.RESULT)
+        first = next(iter(self.log.records.get(topics.RESULT, ())), None)
+        trimmed = bool(self.log.gone(topics.RESULT))
         for tenant, of_tenant in self.requests.items():
             auto = [one for one in of_tenant.values() if one["epoch"] is not None]
             auto.sort(key=lambda one: (one["epoch"], one["attempt"]))
@@ -1379,7 +1380,7 @@ class _Partition:
                 if self.answers.get(earlier["recharge_id"]):
                     continue
                 asked_ms = _utc(earlier["requested_at"]).timestamp() * 1_000
-                if trimmed and (not left or asked_ms < left[0].timestamp):
+                if trimmed and (first is None or asked_ms < first.timestamp):
                     self.report.unknown(
                         "one_request", f"answers to requests of {tenant} are no longer there"
                     )

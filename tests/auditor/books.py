@@ -2,10 +2,11 @@
 
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -217,6 +218,24 @@ class Books:
             [self.log()], names=NAMES, partitions=partitions, deck=DECK, options=options
         )
         return report
+
+    def checkpoint(self) -> Any:
+        """What an audit hands on to the next."""
+        _, reached = audit([self.log()], names=NAMES, partitions=1, deck=DECK)
+        return json.loads(json.dumps(reached))
+
+    def audited_from(self, begun: Mapping[str, int], earlier: Any) -> tuple[Report, Any]:
+        """An audit that goes on at these offsets, where an earlier one has ended, and what it
+        hands on; of other topics there is nothing new."""
+        log = self.log()
+        log.begun = dict(begun)
+        for topic, records in log.records.items():
+            log.records[topic] = [one for one in records if one.offset >= begun.get(topic, 99)]
+        options = Options(checkpoint_from=Path("earlier"))
+        report, reached = audit(
+            [log], names=NAMES, partitions=1, deck=DECK, options=options, earlier=earlier
+        )
+        return report, json.loads(json.dumps(reached))
 
 
 def violated(report: Report) -> set[str]:

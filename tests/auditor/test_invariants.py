@@ -14,7 +14,7 @@ from streams.billing.account import Account, Hold
 from streams.settings import Settings
 from streams.testbed import auditor
 from streams.testbed.auditor import HOLDS, INVARIANTS, UNKNOWN, VIOLATED, Deck, Options, Report
-from tests.auditor.books import DECK, NAMES, RECHARGE, Books, record, usage, violated
+from tests.auditor.books import DECK, RECHARGE, Books, record, usage, violated
 from tests.billing.builders import NOW
 
 
@@ -462,20 +462,10 @@ def test_a_trimmed_source_is_unknown_and_never_a_pass() -> None:
     assert report.findings["cause"].unknown
 
 
-def results_are_gone(books: Books) -> None:
-    books.records[topics.RESULT] = []
-    books.starts = {topics.RESULT: 1}
-
-
-def the_first_result_of_two_is_gone(books: Books) -> None:
-    results_are_gone(books)
-    books.records[topics.RESULT] = [
-        record(
-            topics.RESULT,
-            1,
-            books.result("r2", status="refunded", amount={"amount": "20", "currency": "USD"}),
-        )
-    ]
+def refunded(books: Books) -> None:
+    """A part of the recharge is paid back; of results nothing but that is left."""
+    refund = books.result("r2", status="refunded", amount={"amount": "20", "currency": "USD"})
+    books.records[topics.RESULT] = [record(topics.RESULT, 1, refund)]
     books.entries.append(
         books.entry(
             4, "refund", "-20", "129.4", (topics.RESULT, 1, "pay", "r2"),
@@ -483,6 +473,16 @@ def the_first_result_of_two_is_gone(books: Books) -> None:
         )
     )  # fmt: skip
     books.next[topics.RESULT] = 2
+
+
+def results_are_gone(books: Books) -> None:
+    books.records[topics.RESULT] = []
+    books.starts = {topics.RESULT: 1}
+
+
+def the_first_result_of_two_is_gone(books: Books) -> None:
+    results_are_gone(books)
+    refunded(books)
 
 
 def what_was_asked_for_is_gone(books: Books) -> None:
@@ -598,25 +598,6 @@ def test_the_key_hash_is_kafkas(key: bytes, hashed: int) -> None:
     assert auditor.murmur2(key) == hashed & 0xFFFFFFFF
 
 
-def checkpoint_of(books: Books) -> Any:
-    _, reached = auditor.audit([books.log()], names=NAMES, partitions=1, deck=DECK)
-    return json.loads(json.dumps(reached))
-
-
-def audited(books: Books, since: Mapping[str, int], earlier: Any) -> tuple[Report, Any]:
-    """An audit that goes on from an earlier one, which has read up to the offsets in `since`; of
-    other topics there is nothing new."""
-    log = books.log()
-    log.begun = dict(since)
-    for topic, records in log.records.items():
-        log.records[topic] = [one for one in records if one.offset >= since.get(topic, 99)]
-    options = Options(checkpoint_from=Path("earlier"))
-    report, reached = auditor.audit(
-        [log], names=NAMES, partitions=1, deck=DECK, options=options, earlier=earlier
-    )
-    return report, json.loads(json.dumps(reached))
-
-
 AUDITED: Mapping[str, int] = {topics.LEDGER: 3, topics.REQUESTED: 1, topics.RESULT: 1}
 
 
@@ -652,10 +633,10 @@ def test_what_an_earlier_audit_has_read_may_leave_its_topic(
     breach: Callable[[Books], None], red: str
 ) -> None:
     books = Books()
-    earlier = checkpoint_of(books)
+    earlier = books.checkpoint()
     breach(books)
     books.starts = {topics.REQUESTED: 1, topics.RESULT: 1}
-    report, _ = audited(books, AUDITED, earlier)
+    report, _ = books.audited_from(AUDITED, earlier)
     assert red in violated(report), report.lines()
 
 
@@ -665,17 +646,9 @@ def test_what_was_gone_once_is_not_asked_for_again(trim: Callable[[Books], None]
     two_in_flight(books)
     trim(books)
     books.starts = {topics.REQUESTED: 1, topics.RESULT: 1}
-    earlier = checkpoint_of(books)
-    refund = books.result("r2", status="refunded", amount={"amount": "20", "currency": "USD"})
-    books.records[topics.RESULT] = [record(topics.RESULT, 1, refund)]
-    books.entries.append(
-        books.entry(
-            4, "refund", "-20", "129.4", (topics.RESULT, 1, "pay", "r2"),
-            recharge_id=RECHARGE, payment_id="p1",
-        )
-    )  # fmt: skip
-    books.next[topics.RESULT] = 2
-    report, _ = audited(books, {**AUDITED, topics.REQUESTED: 4}, earlier)
+    earlier = books.checkpoint()
+    refunded(books)
+    report, _ = books.audited_from({**AUDITED, topics.REQUESTED: 4}, earlier)
     for name in ("credit_once", "one_request"):
         assert not report.findings[name].unknown, report.lines()
         assert not report.findings[name].violations, report.lines()
@@ -683,20 +656,20 @@ def test_what_was_gone_once_is_not_asked_for_again(trim: Callable[[Books], None]
 
 def test_what_was_charged_before_a_checkpoint_is_corrected_after_it_and_only_once() -> None:
     books = Books()
-    before = checkpoint_of(books)
+    before = books.checkpoint()
     corrected(books)
-    report, after = audited(books, {topics.LEDGER: 3, topics.CALL_USAGE: 4}, before)
+    report, after = books.audited_from({topics.LEDGER: 3, topics.CALL_USAGE: 4}, before)
     assert report.exit_code == HOLDS, report.lines()
     # A repeat of the correction says nothing new; a second correction does.
     again = books.records[topics.CALL_USAGE][-1].value
     books.records[topics.CALL_USAGE].append(record(topics.CALL_USAGE, 5, again))
     books.next[topics.CALL_USAGE] = 6
-    report, _ = audited(books, {topics.LEDGER: 5, topics.CALL_USAGE: 5}, after)
+    report, _ = books.audited_from({topics.LEDGER: 5, topics.CALL_USAGE: 5}, after)
     assert report.exit_code == HOLDS, report.lines()
 
     books = Books()
     corrected_twice(books)
-    report, _ = audited(books, {topics.LEDGER: 5, topics.CALL_USAGE: 5}, after)
+    report, _ = books.audited_from({topics.LEDGER: 5, topics.CALL_USAGE: 5}, after)
     assert violated(report) == {"correction"}, report.lines()
 
 

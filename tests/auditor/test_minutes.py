@@ -1,6 +1,5 @@
 """The auditor's reckoning of included minutes: it finds what is wrong and agrees with the rest."""
 
-import json
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from schemas.usage import Kind
 from streams.billing.account import encode_row
 from streams.billing.rates import Rate, Tariff
 from streams.coverage import load_coverage
-from streams.testbed.auditor import UNKNOWN, Deck, Options, Report, audit, billed_parts
+from streams.testbed.auditor import UNKNOWN, Deck, billed_parts
 from streams.testbed.minutes import (
     Booked,
     Call,
@@ -28,7 +27,7 @@ from streams.testbed.minutes import (
     Reckoning,
     lines_of,
 )
-from tests.auditor.books import AT, DECK, NAMES, Books, record, usage, violated
+from tests.auditor.books import AT, Books, record, usage, violated
 from tests.billing.builders import NOW, Book, a_call, a_command, corrected, opening
 
 LICENSED: dict[str, Any] = {
@@ -308,28 +307,15 @@ def test_wrong_corrections_of_included_calls_are_found(breach: Any, reds: set[st
     [(None, set()), (kept_minutes, {"pools"}), (reversed_the_pool_twice, {"correction", "pools"})],
 )
 def test_a_checkpoint_knows_which_minutes_may_return(breach: Any, reds: set[str]) -> None:
-    def checkpoint(books: Books) -> Any:
-        _, reached = audit([books.log()], names=NAMES, partitions=1, deck=DECK)
-        return json.loads(json.dumps(reached))
-
-    def later(books: Books, ledger: int, offset: int, earlier: Any) -> Report:
-        since = {topics.LEDGER: ledger, topics.CALL_USAGE: offset}
-        log = books.log()
-        for topic, records in log.records.items():
-            log.records[topic] = [one for one in records if one.offset >= since.get(topic, 99)]
-        report, _ = audit(
-            [log], names=NAMES, partitions=1, deck=DECK, earlier=earlier,
-            options=Options(checkpoint_from=Path("earlier")),
-        )  # fmt: skip
-        return report
-
     books = Corrected()
     if breach is not None:
         breach(books)
-    report = later(books, 4, 5, checkpoint(Included()))
+    begun = {topics.LEDGER: 4, topics.CALL_USAGE: 5}
+    report, _ = books.audited_from(begun, Included().checkpoint())
     assert violated(report) == reds, report.lines()
     if breach is reversed_the_pool_twice:
-        report = later(books, 7, 7, checkpoint(Corrected()))
+        begun = {topics.LEDGER: 7, topics.CALL_USAGE: 7}
+        report, _ = books.audited_from(begun, Corrected().checkpoint())
         assert violated(report) == reds, report.lines()
 
 
