@@ -389,7 +389,8 @@ class Shards:
         at which we would have learned that it is not.
 
         A former owner that was frozen while it opened may take the id once when it thaws, and then
-        learns that the partition is not its own. Raises GaveUpError when it comes again.
+        learns that the partition is not its own. Raises GaveUpError when it comes again, or when
+        it is we who are out of the group.
         """
         fresh = max(keeper.opened_at, shard.committed_at) > self._assigned_at
         log.warning("fenced", partition=keeper.partition, waits=fresh, overdue=overdue)
@@ -406,8 +407,12 @@ class Shards:
             if overdue:
                 return
             name = self._settings.transactional_id(keeper.partition)
-            # Who has fallen out of the group has lost it to the next owner.
-            if self._is_member() and monotonic() - keeper.robbed_at > FENCED_AGAIN_S:
+            if not self._is_member():
+                raise GaveUpError(
+                    f"another process has taken the transactional id {name}, and this worker has "
+                    "fallen out of its group: the partition is another's by now"
+                ) from None
+            if monotonic() - keeper.robbed_at > FENCED_AGAIN_S:
                 keeper.robbed_at = monotonic()
                 log.error("transactional_id_taken", partition=keeper.partition, id=name)
                 return

@@ -156,5 +156,5 @@ async def test_who_takes_an_id_again_and_again_ends_its_owner(
 
 
 async def test_who_is_out_of_the_group_takes_no_id_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(GaveUpError):
+    with pytest.raises(GaveUpError, match="out of its group"):
         await fenced_at((1_000,), monkeypatch, member=False)
