@@ -173,7 +173,6 @@ def _kafka_streams(
         "commit.interval.ms": variant.commit_ms,
         "replication.factor": settings.replication,
         "state.dir": place.folder / variant.group,
-        "work.state": "memory" if variant.tuned else "rocksdb",
         "work.usage": ",".join(usage_names(settings)),
         "work.entries": variant.entries,
         "work.requests": variant.requests,
