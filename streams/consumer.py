@@ -6,7 +6,13 @@ from aiokafka import AIOKafkaConsumer
 
 
 class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
-    """The client's consumer, but it can be ended at any moment."""
+    """The client's consumer, but it can be ended, and told to rest, at any moment."""
+
+    def unsubscribe(self) -> None:
+        """Read nothing until partitions are assigned again."""
+        # The client's own takes the subscription away. A fetcher that was just told of one, and has
+        # not looked yet, does not survive that, and nothing would ever be read again.
+        self.assign([])
 
     async def stop(self) -> None:
         """Leave the group, if there is one, and disconnect."""
