@@ -127,7 +127,6 @@ async def _zombie(stage: Stage, fault: Fault) -> None:
     count = min(_number(fault, "workers"), len(stage.running()) - 1)
     frozen = stage.dice.sample(stage.running(), count)
     point = str(fault.arguments["point"])
-    marks = {slot.name: slot.mark() for slot in frozen}
     for slot in frozen:
         slot.held = True
     try:
@@ -141,6 +140,7 @@ async def _zombie(stage: Stage, fault: Fault) -> None:
             stage.points[point] += 1
         await _taken_over(stage, frozen, monotonic())
         await asyncio.sleep(_number(fault, "longer"))
+        marks = {slot.name: slot.mark() for slot in frozen}
         for slot in frozen:
             slot.worker.signal(signal.SIGCONT)
             stage.counts["zombies"] += 1
@@ -188,8 +188,8 @@ async def _taken_over(stage: Stage, frozen: Sequence[Slot], since: float) -> Non
 
 async def _learns(stage: Stage, slot: Slot, mark: int, *, certain: bool) -> None:
     """Wait until a thawed worker knows that it has lost its partitions. One that stood between
-    begin and commit learns it by being fenced, or, when it stood for longer than a commit may take,
-    by having no answer in time."""
+    begin and commit learns it by being fenced, or does not learn what became of its batch: it stood
+    for longer than a commit may take, or its brokers have gone meanwhile."""
     await wait(
         lambda: bool(not slot.running or slot.told(mark, "fenced") or slot.told(mark, "assigned")),
         90,
@@ -198,7 +198,7 @@ async def _learns(stage: Stage, slot: Slot, mark: int, *, certain: bool) -> None
     if not certain:
         return
     await wait(
-        lambda: bool(not slot.running or slot.told(mark, "fenced") or _unanswered(slot, mark)),
+        lambda: bool(not slot.running or slot.told(mark, "fenced") or _unknown(slot, mark)),
         60,
         f"{slot.name} throws its batch away",
     )
@@ -206,8 +206,8 @@ async def _learns(stage: Stage, slot: Slot, mark: int, *, certain: bool) -> None
         stage.counts["zombies_fenced"] += 1
 
 
-def _unanswered(slot: Slot, mark: int) -> bool:
-    return any("no answer within" in line["reason"] for line in slot.told(mark, "reopening"))
+def _unknown(slot: Slot, mark: int) -> bool:
+    return any("UnknownOutcomeError" in line["reason"] for line in slot.told(mark, "reopening"))
 
 
 async def _term(stage: Stage, fault: Fault) -> None:
