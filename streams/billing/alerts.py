@@ -18,8 +18,9 @@ from schemas.nanos import text_from
 from schemas.notices import NoticeKind
 from schemas.usage import Kind
 from streams.billing import grants
-from streams.billing.account import Account, Watch
+from streams.billing.account import Account
 from streams.billing.booking import Draft
+from streams.billing.parts import Watch
 
 # Bits in `armed` of an account's alert levels, from the top down.
 _LEVELS: Final = (1, 2, 64, 128)
@@ -79,7 +80,7 @@ def review(draft: Draft, free: Set[Kind]) -> None:
     watch = _runway(draft, watch, funded=funded)
     watch = _suspension(draft, watch, free)
     if watch != account.watch:
-        draft.account = replace(draft.account, watch=watch)
+        draft.account = draft.account.changed(watch=watch)
 
 
 def arm_levels(draft: Draft) -> None:
@@ -90,7 +91,7 @@ def arm_levels(draft: Draft) -> None:
     for percent, bit in zip(account.alert_levels, _LEVELS, strict=False):
         if draft.balance_nanos * 100 >= account.watch.funding_nanos * percent:
             armed |= bit
-    draft.account = replace(account, watch=replace(account.watch, armed=armed))
+    draft.account = account.changed(watch=replace(account.watch, armed=armed))
 
 
 def _levels_of(account: Account, funding_nanos: int) -> list[tuple[int, int, int]]:
@@ -268,4 +269,4 @@ def warn_of_expiry(draft: Draft, at: datetime) -> None:
                 )
             grant = replace(grant, warnings=grants.warnings_left(grant.expires_at, draft.now))
         kept.append(grant)
-    draft.account = replace(draft.account, grants=tuple(kept))
+    draft.account = draft.account.changed(grants=tuple(kept))

@@ -19,11 +19,11 @@ from schemas.ledger import EntryKind, GrantUsed, LedgerEntry, RateUsed
 from schemas.nanos import text_from
 from schemas.notices import DeadLetterReason, Notice, NoticeKind, Withheld
 from streams.billing import grants
-from streams.billing.account import Account, Grant, Hold, LotKind, Payment
+from streams.billing.account import Account
 from streams.billing.events import Cause
 from streams.billing.money import MAX_BALANCE_NANOS
 from streams.billing.outcomes import Burnt, Outcome, Refused
-from streams.billing.sums import balance_of
+from streams.billing.parts import Grant, Hold, LotKind, Payment
 
 # Bought money expires twelve months after purchase, as Microsoft's Communications Credits do.
 PAID_MONTHS: Final = 12
@@ -103,8 +103,8 @@ class Draft:
     def __init__(self, account: Account, cause: Cause, now: datetime) -> None:
         self.before = account
         self.account = account
-        # Kept beside the account: summing the grants anew for every question costs more.
-        self.balance_nanos = balance_of(account)
+        # By the entries; that the lots come to the same is a law (see `check_books`).
+        self.balance_nanos = account.balance_nanos
         self.cause = cause
         self.now = now
         # Tuples, not lists: nearly every event adds one entry and nothing else.
@@ -186,13 +186,7 @@ class Draft:
         self.entries += (b'%b,"hash":"%b"}' % (chained[len(head) :], _hex(head)),)
         self.moved += ((kind, amount_nanos),)
         self.balance_nanos = balance_nanos
-        self.account = _replace(
-            account,
-            seq=seq,
-            head=head,
-            overdraft_nanos=burnt.overdraft_nanos,
-            grants=burnt.grants,
-        )
+        self.account = account.booked(seq, head, burnt.overdraft_nanos, burnt.grants)
         if len(burnt.grants) < len(account.grants):
             void = kind is EntryKind.VOID
             self.account = grants.with_spent(self.account, account.grants, self.now, void=void)
@@ -276,7 +270,7 @@ class Draft:
                 for one in self.account.lapsed
                 if one is not lapsed or rest.left_nanos
             )
-            self.account = replace(self.account, lapsed=kept)
+            self.account = self.account.changed(lapsed=kept)
             lot = replace(lapsed, left_nanos=nanos)
             burnt = Burnt(
                 grants.ordered((*self.account.grants, lot)),
@@ -329,7 +323,7 @@ class Draft:
         before, after = self.before, self.account
         if before is after:
             return
-        assert balance_of(after) == self.balance_nanos, "entries do not sum to the balance"
+        assert after.balance_nanos == self.balance_nanos, "entries do not sum to the balance"
         assert after.seq == before.seq + len(self.entries), "an entry without its number"
         if after.overdraft_nanos:
             assert after.overdraft_nanos > 0

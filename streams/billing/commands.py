@@ -31,8 +31,19 @@ from schemas.nanos import MAX_EVENT_NANOS, NANOS, nanos_from, text_from
 from schemas.notices import NoticeKind
 from streams.billing import alerts, granting, pools, recharge, results
 from streams.billing.account import (
-    UNANSWERED_FOR,
     Account,
+    account_from,
+)
+from streams.billing.booking import CommandRefusedError, Draft
+from streams.billing.charging import FORMER_KEPT, LATEST
+from streams.billing.coverage_table import Coverage
+from streams.billing.events import CommandEvent
+from streams.billing.legs import utc
+from streams.billing.money import CURRENCIES, exponent_of, rounded_up
+from streams.billing.outcomes import Terms
+from streams.billing.parts import (
+    UNANSWERED_FOR,
+    AccountRow,
     Asked,
     Assignment,
     LicenceCount,
@@ -43,13 +54,6 @@ from streams.billing.account import (
     counts_from,
     used_from,
 )
-from streams.billing.booking import CommandRefusedError, Draft
-from streams.billing.charging import FORMER_KEPT, LATEST
-from streams.billing.coverage_table import Coverage
-from streams.billing.events import CommandEvent
-from streams.billing.legs import utc
-from streams.billing.money import CURRENCIES, exponent_of, rounded_up
-from streams.billing.outcomes import Terms
 from streams.billing.recharge import ceiling_of, minimum_recharge_nanos
 from streams.billing.results import PAYMENT_KEPT
 from streams.billing.windows import zone_of
@@ -138,13 +142,14 @@ def opened(command: OpenTenant, tenant_id: str, now: datetime) -> Account:
     except ValueError as error:
         raise CommandRefusedError("time_zone", f"{error}.") from None
     billing_from = now if command.billing_from is None else utc(command.billing_from)
-    return Account(
+    row = AccountRow(
         tenant_id=tenant_id,
         currency=command.currency,
         opened_at=now,
         billing_from=billing_from,
         time_zone=command.time_zone,
     )
+    return account_from(row)
 
 
 def open_with_money(draft: Draft, command: OpenTenant) -> None:
@@ -194,13 +199,13 @@ def _reopen(draft: Draft, command: OpenTenant) -> None:
     # Usage of before the closing may still come: it is billed as if nothing had been closed.
     kept = tuple(one for one in account.former if one.until > draft.now - FORMER_KEPT)
     former = (*kept, Period(account.billing_from, account.closed_at))
-    draft.account = replace(account, closed_at=None, billing_from=billing_from, former=former)
+    draft.account = account.changed(closed_at=None, billing_from=billing_from, former=former)
 
 
 def _close(draft: Draft) -> None:
     if draft.account.closed_at is not None:
         raise CommandRefusedError("already_closed", "The account is closed already.")
-    draft.account = replace(draft.account, closed_at=draft.now)
+    draft.account = draft.account.changed(closed_at=draft.now)
 
 
 def _settings(draft: Draft, command: Settings) -> None:
@@ -227,7 +232,7 @@ def _settings(draft: Draft, command: Settings) -> None:
         if len(set(command.alert_levels)) < len(command.alert_levels):
             raise CommandRefusedError("alert_levels", "Name every alert level once.")
         changes["alert_levels"] = tuple(sorted(command.alert_levels, reverse=True))
-    draft.account = replace(account, recharging=recharging, **changes)
+    draft.account = account.changed(recharging=recharging, **changes)
     if draft.account.alert_levels != account.alert_levels:
         alerts.arm_levels(draft)
     if set(draft.account.payment_methods) - set(account.payment_methods):
@@ -386,7 +391,7 @@ def _fund(draft: Draft, command: Fund, result_timeout_s: int) -> None:
         requested_at=draft.now,
         expires_at=draft.now + timedelta(seconds=result_timeout_s),
     )
-    draft.account = replace(account, funds=(*account.funds, asked))
+    draft.account = account.changed(funds=(*account.funds, asked))
     recharge.publish(draft, asked)
 
 
@@ -462,7 +467,7 @@ def _assign_deck(draft: Draft, command: TariffAssignment) -> None:
             "too_many_assignments",
             f"A tenant's deck changes at most {MOST_ASSIGNMENTS} times in {FORMER_KEPT.days} days.",
         )
-    draft.account = replace(account, decks=tuple(kept))
+    draft.account = account.changed(decks=tuple(kept))
 
 
 def _licences(draft: Draft, command: Licences, coverage: Coverage) -> None:
@@ -507,7 +512,7 @@ def _licences(draft: Draft, command: Licences, coverage: Coverage) -> None:
             "too_many_plans", f"A tenant has at most {MOST_PLANS} plans, counted by country."
         )
     following.sort(key=lambda one: (one.plan, one.country or ""))
-    draft.account = replace(account, pools=tuple(following))
+    draft.account = account.changed(pools=tuple(following))
 
 
 def _check_plan(command: Licences, coverage: Coverage) -> None:
@@ -591,7 +596,7 @@ def _resolve(draft: Draft, command: ResolveRecharge, payment: Payment | None) ->
         recharge.resolve(draft, paid=command.paid)
     else:
         left = tuple(one for one in draft.account.funds if one is not fund)
-        draft.account = replace(draft.account, funds=left)
+        draft.account = draft.account.changed(funds=left)
         if command.paid:
             recharge.paid_by_hand(draft)
         else:

@@ -17,10 +17,10 @@ from schemas.ledger import EntryKind, Links
 from schemas.nanos import nanos_from, text_from
 from schemas.notices import DeadLetterReason, NoticeKind
 from streams.billing import granting, grants, pools, recharge
-from streams.billing.account import Grant
 from streams.billing.booking import Draft, RefusedError, Told
 from streams.billing.events import UsageEvent
 from streams.billing.outcomes import Burnt
+from streams.billing.parts import Grant
 
 
 class Back(Struct, frozen=True, gc=False):

@@ -13,7 +13,7 @@ from schemas.commands import AnyCommand
 from schemas.funding import RechargeResult
 from schemas.ledger import CausedBy, LedgerEntry
 from schemas.usage import Kind, Phase
-from streams.billing.account import Hold, Payment
+from streams.billing.parts import Hold, Payment
 
 # What an event came in is what its entries name.
 Cause = CausedBy

@@ -17,11 +17,11 @@ from schemas.ledger import EntryKind
 from schemas.nanos import text_from
 from schemas.notices import NoticeKind
 from streams.billing import grants
-from streams.billing.account import Grant, LotKind, Planned, forgotten_at
 from streams.billing.booking import PAID_MONTHS, CommandRefusedError, Draft, months_later
 from streams.billing.events import Cause
 from streams.billing.legs import utc
 from streams.billing.outcomes import Burnt
+from streams.billing.parts import Grant, LotKind, Planned, forgotten_at
 
 # Lots to come; the rest of a row's lots are then enough to make room among.
 MOST_PLANNED: Final = 8
@@ -96,7 +96,7 @@ def _plan(draft: Draft, planned: Planned) -> None:
         if not account.lapsed:
             raise _full()
         account, _ = grants.make_room(account)
-    draft.account = grants.trimmed(replace(account, planned=(*account.planned, planned)))
+    draft.account = grants.trimmed(account.changed(planned=(*account.planned, planned)))
 
 
 def _full() -> CommandRefusedError:
@@ -173,7 +173,7 @@ def void(draft: Draft, command: Void) -> str:
             f"Nothing is left of {grant_id}: it is used up, void, expired or became one with "
             "another. The ledger says which; `credits grants` lists what there is.",
         )
-    draft.account = replace(account, planned=planned)
+    draft.account = account.changed(planned=planned)
     if lot is not None:
         take(draft, EntryKind.VOID, lot, draft.now, reason=command.reason)
     return grant_id
@@ -197,7 +197,7 @@ def expire(draft: Draft, lot: Grant) -> None:
         rest_nanos = sum(one.left_nanos for one in lapsed if one.id == lot.id)
         kept = tuple(one for one in lapsed if one.id != lot.id)
         rest = replace(lot, left_nanos=lot.left_nanos + rest_nanos)
-        draft.account = grants.trimmed(replace(draft.account, lapsed=(*kept, rest)))
+        draft.account = grants.trimmed(draft.account.changed(lapsed=(*kept, rest)))
     draft.notify(NoticeKind.GRANT_EXPIRED, grant_id=lot.id, amount=text_from(lot.left_nanos))
 
 
@@ -219,7 +219,7 @@ def pass_time(draft: Draft, at: datetime) -> None:
         _begin(draft, at)
     if any(forgotten_at(one) <= at for one in draft.account.lapsed):
         kept = tuple(one for one in draft.account.lapsed if forgotten_at(one) > at)
-        draft.account = replace(draft.account, lapsed=kept)
+        draft.account = draft.account.changed(lapsed=kept)
 
 
 def _begin(draft: Draft, at: datetime) -> None:
@@ -230,7 +230,7 @@ def _begin(draft: Draft, at: datetime) -> None:
         others = tuple(one for one in draft.account.planned if one.id != planned.id)
         following = _following(planned, planned.at)
         later = others if following is None else (*others, following)
-        draft.account = replace(draft.account, planned=later)
+        draft.account = draft.account.changed(planned=later)
         lot = _lot(planned, draft.now)
         has = next((one.left_nanos for one in draft.account.grants if one.id == lot.id), 0)
         rests = draft.account.closed_at is not None and (planned.every_days or planned.every_months)

@@ -16,16 +16,9 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from streams.billing.account import (
-    WARNINGS,
-    Account,
-    Grant,
-    LotKind,
-    Spent,
-    forgotten_at,
-    microseconds,
-)
+from streams.billing.account import Account
 from streams.billing.outcomes import Burnt
+from streams.billing.parts import WARNINGS, Grant, LotKind, Spent, forgotten_at, microseconds
 
 _LAST: Final = datetime.max.replace(tzinfo=UTC)
 # Lots of a row: active, to come, and expired within grace. They take 1.7 kilobytes at most.
@@ -115,7 +108,7 @@ def set_back(account: Account, grant: Grant) -> tuple[Burnt, int]:
         if one.id == grant.id:
             had_nanos = one.left_nanos
             others = tuple(other for other in account.grants if other is not one)
-    burnt = put_in(replace(account, grants=others), grant)
+    burnt = put_in(account.changed(grants=others), grant)
     rest, got_nanos = burnt.touched[0]
     moved = ((rest, got_nanos - had_nanos),)
     return Burnt(burnt.grants, burnt.overdraft_nanos, moved), grant.left_nanos - had_nanos
@@ -166,7 +159,7 @@ def make_room(account: Account) -> tuple[Account, tuple[tuple[Grant, int], ...]]
     if account.lapsed:
         soonest = min(account.lapsed, key=forgotten_at)
         lapsed = tuple(one for one in account.lapsed if one is not soonest)
-        return replace(account, lapsed=lapsed), ()
+        return account.changed(lapsed=lapsed), ()
     pair = _nearest(account, alike=True) or _nearest(account, alike=False)
     assert pair is not None, "lots to come are too few to fill a row"
     sooner, later = pair
@@ -179,7 +172,7 @@ def make_room(account: Account) -> tuple[Account, tuple[tuple[Grant, int], ...]]
     )
     kept = (one for one in account.grants if one is not sooner and one is not later)
     moved = ((gone, -sooner.left_nanos), (merged, sooner.left_nanos))
-    return replace(account, grants=ordered((*kept, merged))), moved
+    return account.changed(grants=ordered((*kept, merged))), moved
 
 
 def _nearest(account: Account, *, alike: bool) -> tuple[Grant, Grant] | None:
@@ -215,7 +208,7 @@ def with_spent(
     for grant in left:
         bare = replace(grant, left_nanos=0, warnings=0)
         kept.append(Spent(bare, today, void or grant.id in voided))
-    return trimmed(replace(account, spent=tuple(kept)))
+    return trimmed(account.changed(spent=tuple(kept)))
 
 
 def trimmed(account: Account) -> Account:
@@ -225,7 +218,7 @@ def trimmed(account: Account) -> Account:
     spent = tuple(one for one in account.spent if one.grant.id not in here)
     room = max(0, MOST_LOTS - lots_of(account))
     spent = spent[max(0, len(spent) - room) :]
-    return account if len(spent) == len(account.spent) else replace(account, spent=spent)
+    return account if len(spent) == len(account.spent) else account.changed(spent=spent)
 
 
 def give_back(
@@ -285,7 +278,7 @@ def burn_first(
             kept.append(after)
     if not left:
         return Burnt(tuple(kept), account.overdraft_nanos, tuple(touched.values()))
-    rest = burn(replace(account, grants=tuple(kept)), left, at, now)
+    rest = burn(account.changed(grants=tuple(kept)), left, at, now)
     for grant, nanos in rest.touched:
         # A lot may have given twice; an entry names it once.
         before = touched.get(grant.id)

@@ -9,13 +9,12 @@ from hashlib import sha256
 from typing import Final
 
 import msgspec
-from msgspec.structs import replace
 
 from schemas.nanos import MAX_EVENT_NANOS, text_from
 from schemas.notices import DeadLetterReason, NoticeKind
-from streams.billing.account import Hold
 from streams.billing.booking import Draft, RefusedError
 from streams.billing.events import UsageEvent
+from streams.billing.parts import Hold
 
 # The next sign of life is expected within a minute: until then it is paid for in advance.
 AHEAD_S: Final = 60
@@ -68,8 +67,8 @@ def place(draft: Draft, event: UsageEvent, nanos: int) -> None:
     if exposure_nanos > MOST_HELD_NANOS:
         raise RefusedError(DeadLetterReason.OVERFLOW)
     if hold is None or exposure_nanos != account.exposure_nanos:
-        draft.account = replace(
-            account, exposure_nanos=exposure_nanos, holds=account.holds + (hold is None)
+        draft.account = account.changed(
+            exposure_nanos=exposure_nanos, holds=account.holds + (hold is None)
         )
 
 
@@ -104,8 +103,7 @@ def _release(draft: Draft, hold: Hold) -> None:
     exposure_nanos = account.exposure_nanos - hold.nanos
     assert holds >= 0, "more holds are released than there were"
     assert exposure_nanos >= 0, "more is released than was held"
-    draft.account = replace(
-        account,
+    draft.account = account.changed(
         holds=holds,
         exposure_nanos=exposure_nanos,
         holds_told=account.holds_told and holds > _ROOM_AGAIN,
@@ -123,4 +121,4 @@ def _tell_of_many(draft: Draft) -> None:
         fix=f"{MOST_HOLDS} open calls hold money; further ones hold none until some have ended.",
         **draft.exposed(),
     )
-    draft.account = replace(account, holds_told=True)
+    draft.account = account.changed(holds_told=True)

@@ -31,7 +31,6 @@ from streams.billing.events import (
 from streams.billing.legs import utc
 from streams.billing.outcomes import Outcome, Refused, Terms
 from streams.billing.results import ANSWERED_WITHIN
-from streams.billing.sums import balance_of
 
 __all__ = ["LABELS", "Punctuality", "apply", "content", "public_balance"]
 
@@ -251,7 +250,7 @@ def _canonical(name: str, value: Any) -> Any:
 def public_balance(account: Account, now: datetime, coverage: Coverage) -> Balance:
     """What everybody may read of an account."""
     asked = account.recharging.asked
-    balance_nanos = balance_of(account)
+    balance_nanos = account.balance_nanos
     exposure_nanos = account.exposure_nanos
     overdraft_nanos = account.overdraft_nanos
     balance = text_from(balance_nanos)

@@ -11,9 +11,10 @@ from mypy_extensions import mypyc_attr
 from schemas.funding import RechargeRequest
 from schemas.ledger import EntryKind
 from schemas.notices import DeadLetterReason, Notice, Withheld
-from streams.billing.account import Account, Grant, Hold, Payment, Policy
+from streams.billing.account import Account
 from streams.billing.coverage import FREE_KINDS
 from streams.billing.coverage_table import Coverage, without_pools
+from streams.billing.parts import Grant, Hold, Payment, Policy
 from streams.billing.rates import Decks, Rate, Tariff
 
 _WITHOUT_POOLS: Final = without_pools(FREE_KINDS)

@@ -17,10 +17,11 @@ from schemas.ledger import PoolState, PoolUsed
 from schemas.notices import NoticeKind
 from schemas.usage import Kind
 from streams.billing import rating
-from streams.billing.account import Account, Licensed, Used, microseconds, used_from
+from streams.billing.account import Account
 from streams.billing.booking import Draft
 from streams.billing.coverage_table import Coverage, Plan
 from streams.billing.events import UsageEvent
+from streams.billing.parts import Licensed, Used, microseconds, used_from
 from streams.billing.rates import Rate
 from streams.billing.windows import zone_of
 
@@ -203,5 +204,5 @@ def _move(
     others = tuple(one for one in kept(account, held, draft.now) if one != before)
     used = used_from((*others, Used(pool, month, after, told)))
     pools = (*account.pools[:at], replace(held, used=used), *account.pools[at + 1 :])
-    draft.account = replace(account, pools=pools)
+    draft.account = account.changed(pools=pools)
     return PoolUsed(name, shown, minutes, after, included)

@@ -17,9 +17,12 @@ from schemas.commands import Compare, Method
 from schemas.funding import Reason, RechargeRequest, Status
 from schemas.nanos import NANOS, text_from
 from schemas.notices import GuardAsked, NoticeKind, Withheld
-from streams.billing.account import (
+from streams.billing.account import Account
+from streams.billing.booking import Draft
+from streams.billing.money import ceil_div, exponent_of, minor_from, rounded_up
+from streams.billing.outcomes import Ask, Finding
+from streams.billing.parts import (
     UNANSWERED_FOR,
-    Account,
     Asked,
     Attempt,
     Declines,
@@ -33,9 +36,6 @@ from streams.billing.account import (
     short,
     sums_of,
 )
-from streams.billing.booking import Draft
-from streams.billing.money import ceil_div, exponent_of, minor_from, rounded_up
-from streams.billing.outcomes import Ask, Finding
 from streams.billing.stages import Occasion, Stage, Step, step_of
 
 # Fixed for ever: the ids of all recharges are derived under it.
@@ -420,7 +420,7 @@ def _move(draft: Draft, **changes: object) -> Recharging:
     if "withheld" in changes:
         changes.setdefault("opens_at", None)
     recharging = replace(draft.account.recharging, **changes)
-    draft.account = replace(draft.account, recharging=recharging)
+    draft.account = draft.account.changed(recharging=recharging)
     return recharging
 
 
@@ -751,8 +751,7 @@ def time_passed(draft: Draft, at: datetime, result_timeout_s: int) -> None:
         renewed = _renewed(draft, asked, result_timeout_s)
         _move(draft, asked=renewed)
     if any(_is_overdue(fund, at) for fund in draft.account.funds):
-        draft.account = replace(
-            draft.account,
+        draft.account = draft.account.changed(
             funds=tuple(
                 _renewed(draft, fund, result_timeout_s) if _is_overdue(fund, at) else fund
                 for fund in draft.account.funds

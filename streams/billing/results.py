@@ -15,9 +15,9 @@ from schemas.ledger import EntryKind
 from schemas.nanos import MAX_EVENT_NANOS, nanos_from, text_from
 from schemas.notices import DeadLetterReason, NoticeKind
 from streams.billing import recharge
-from streams.billing.account import Asked, Payment, UnpaidFund, short
 from streams.billing.booking import Draft, RefusedError
 from streams.billing.events import ResultEvent
+from streams.billing.parts import Asked, Payment, UnpaidFund, short
 
 # Thirteen months: longer than card schemes allow a dispute to be opened.
 ANSWERED_WITHIN: Final = timedelta(days=396)
@@ -175,9 +175,9 @@ def _answer_fund(draft: Draft, fund: Asked, status: Status) -> None:
     match status:
         case Status.NEEDS_ACTION:
             waiting = replace(fund, needs_action=True)
-            draft.account = replace(draft.account, funds=(*others, waiting))
+            draft.account = draft.account.changed(funds=(*others, waiting))
         case Status.SUCCEEDED | Status.DECLINED | Status.CANCELLED | Status.EXPIRED:
-            draft.account = replace(draft.account, funds=others)
+            draft.account = draft.account.changed(funds=others)
             if status is Status.SUCCEEDED:
                 recharge.paid_by_hand(draft)
             else:
@@ -190,11 +190,11 @@ def keep_unpaid(draft: Draft, fund: Asked) -> None:
     """Remember funding by hand that came to nothing: a late success is still its payment."""
     kept = draft.account.unpaid_funds[-(KEPT_UNPAID - 1) :]
     unpaid = UnpaidFund(short(fund.recharge_id), fund.amount_nanos)
-    draft.account = replace(draft.account, unpaid_funds=(*kept, unpaid))
+    draft.account = draft.account.changed(unpaid_funds=(*kept, unpaid))
 
 
 def _paid_after_all(draft: Draft, fund: UnpaidFund) -> None:
     """A success contradicts the decline of funding by hand. Once: a second payment is an orphan."""
     left = tuple(one for one in draft.account.unpaid_funds if one != fund)
-    draft.account = replace(draft.account, unpaid_funds=left)
+    draft.account = draft.account.changed(unpaid_funds=left)
     recharge.paid_by_hand(draft)

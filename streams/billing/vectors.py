@@ -16,9 +16,18 @@ from msgspec import Struct
 from schemas.commands import Compare, Method
 from schemas.nanos import NANOS, text_from
 from streams.billing import granting, grants, rating, recharge
-from streams.billing.account import Account, Grant, LotKind, Policy
+from streams.billing.account import (
+    Account,
+    account_from,
+)
 from streams.billing.coverage import digits_of
 from streams.billing.outcomes import Burnt
+from streams.billing.parts import (
+    AccountRow,
+    Grant,
+    LotKind,
+    Policy,
+)
 from streams.billing.rates import Rate, Rounding, Special, Step, Tariff, by_prefix
 from streams.billing.tariff import DeckError, parse_deck, scaled
 from streams.billing.windows import window_from
@@ -314,7 +323,9 @@ _USE: Final = 3
 
 def _grants(case: dict[str, Any], _: Tariff | None) -> tuple[Any, Any]:
     at = _at(case["at"])
-    account = Account(tenant_id="vector", currency="USD", opened_at=at, billing_from=at)
+    account = account_from(
+        AccountRow(tenant_id="vector", currency="USD", opened_at=at, billing_from=at)
+    )
     needs = _needs(case)
     wires = {str(one["id"]): one for one in case["grants"]}
     lots = {name: _lot(one, needs) for name, one in wires.items()}
@@ -346,9 +357,7 @@ def _grants(case: dict[str, Any], _: Tariff | None) -> tuple[Any, Any]:
             burnt = _reset(account, what, wires, lots, instant, needs)
         else:
             burnt = grants.burn(account, what, instant, instant)
-        account = msgspec.structs.replace(
-            account, grants=burnt.grants, overdraft_nanos=burnt.overdraft_nanos
-        )
+        account = account.changed(grants=burnt.grants, overdraft_nanos=burnt.overdraft_nanos)
     left = {grant.id: grant.left_nanos for grant in account.grants if grants.active(grant, at)}
     got: dict[str, Any] = {
         "grants": {one["id"]: Fraction(left.get(one["id"], 0), NANOS) for one in case["grants"]}
@@ -428,7 +437,7 @@ def _reset(
         if left_nanos:
             kept.append(msgspec.structs.replace(lot, left_nanos=left_nanos))
     open_nanos = account.overdraft_nanos if reset.get("preserve_overage") else 0
-    period = msgspec.structs.replace(account, grants=grants.ordered(kept), overdraft_nanos=0)
+    period = account.changed(grants=grants.ordered(kept), overdraft_nanos=0)
     return grants.burn(period, open_nanos, at, at) if open_nanos else Burnt(period.grants, 0, ())
 
 

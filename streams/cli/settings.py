@@ -7,7 +7,8 @@ import typer
 from schemas import topics
 from schemas.commands import Compare, Method
 from schemas.nanos import text_from
-from streams.billing.account import Account, NewerRowError, Policy, decode_row
+from streams.billing.account import Account, NewerRowError, decode_row
+from streams.billing.parts import Policy
 from streams.cli.balances import Id, Tenant, Wait, amount_from
 from streams.cli.commanding import home_of, send
 from streams.cli.output import (

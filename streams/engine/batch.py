@@ -35,14 +35,12 @@ from streams.billing import holds, ledger
 from streams.billing.account import (
     Account,
     NewerRowError,
-    Payment,
     decode_hold,
     decode_payment,
     decode_row,
     encode_hold,
     encode_payment,
     encode_row,
-    microseconds,
 )
 from streams.billing.charging import FUTURE
 from streams.billing.events import (
@@ -55,6 +53,7 @@ from streams.billing.events import (
 )
 from streams.billing.legs import usage_event
 from streams.billing.outcomes import Outcome
+from streams.billing.parts import Payment, microseconds
 from streams.billing.recharge import decline_class
 from streams.engine import identity, seen
 from streams.engine.errors import Stop, StoppedError

@@ -13,7 +13,6 @@ from typing import Final
 from xxhash import xxh3_64_intdigest
 
 from streams.billing.account import Account
-from streams.billing.sums import balance_of, state_of
 from streams.engine.position import Position, SourcePosition
 
 POSITION_KEY: Final = b"\0position"
@@ -94,12 +93,12 @@ class Totals:
         self._tenant(after, 1)
 
     def _tenant(self, account: Account, sign: int) -> None:
-        state = state_of(account)
+        state = account.state
         self.tenants[state] = self.tenants.get(state, 0) + sign
         sums = self.balances.get(account.currency)
         if sums is None:
             sums = self.balances[account.currency] = [0, 0]
-        balance_nanos = balance_of(account)
+        balance_nanos = account.balance_nanos
         sums[0 if balance_nanos >= 0 else 1] += sign * balance_nanos
         if account.holds:
             self.holds += sign * account.holds

@@ -17,8 +17,8 @@ from aiokafka import TopicPartition
 
 from schemas import topics
 from schemas.topics import Names
-from streams.billing.account import microseconds
 from streams.billing.outcomes import Terms
+from streams.billing.parts import microseconds
 from streams.engine.batch import Decider, DefectError
 from streams.engine.errors import (
     FencedError,

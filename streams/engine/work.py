@@ -9,9 +9,10 @@ from mypy_extensions import mypyc_attr
 from schemas.ledger import EntryKind, LedgerEntry
 from schemas.nanos import NANOS
 from schemas.notices import DeadLetterReason
-from streams.billing.account import Account, Hold, Payment
+from streams.billing.account import Account
 from streams.billing.events import Event
 from streams.billing.outcomes import Terms
+from streams.billing.parts import Hold, Payment
 from streams.engine.outputs import Outputs
 from streams.engine.position import Position
 from streams.engine.reader import Slice

@@ -10,7 +10,10 @@ import msgspec
 import pytest
 
 from schemas import topics
-from streams.billing.account import Account, Hold
+from streams.billing.parts import (
+    AccountRow,
+    Hold,
+)
 from streams.settings import Settings
 from streams.testbed import auditor
 from streams.testbed.auditor import HOLDS, INVARIANTS, UNKNOWN, VIOLATED, Deck, Options, Report
@@ -384,7 +387,7 @@ def test_open_calls_hold_money() -> None:
 
 
 def test_the_place_of_exposures_in_a_row_is_where_rows_have_it() -> None:
-    members = Account.__struct_fields__
+    members = AccountRow.__struct_fields__
     assert members[auditor._EXPOSURE : auditor._HELD + 1] == ("exposure_nanos", "holds")
     assert msgspec.structs.asdict(Hold(nanos=1, elapsed_s=2, until=NOW)) == {
         "version": 1, "nanos": 1, "elapsed_s": 2, "until": NOW, "ended": False,

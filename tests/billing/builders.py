@@ -31,7 +31,7 @@ from schemas.money import Money
 from schemas.nanos import NANOS
 from schemas.usage import CallUsage, Kind, Phase
 from streams.billing import holds, ledger
-from streams.billing.account import NO_HASH, Account, Hold
+from streams.billing.account import Account
 from streams.billing.events import (
     Cause,
     CommandEvent,
@@ -42,6 +42,7 @@ from streams.billing.events import (
 )
 from streams.billing.legs import usage_event
 from streams.billing.outcomes import Outcome, Terms
+from streams.billing.parts import NO_HASH, Hold
 from streams.billing.rates import Rate, Tariff
 
 NOW = datetime(2026, 3, 2, 10, 0, tzinfo=UTC)

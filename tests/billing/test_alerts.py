@@ -11,19 +11,18 @@ from hypothesis import strategies as st
 from schemas.notices import Notice, NoticeKind
 from schemas.usage import Kind
 from streams.billing import alerts, recharge
-from streams.billing.account import (
-    Account,
+from streams.billing.account import Account, decode_row, encode_row
+from streams.billing.booking import Draft
+from streams.billing.coverage import FREE_KINDS
+from streams.billing.events import Tick
+from streams.billing.parts import (
+    AccountRow,
     Grant,
     Policy,
     Recharging,
     Watch,
-    decode_row,
-    encode_row,
     sums_of,
 )
-from streams.billing.booking import Draft
-from streams.billing.coverage import FREE_KINDS
-from streams.billing.events import Tick
 from tests.billing.builders import (
     NOW,
     Book,
@@ -347,7 +346,7 @@ def test_rows_of_before_the_members_that_came_later_are_read() -> None:
     assert book.account is not None
     value = encode_row(book.account)
     row = msgspec.msgpack.decode(value[8:])
-    names = [field.name for field in msgspec.structs.fields(Account)]
+    names = [field.name for field in msgspec.structs.fields(AccountRow)]
     del row[names.index("watch") :]
     grants, policy, recharging = (
         row[names.index(name)] for name in ("grants", "policy", "recharging")

@@ -15,10 +15,11 @@ from schemas.nanos import NANOS, text_from
 from schemas.notices import DeadLetterReason, NoticeKind
 from schemas.usage import Kind, Phase
 from streams.billing import explain, grants, statement
-from streams.billing.account import Account, Grant, LotKind, decode_row, encode_row
+from streams.billing.account import Account, decode_row, encode_row
 from streams.billing.booking import Draft
 from streams.billing.events import Event, UsageEvent
 from streams.billing.outcomes import Burnt, Outcome
+from streams.billing.parts import Grant, LotKind
 from tests.billing.builders import (
     NOW,
     Book,
@@ -295,7 +296,7 @@ def test_what_was_overdrawn_and_paid_since_comes_back_as_a_lot_of_its_own() -> N
 def test_a_lot_that_nobody_remembers_comes_back_as_a_lot_of_its_own() -> None:
     book = spending("10", 10)
     assert book.account is not None
-    book.account = replace(book.account, spent=())
+    book.account = book.account.changed(spent=())
     outcome = book.feed(a_correction("c1", book.entries, minutes=4))
     assert lots(outcome.account) == {"g3": "6"}
 

@@ -10,8 +10,9 @@ from schemas.funding import Reason, Status
 from schemas.ledger import EntryKind
 from schemas.notices import NoticeKind, Withheld
 from streams.billing import recharge
-from streams.billing.account import decode_row, encode_row, short
+from streams.billing.account import decode_row, encode_row
 from streams.billing.booking import Draft
+from streams.billing.parts import short
 from tests.billing.builders import (
     NOW,
     Book,

@@ -7,8 +7,12 @@ import pytest
 
 from schemas.commands import TariffAssignment
 from schemas.nanos import NANOS, text_from
-from streams.billing.account import Account, Watch, decode_row, encode_row
+from streams.billing.account import Account, decode_row, encode_row
 from streams.billing.outcomes import Outcome
+from streams.billing.parts import (
+    AccountRow,
+    Watch,
+)
 from streams.billing.rates import Decks, Rate, Tariff
 from tests.billing.builders import (
     NOW,
@@ -124,9 +128,9 @@ def test_a_row_of_before_there_were_decks_is_read() -> None:
     account = an_account("100")
     row = encode_row(account)
     members = msgspec.msgpack.decode(row[8:])
-    place = Account.__struct_fields__.index("decks")
+    place = AccountRow.__struct_fields__.index("decks")
     older = row[:8] + msgspec.msgpack.encode(members[:place])
-    assert decode_row(older) == msgspec.structs.replace(account, watch=Watch())
+    assert decode_row(older) == account.changed(watch=Watch())
 
 
 @pytest.mark.parametrize(

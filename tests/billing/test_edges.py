@@ -8,8 +8,8 @@ from schemas.commands import Compare, Method, RechargePolicy
 from schemas.funding import Status
 from schemas.notices import DeadLetterReason
 from streams.billing import ledger
-from streams.billing.account import sums_of
 from streams.billing.events import Event
+from streams.billing.parts import sums_of
 from tests.billing.builders import (
     NOW,
     Book,

@@ -11,9 +11,9 @@ from schemas.commands import Approve
 from schemas.funding import Status
 from schemas.notices import Notice, NoticeKind, Withheld
 from streams.billing import explain, recharge
-from streams.billing.account import Declines, short
 from streams.billing.booking import Draft
 from streams.billing.outcomes import Outcome
+from streams.billing.parts import Declines, short
 from tests.billing.builders import (
     NOW,
     Book,
@@ -172,7 +172,7 @@ def withheld(reason: Withheld) -> Outcome:
         case Withheld.ATTEMPTS_EXHAUSTED:
             day = (NOW - datetime(1970, 1, 1, tzinfo=UTC)).days
             worn = replace(account.recharging, declines=(Declines(short(""), (day, *[0] * 14)),))
-            return apply(replace(account, recharging=worn), a_call())
+            return apply(account.changed(recharging=worn), a_call())
         case Withheld.VELOCITY:
             suspect = an_account("100", trigger="100", velocity={"premium": "20"})
             draft = Draft(suspect, a_cause(), NOW)

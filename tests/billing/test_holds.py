@@ -14,10 +14,11 @@ from schemas.nanos import MAX_EVENT_NANOS, NANOS
 from schemas.notices import DeadLetterReason
 from schemas.usage import Kind, Phase
 from streams.billing import explain, holds, ledger
-from streams.billing.account import VERSION, NewerRowError, decode_hold, encode_hold
+from streams.billing.account import NewerRowError, decode_hold, encode_hold
 from streams.billing.events import UsageEvent
 from streams.billing.holds import MOST_HELD_NANOS, MOST_HOLDS
 from streams.billing.outcomes import Outcome
+from streams.billing.parts import VERSION
 from streams.billing.rates import Decks, Rate, Tariff
 from tests.billing.builders import (
     NOW,
@@ -361,9 +362,7 @@ def test_holds_that_no_amount_can_show_are_refused() -> None:
 
 def test_beyond_five_thousand_the_sum_is_kept_and_people_are_told_once() -> None:
     account = an_account("20000")
-    crowded = msgspec.structs.replace(
-        account, holds=MOST_HOLDS, exposure_nanos=MOST_HOLDS * usd("1")
-    )
+    crowded = account.changed(holds=MOST_HOLDS, exposure_nanos=MOST_HOLDS * usd("1"))
     first = apply(crowded, as_known(a_start(call_id="c-1")))
     assert (told(first), first.hold) == (["holds_exceeded"], None)
     assert first.notices[0].exposure == "5000"
@@ -381,7 +380,7 @@ def test_beyond_five_thousand_the_sum_is_kept_and_people_are_told_once() -> None
     assert outcome.account.exposure_nanos == crowded.exposure_nanos + usd("1")
     ended = changed(as_known(an_end(60)), hold=hold)
     for held, stays in ((MOST_HOLDS, True), (4_751, False)):
-        before = msgspec.structs.replace(second.account, holds=held)
+        before = second.account.changed(holds=held)
         after = apply(before, ended).account
         assert after is not None
         assert after.holds_told is stays

@@ -74,7 +74,7 @@ class Office(Book):
     """A tenant whose usage is covered as the packaged table says."""
 
     def __init__(self, balance: str = "10", *commands: Licences, **account: Any) -> None:
-        super().__init__(msgspec.structs.replace(an_account(balance), **account))
+        super().__init__(an_account(balance).changed(**account))
         for command in commands:
             assert self.command(command).label == "applied"
 

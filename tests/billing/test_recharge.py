@@ -10,8 +10,9 @@ from schemas.commands import Compare, Method
 from schemas.funding import Reason, Status
 from schemas.ledger import EntryKind
 from schemas.notices import Withheld
-from streams.billing.account import Account, Declines, Policy, short
+from streams.billing.account import Account
 from streams.billing.events import Tick
+from streams.billing.parts import Declines, Policy, short
 from streams.billing.recharge import GUARDS, recharge_id, wanted
 from tests.billing.builders import (
     NOW,
@@ -221,12 +222,11 @@ def test_a_late_success_whose_money_was_booked_by_hand_still_moves_the_state_onc
     declined(book, NOW, "lost_card")
     # Less than the trigger, so that the pause is what holds the next request back.
     assert book.account is not None
-    book.account = replace(
-        with_policy(book.account, trigger="500", amount="200"), recharging=book.account.recharging
+    book.account = with_policy(book.account, trigger="500", amount="200").changed(
+        recharging=book.account.recharging
     )
     book.feed(a_command(a_payment("200", "p-1")))
-    book.account = replace(
-        book.account,
+    book.account = book.account.changed(
         recharging=replace(book.account.recharging, stage="paused", asked=None, until=None),
     )
     asked_before = len(book.requests)
@@ -415,10 +415,10 @@ def test_declines_of_another_card_exhaust_nothing() -> None:
     day = (NOW - datetime(1970, 1, 1, tzinfo=UTC)).days
     often = (day, *[0] * 14)
     worn = replace(account.recharging, method_index=1, declines=(Declines(short("card-2"), often),))
-    outcome = apply(replace(account, recharging=worn), a_call())
+    outcome = apply(account.changed(recharging=worn), a_call())
     assert [one.payment_method for one in outcome.requests] == ["card-1"]
     worn = replace(worn, declines=(Declines(short("card-1"), often),))
-    outcome = apply(replace(account, recharging=worn), a_call())
+    outcome = apply(account.changed(recharging=worn), a_call())
     assert outcome.withheld is Withheld.ATTEMPTS_EXHAUSTED
     assert outcome.account is not None
     opens_at = outcome.account.next_due()

@@ -13,6 +13,14 @@ from schemas.notices import Withheld
 from streams.billing import commands, granting, grants, recharge, results
 from streams.billing.account import (
     Account,
+    account_from,
+    decode_row,
+    encode_row,
+)
+from streams.billing.booking import Draft
+from streams.billing.money import MAX_BALANCE_NANOS
+from streams.billing.parts import (
+    AccountRow,
     Asked,
     Assignment,
     Attempt,
@@ -31,15 +39,11 @@ from streams.billing.account import (
     Used,
     Watch,
     counts_from,
-    decode_row,
-    encode_row,
     flat_from,
     short,
     sums_of,
     used_from,
 )
-from streams.billing.booking import Draft
-from streams.billing.money import MAX_BALANCE_NANOS
 from streams.coverage import load_coverage
 from tests.billing.builders import (
     NOW,
@@ -147,14 +151,14 @@ def whole(amount: int, at: datetime, number: int) -> Account:
         fall_nanos=-amount, rise_nanos=amount, armed=255, funding_nanos=amount, mark_at=at,
         mark_nanos=-amount, check_nanos=amount, scopes=255, version=99_999, renew_at=at,
     )  # fmt: skip
-    return Account(
+    return account_from(AccountRow(
         tenant_id="t" * 64, currency="USD", seq=number, head=bytes(32), overdraft_nanos=amount,
         opened_at=at, billing_from=at, closed_at=at, time_zone="America/Argentina/ComodRivadavia",
         settings_version=99_999, overdraft_floor_nanos=amount, policy=policy,
         payment_methods=tuple(f"{one:048}" for one in range(5)), recharging=recharging,
         watch=watch, alert_levels=(99, 98, 97, 96), exposure_nanos=amount, holds=5_000,
         holds_told=True,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def most_lots() -> dict[str, Any]:
@@ -171,7 +175,7 @@ def test_a_row_with_24_lots_and_8_pools_stays_below_four_kilobytes(
     all_of_it: dict[str, Any], amount: int, at: datetime, number: int, first: int
 ) -> None:
     pools = some_pools(abs(amount), at, first)
-    account = replace(whole(amount, at, number), pools=pools, **all_of_it)
+    account = whole(amount, at, number).changed(pools=pools, **all_of_it)
     assert grants.lots_of(account) + len(account.spent) == grants.MOST_LOTS
     value = encode_row(account)
     assert decode_row(value) == account
@@ -195,9 +199,8 @@ def test_the_longest_row_of_all_has_a_length_that_is_known() -> None:
             for one in range(3)
         ),
     )
-    recharged = replace(base, pools=some_pools(MOST, LATER), recharging=recharging, **most_lots())
-    everything = replace(
-        recharged,
+    recharged = base.changed(pools=some_pools(MOST, LATER), recharging=recharging, **most_lots())
+    everything = recharged.changed(
         funds=(fund,) * commands.MOST_OPEN_FUNDS,
         unpaid_funds=(UnpaidFund(bytes(8), MOST),) * results.KEPT_UNPAID,
         decks=(Assignment("d" * 64, LATER),) * commands.MOST_ASSIGNMENTS,
@@ -255,7 +258,7 @@ def test_declines_of_methods_that_were_named_once_are_forgotten_before_those_of_
         methods = ["stays"] if not day else ["stays", f"m-{day}"]
         asked = a_request(1, NOW, methods[-1])
         recharging = replace(declined.recharging, asked=asked, stage="requested")
-        declined = replace(declined, recharging=recharging, payment_methods=tuple(methods))
+        declined = declined.changed(recharging=recharging, payment_methods=tuple(methods))
         draft = Draft(declined, a_cause(), NOW + timedelta(days=day))
         recharge.answered(draft, Status.DECLINED, "lost_card")
         declined = draft.account
@@ -271,7 +274,7 @@ def test_of_a_methods_declines_as_many_are_kept_as_the_ceiling_counts(waits: lis
         day += wait
         now = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=day)
         recharging = replace(account.recharging, asked=a_request(1, now, "card"), stage="requested")
-        draft = Draft(replace(account, recharging=recharging), a_cause(), now)
+        draft = Draft(account.changed(recharging=recharging), a_cause(), now)
         recharge.answered(draft, Status.DECLINED, "lost_card")
         account = decode_row(encode_row(draft.account))
         days = [one for one in [*days, day] if one >= day - recharge.DECLINE_DAYS]
@@ -284,7 +287,7 @@ def test_spend_on_classes_without_a_limit_leaves_the_row() -> None:
     draft = Draft(account, a_cause(), NOW)
     recharge.spent(draft, "a", 1)
     policy = replace(draft.account.policy, velocity=(("b", 1),))
-    draft.account = replace(draft.account, policy=policy)
+    draft.account = draft.account.changed(policy=policy)
     recharge.spent(draft, "b", 1)
     assert [one.name for one in draft.account.recharging.risks] == ["b"]
 

@@ -14,8 +14,9 @@ from msgspec.structs import replace
 from schemas.commands import Approve, Deny, RechargePolicy
 from schemas.funding import RechargeRequest, Status
 from streams.billing import recharge
-from streams.billing.account import Account, Recharging
+from streams.billing.account import Account
 from streams.billing.booking import Draft
+from streams.billing.parts import Recharging
 from streams.billing.recharge import recharge_id
 from streams.billing.stages import AFTER, LEADS_TO, Occasion, Stage, Step, drawn
 from tests.billing.builders import (
@@ -91,8 +92,8 @@ def standing(stage: Stage, now: datetime) -> Account:
     if stage is Stage.COOLING:
         plain = replace(plain, until=now + timedelta(minutes=5))
     if stage is not Stage.REQUESTED:
-        return replace(account, recharging=plain)
-    outcome = Book(replace(account, recharging=replace(plain, stage=Stage.IDLE.value)))
+        return account.changed(recharging=plain)
+    outcome = Book(account.changed(recharging=replace(plain, stage=Stage.IDLE.value)))
     outcome.feed(a_call(started_at=now, duration_s=0, kind="free"), now)
     assert outcome.account is not None
     return outcome.account
@@ -125,7 +126,7 @@ def happen(book: Book, occasion: Occasion, now: datetime) -> str:
             return book.feed(a_command(an_adjustment("1000")), now).label
         case Occasion.SUSPECT:
             policy = replace(account.policy, velocity=(("premium", 0),))
-            book.account = replace(account, policy=policy)
+            book.account = account.changed(policy=policy)
             draft = Draft(book.account, a_cause(), now)
             recharge.spent(draft, "premium", 1)
             book.account = draft.account

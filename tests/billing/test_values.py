@@ -10,10 +10,10 @@ import pytest
 from schemas import topics
 from schemas.codec import decoder
 from schemas.usage import Kind, Phase, Usage
-from streams.billing.account import Hold
 from streams.billing.events import UsageEvent
 from streams.billing.legs import usage_event
 from streams.billing.outcomes import Terms
+from streams.billing.parts import Hold
 from streams.billing.rates import MEMBERS, Decks, Rate, Rounding, Special, Tariff
 from tests.billing.builders import NOW, minutes, parameters_of
 

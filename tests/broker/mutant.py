@@ -11,10 +11,9 @@ import signal
 from collections.abc import Callable
 from typing import Any, Final
 
-import msgspec
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 
-from streams.billing import account
+from streams.billing import account, parts
 from streams.engine import batch, position, seen, shard, shards, transaction, transport
 
 
@@ -159,9 +158,9 @@ def forgets_partitions() -> None:
 def newer_rows() -> None:
     """Not a protection taken out: a later program, whose rows are of the next version and which
     reads those of this one."""
-    encode, version = account.encode_row, account.VERSION + 1
+    encode, version = account.encode_row, parts.VERSION + 1
     _replace(account, "VERSION", version)
-    _replace(batch, "encode_row", lambda one: encode(msgspec.structs.replace(one, version=version)))
+    _replace(batch, "encode_row", lambda one: encode(one.changed(version=version)))
 
 
 MUTANTS: Final[dict[str, Callable[[], None]]] = {

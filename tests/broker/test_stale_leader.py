@@ -10,7 +10,7 @@ from time import monotonic
 import pytest
 
 from streams import provision
-from streams.billing.account import microseconds
+from streams.billing.parts import microseconds
 from streams.engine.errors import FencedError, UnknownOutcomeError
 from streams.engine.restore import Marks, restored_from, wait_stable
 from streams.engine.transaction import Transactor

@@ -10,7 +10,8 @@ from hypothesis import settings as search
 from hypothesis import strategies as st
 
 from schemas import topics
-from streams.billing.account import NO_HASH, decode_hold, decode_row, encode_row
+from streams.billing.account import decode_hold, decode_row, encode_row
+from streams.billing.parts import NO_HASH
 from streams.engine.rows import HOLD_MARK, owner_of
 from tests.billing.builders import NOW, opening
 from tests.engine.test_shard import TENANT, Bench, a_phase, restarted
@@ -63,7 +64,7 @@ async def play(steps: Any, *, one_by_one: bool, again: bool) -> dict[bytes, byte
             check(bench)
         check(bench)
     rows = bench.shard._rows.values
-    account = msgspec.structs.replace(decode_row(rows[TENANT]), head=NO_HASH)
+    account = decode_row(rows[TENANT]).changed(head=NO_HASH)
     return {**rows, TENANT: encode_row(account)}
 
 

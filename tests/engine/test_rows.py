@@ -107,8 +107,8 @@ def test_totals_kept_up_equal_totals_recounted(changes: list[tuple[bytes, int | 
 
 def test_tenants_are_counted_by_the_state_of_their_account() -> None:
     account = an_account()
-    paused = replace(account, recharging=replace(account.recharging, stage="paused"))
-    for one in (account, paused, replace(paused, closed_at=NOW)):
+    paused = account.changed(recharging=replace(account.recharging, stage="paused"))
+    for one in (account, paused, paused.changed(closed_at=NOW)):
         totals = Totals()
         totals.tenant(None, one)
         assert totals.tenants == {one.state: 1}

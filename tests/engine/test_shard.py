@@ -19,9 +19,10 @@ from structlog.testing import capture_logs
 from schemas import topics
 from schemas.nanos import NANOS
 from streams.billing import holds
-from streams.billing.account import Account, microseconds
+from streams.billing.account import Account
 from streams.billing.events import UsageEvent
 from streams.billing.legs import usage_event
+from streams.billing.parts import microseconds
 from streams.billing.rates import Decks, Rate, Tariff
 from streams.engine import batch, originals
 from streams.engine.errors import GaveUpError, UnknownOutcomeError

@@ -13,7 +13,17 @@ from aiokafka import AIOKafkaProducer
 from msgspec import Struct
 
 from schemas import topics
-from streams.billing.account import Account, Grant, LotKind, Policy, encode_row
+from streams.billing.account import (
+    Account,
+    account_from,
+    encode_row,
+)
+from streams.billing.parts import (
+    AccountRow,
+    Grant,
+    LotKind,
+    Policy,
+)
 from streams.engine import identity, seen
 from streams.engine.position import encode_position
 from streams.engine.rows import POSITION_KEY, Totals
@@ -122,22 +132,24 @@ def _accounts(rows: int, now: datetime) -> Iterator[Account]:
             expires_at=now + timedelta(days=dice.randrange(1, 365)),
             created_at=now,
         )
-        yield Account(
-            tenant_id=load.tenant_id(number),
-            currency="USD",
-            seq=2,
-            head=dice.randbytes(32),
-            grants=(paid,),
-            opened_at=now,
-            billing_from=now,
-            settings_version=1,
-            policy=Policy(
-                version=1,
-                enabled=True,
-                trigger_nanos=1_000_000_000,
-                amount_nanos=50_000_000_000,
-            ),
-            payment_methods=("card-1",),
+        yield account_from(
+            AccountRow(
+                tenant_id=load.tenant_id(number),
+                currency="USD",
+                seq=2,
+                head=dice.randbytes(32),
+                grants=(paid,),
+                opened_at=now,
+                billing_from=now,
+                settings_version=1,
+                policy=Policy(
+                    version=1,
+                    enabled=True,
+                    trigger_nanos=1_000_000_000,
+                    amount_nanos=50_000_000_000,
+                ),
+                payment_methods=("card-1",),
+            )
         )
 
 
