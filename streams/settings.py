@@ -87,7 +87,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = 100
     fetch_bytes: Annotated[
         int, Meta(ge=65_536, le=8 << 20, description="most bytes of one partition in one fetch")
-    ] = 1 << 20
+    ] = 1 << 18
     session_timeout_s: Annotated[
         int, Meta(ge=6, le=300, description="a silent worker loses its partitions after this")
     ] = 10
