@@ -9,7 +9,7 @@ class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
     """The client's consumer, but it can be ended, and told to rest, at any moment."""
 
     def unsubscribe(self) -> None:
-        """Read nothing until partitions are assigned again."""
+        """Read nothing until partitions are assigned again; not for members of a group."""
         # The client's own takes the subscription away. A fetcher that was just told of one, and has
         # not looked yet, does not survive that, and nothing would ever be read again.
         self.assign([])

@@ -49,7 +49,7 @@ class Account:
     `balance_nanos` is what is left in the active grants, minus what was overdrawn.
 
     A class and not a struct (see `events`), which nobody changes once it is made. `tail` are the
-    bytes of its row behind the grants, once they were needed: what charges leave as it is.
+    bytes of its row behind the grants, once they were needed: nearly every charge leaves them.
     """
 
     __slots__ = (
@@ -328,8 +328,9 @@ def encode_hold(hold: Hold) -> bytes:
 
 
 def _check_version(value: bytes) -> None:
-    version = msgspec.msgpack.decode(memoryview(value)[8:])[0]
-    if version > VERSION:
+    members = msgspec.msgpack.decode(memoryview(value)[8:])
+    version = members[0] if isinstance(members, list) and members else None
+    if isinstance(version, int) and version > VERSION:
         raise NewerRowError(
             f"a row of version {version}, this program writes version {VERSION}: upgrade it first"
         )

@@ -30,10 +30,7 @@ from schemas.money import Money
 from schemas.nanos import MAX_EVENT_NANOS, NANOS, nanos_from, text_from
 from schemas.notices import NoticeKind
 from streams.billing import alerts, granting, pools, recharge, results
-from streams.billing.account import (
-    Account,
-    account_from,
-)
+from streams.billing.account import Account, account_from
 from streams.billing.booking import CommandRefusedError, Draft
 from streams.billing.charging import FORMER_KEPT, LATEST
 from streams.billing.coverage_table import Coverage

@@ -16,18 +16,10 @@ from msgspec import Struct
 from schemas.commands import Compare, Method
 from schemas.nanos import NANOS, text_from
 from streams.billing import granting, grants, rating, recharge
-from streams.billing.account import (
-    Account,
-    account_from,
-)
+from streams.billing.account import Account, account_from
 from streams.billing.coverage import digits_of
 from streams.billing.outcomes import Burnt
-from streams.billing.parts import (
-    AccountRow,
-    Grant,
-    LotKind,
-    Policy,
-)
+from streams.billing.parts import AccountRow, Grant, LotKind, Policy
 from streams.billing.rates import Rate, Rounding, Special, Step, Tariff, by_prefix
 from streams.billing.tariff import DeckError, parse_deck, scaled
 from streams.billing.windows import window_from

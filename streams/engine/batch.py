@@ -80,8 +80,8 @@ from streams.settings import Settings
 
 # One account's ticks at one instant: more means that its due time does not move.
 MOST_TICKS_OF_ONE: Final = 100
-# Decoded accounts cost ten times their rows' bytes, and to decode one costs as much as to price
-# several calls.
+# Decoded accounts cost ten times their rows' bytes, and most of those once more (`Account.tail`);
+# to decode one costs as much as to price several calls.
 MOST_RECENT: Final = 3_000
 DEFECT_RETRY_US: Final = 3_600_000_000
 # What a moved record's header and the broker's own framing may add to it.

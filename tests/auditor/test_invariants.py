@@ -10,10 +10,7 @@ import msgspec
 import pytest
 
 from schemas import topics
-from streams.billing.parts import (
-    AccountRow,
-    Hold,
-)
+from streams.billing.parts import AccountRow, Hold
 from streams.settings import Settings
 from streams.testbed import auditor
 from streams.testbed.auditor import HOLDS, INVARIANTS, UNKNOWN, VIOLATED, Deck, Options, Report

@@ -9,10 +9,7 @@ from schemas.commands import TariffAssignment
 from schemas.nanos import NANOS, text_from
 from streams.billing.account import Account, decode_row, encode_row
 from streams.billing.outcomes import Outcome
-from streams.billing.parts import (
-    AccountRow,
-    Watch,
-)
+from streams.billing.parts import AccountRow, Watch
 from streams.billing.rates import Decks, Rate, Tariff
 from tests.billing.builders import (
     NOW,

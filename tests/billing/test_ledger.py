@@ -22,10 +22,7 @@ from streams.billing.booking import months_later
 from streams.billing.events import Event, ResultEvent
 from streams.billing.ledger import public_balance
 from streams.billing.outcomes import Outcome
-from streams.billing.parts import (
-    LAPSED_KEPT,
-    VERSION,
-)
+from streams.billing.parts import LAPSED_KEPT, VERSION
 from streams.coverage import load_coverage
 from tests.billing.builders import (
     NOW,
@@ -326,6 +323,12 @@ def test_a_row_of_a_newer_version_is_refused() -> None:
     shaped_otherwise = rows.NEVER + msgspec.msgpack.encode([VERSION + 1, {"all": "new"}])
     with pytest.raises(NewerRowError):
         decode_row(shaped_otherwise)
+
+
+@pytest.mark.parametrize("written", [[], {}, "x", ["1"], [None], [1], 7])
+def test_what_is_no_row_at_all_is_told_as_such(written: object) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        decode_row(rows.NEVER + msgspec.msgpack.encode(written))
 
 
 def test_entries_are_what_the_wire_promises() -> None:

@@ -157,7 +157,7 @@ def forgets_partitions() -> None:
 
 def newer_rows() -> None:
     """Not a protection taken out: a later program, whose rows are of the next version and which
-    reads those of this one."""
+    reads those of this one. Mutants run from source: compiled code has the number in it."""
     encode, version = account.encode_row, parts.VERSION + 1
     _replace(account, "VERSION", version)
     _replace(batch, "encode_row", lambda one: encode(one.changed(version=version)))

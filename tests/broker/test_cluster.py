@@ -144,7 +144,9 @@ def test_no_node_outlives_the_program_that_started_it(
         [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path; from time import sleep\n"
+            "import signal, sys; from pathlib import Path; from time import sleep\n"
+            # Whoever was started in the background of a shell does not hear it otherwise.
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "from streams.testbed.broker import Cluster\n"
             "with Cluster.start(Path(sys.argv[1])): print('ready', flush=True); sleep(600)",
             str(tmp_path),

@@ -4,6 +4,7 @@ it broke something proves nothing.
 """
 
 import asyncio
+import re
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -140,12 +141,13 @@ async def _zombie(stage: Stage, fault: Fault) -> None:
             stage.points[point] += 1
         await _taken_over(stage, frozen, monotonic())
         await asyncio.sleep(_number(fault, "longer"))
-        marks = {slot.name: slot.mark() for slot in frozen}
+        marks = {slot.name: (slot.mark(), slot.partitions()) for slot in frozen}
         for slot in frozen:
             slot.worker.signal(signal.SIGCONT)
             stage.counts["zombies"] += 1
         for slot in frozen:
-            await _learns(stage, slot, marks[slot.name], certain=point in BATCH_POINTS)
+            mark, had = marks[slot.name]
+            await _learns(stage, slot, mark, had if point in BATCH_POINTS else ())
     finally:
         for slot in frozen:
             if slot.running:
@@ -186,19 +188,21 @@ async def _taken_over(stage: Stage, frozen: Sequence[Slot], since: float) -> Non
     )
 
 
-async def _learns(stage: Stage, slot: Slot, mark: int, *, certain: bool) -> None:
+async def _learns(stage: Stage, slot: Slot, mark: int, booking: Sequence[int]) -> None:
     """Wait until a thawed worker knows that it has lost its partitions. One that stood between
-    begin and commit learns it by being fenced, or does not learn what became of its batch: it stood
-    for longer than a commit may take, or its brokers have gone meanwhile."""
+    begin and commit, `booking` one of these, learns it by being fenced, or does not learn what
+    became of its batch: it stood for longer than a commit may take, or its brokers have gone."""
     await wait(
         lambda: bool(not slot.running or slot.told(mark, "fenced") or slot.told(mark, "assigned")),
         90,
         f"{slot.name} learns that others have its partitions",
     )
-    if not certain:
+    if not booking:
         return
     await wait(
-        lambda: bool(not slot.running or slot.told(mark, "fenced") or _unknown(slot, mark)),
+        lambda: bool(
+            not slot.running or slot.told(mark, "fenced") or _unknown(slot, mark, booking)
+        ),
         60,
         f"{slot.name} throws its batch away",
     )
@@ -206,8 +210,15 @@ async def _learns(stage: Stage, slot: Slot, mark: int, *, certain: bool) -> None
         stage.counts["zombies_fenced"] += 1
 
 
-def _unknown(slot: Slot, mark: int) -> bool:
-    return any("UnknownOutcomeError" in line["reason"] for line in slot.told(mark, "reopening"))
+# As a transaction says it (`Transactor`), not a restore.
+_UNKNOWN: Final = re.compile(r"UnknownOutcomeError: (no answer within|\w+: )")
+
+
+def _unknown(slot: Slot, mark: int, booking: Sequence[int]) -> bool:
+    return any(
+        line["partition"] in booking and _UNKNOWN.match(line["reason"])
+        for line in slot.told(mark, "reopening")
+    )
 
 
 async def _term(stage: Stage, fault: Fault) -> None:
@@ -401,7 +412,7 @@ async def _zombie_and_late_commit(stage: Stage, _: Fault) -> None:
         slot.worker.signal(signal.SIGCONT)
         stage.counts["zombies"] += 1
         stage.counts["network_faults"] += 1
-        await _learns(stage, slot, mark, certain=False)
+        await _learns(stage, slot, mark, ())
     finally:
         stage.network.clear()
         if slot.running:

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from schemas import topics
 from schemas.nanos import NANOS
 from streams.billing import holds
-from streams.billing.account import Account
+from streams.billing.account import Account, encode_row
 from streams.billing.events import UsageEvent
 from streams.billing.legs import usage_event
 from streams.billing.parts import microseconds
@@ -635,6 +635,7 @@ async def test_an_account_that_is_kept_decoded_is_what_its_row_says(
         # One that a later batch has touched stands before what it was.
         for key, account in (decider.earlier | decider.recent).items():
             assert account == decider.account_of(key, decider.rows[key])
+            assert encode_row(account) == decider.rows[key]
             kept += 1
         assert all(key in decider.recent or key in decider.earlier for key in keys)
         assert len(decider.recent) <= 3

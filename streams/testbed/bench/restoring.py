@@ -13,17 +13,8 @@ from aiokafka import AIOKafkaProducer
 from msgspec import Struct
 
 from schemas import topics
-from streams.billing.account import (
-    Account,
-    account_from,
-    encode_row,
-)
-from streams.billing.parts import (
-    AccountRow,
-    Grant,
-    LotKind,
-    Policy,
-)
+from streams.billing.account import Account, account_from, encode_row
+from streams.billing.parts import AccountRow, Grant, LotKind, Policy
 from streams.engine import identity, seen
 from streams.engine.position import encode_position
 from streams.engine.rows import POSITION_KEY, Totals
