@@ -3,12 +3,22 @@
 import asyncio
 import ssl
 from itertools import chain, islice
+from time import monotonic
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import aiokafka.producer.sender
 from aiokafka import AIOKafkaProducer
 from aiokafka.consumer import fetcher
-from aiokafka.errors import KafkaError
+from aiokafka.errors import (
+    ConcurrentTransactions,
+    CoordinatorLoadInProgressError,
+    CoordinatorNotAvailableError,
+    KafkaError,
+    NotEnoughReplicasAfterAppendError,
+    NotEnoughReplicasError,
+    for_code,
+)
 
 from streams.consumer import Consumer
 from streams.engine.fetched import Batch, Batches
@@ -17,6 +27,17 @@ from streams.settings import Settings
 # An unattended transaction blocks every reader until the broker ends it.
 TRANSACTION_TIMEOUT_MS: Final = 15_000
 REQUEST_TIMEOUT_MS: Final = 15_000
+# A broker that says so cannot write now, be it the end of our last transaction, and asks for
+# patience; a fresh process changes nothing.
+NO_WRITES_NOW: Final = (
+    ConcurrentTransactions,
+    NotEnoughReplicasError,
+    NotEnoughReplicasAfterAppendError,
+    CoordinatorNotAvailableError,
+    CoordinatorLoadInProgressError,
+)
+# The client asks again without end, every few milliseconds; up to this we let it wait longer.
+_PATIENCE_S: Final = 0.1
 
 
 def connection(settings: Settings) -> dict[str, Any]:
@@ -98,14 +119,60 @@ class _EndsOnce(aiokafka.producer.sender.EndTxnHandler):  # type: ignore[misc]
         return backoff_s is None
 
 
+# What a broker last answered each producer that is to ask again, and since when it is put off.
+_put_off: Final[WeakKeyDictionary[Any, tuple[float, KafkaError]]] = WeakKeyDictionary()
+
+
+def _patience_s(sender: Any, answer: KafkaError, backoff_s: float) -> float:
+    """Note why a producer has to ask again, and say when: the longer it has waited, the later."""
+    now = monotonic()
+    since, _ = _put_off.get(sender, (now, answer))
+    _put_off[sender] = since, answer
+    return max(backoff_s, min(now - since, _PATIENCE_S))
+
+
+class _ProducesPatiently(aiokafka.producer.sender.SendProduceReqHandler):  # type: ignore[misc]
+    """Keeps why a batch is not written yet, which the client only logs."""
+
+    _default_backoff: float
+
+    def _can_retry(self, error: KafkaError, batch: Any) -> bool:
+        self._default_backoff = _patience_s(self._sender, error, self._default_backoff)
+        retries: bool = super()._can_retry(error, batch)
+        return retries
+
+
+class _StartsPatiently(aiokafka.producer.sender.InitPIDHandler):  # type: ignore[misc]
+    """Keeps why there is no producer id yet."""
+
+    def handle_response(self, resp: Any) -> float | None:
+        backoff_s: float | None = super().handle_response(resp)
+        if backoff_s is None:
+            return None
+        return _patience_s(self._sender, for_code(resp.error_code)(), backoff_s)
+
+
+def put_off(producer: AIOKafkaProducer | None) -> KafkaError | None:
+    """What a broker last answered this producer instead of doing what it asked for, if anything;
+    told once."""
+    sender = None if producer is None else producer._sender  # noqa: SLF001
+    if sender is None or sender not in _put_off:
+        return None
+    _, answer = _put_off.pop(sender)
+    return answer
+
+
 def tune_client() -> None:
     """Set what aiokafka has no setting for; call once, before the first producer.
 
     20 ms between transactional requests are most of a small transaction. A commit is asked for
-    once.
+    once. What keeps a producer waiting is kept.
     """
-    aiokafka.producer.sender.BACKOFF_OVERRIDE = 0.002
-    aiokafka.producer.sender.EndTxnHandler = _EndsOnce
+    sender = aiokafka.producer.sender
+    sender.BACKOFF_OVERRIDE = 0.002
+    sender.EndTxnHandler = _EndsOnce
+    sender.SendProduceReqHandler = _ProducesPatiently
+    sender.InitPIDHandler = _StartsPatiently
 
 
 def hand_out_plain_records() -> None:

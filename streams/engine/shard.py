@@ -238,7 +238,7 @@ class Shard:
         return not self._catch_up
 
     def reached(self, tp: TopicPartition, offset: int) -> None:
-        """A source is booked, or holds nothing more to book, up to an offset."""
+        """A source is booked, or holds nothing that can be booked now, up to an offset."""
         if offset >= self._catch_up.get(tp, offset + 1):
             del self._catch_up[tp]
 

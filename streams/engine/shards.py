@@ -29,6 +29,7 @@ from streams.engine.errors import (
     StoppedError,
     UnknownOutcomeError,
 )
+from streams.engine.kafka import NO_WRITES_NOW
 from streams.engine.originals import Originals
 from streams.engine.reader import Reader, Slice
 from streams.engine.restore import Marks
@@ -87,6 +88,8 @@ class _Keeper:
         self.opened_at = -1.0
         self.task: asyncio.Task[None] | None = None
         self.errors: list[tuple[str, int]] = []
+        # Why it is opened again; empty once it is open.
+        self.trouble = ""
         # When somebody last took its transactional id although nobody else owns the partition.
         self.robbed_at = float("-inf")
 
@@ -330,6 +333,7 @@ class Shards:
                         await shard.open()
                     await self._gate.wait()
                     keeper.ready = True
+                    keeper.trouble = ""
                     self._set_state(keeper, "ready")
                     log.info(
                         "shard_open",
@@ -341,6 +345,7 @@ class Shards:
                     await shard.run(self._gate, self._reader)
                 except FencedError as error:
                     self._meters["credits_fenced_total",].inc()
+                    keeper.trouble = "its transactional id was taken or its transaction overdue"
                     await self._dropped(keeper, "fenced")
                     await self._after_fence(keeper, shard, overdue=error.overdue)
                 except (UnknownOutcomeError, KafkaError, OSError) as error:
@@ -422,14 +427,15 @@ class Shards:
             ) from None
 
     def _count_error(self, keeper: _Keeper, error: Exception, at: int) -> None:
-        name = f"{type(error).__name__}: {error}"
+        name = keeper.trouble = f"{type(error).__name__}: {error}"
         log.warning("reopening", partition=keeper.partition, reason=name)
         self._meters["credits_reopened_total", "error"].inc()
         keeper.errors = [*keeper.errors, (name, at)][-SAME_ERROR_LIMIT:]
         same = len(keeper.errors) == SAME_ERROR_LIMIT and len(set(keeper.errors)) == 1
         # A refused connection fails at once, three times within the seconds that the watch needs to
-        # see that the broker is away; a fresh process would not reach it either.
-        if isinstance(error.__cause__ or error, KafkaConnectionError):
+        # see that the broker is away; a fresh process would not reach it either, nor would a
+        # partition without enough replicas take its writes.
+        if isinstance(error.__cause__ or error, (KafkaConnectionError, *NO_WRITES_NOW)):
             return
         if same and monotonic() - self._broker_seen_at < 2 * WATCH_EVERY_S:
             raise GaveUpError(f"{name}, {SAME_ERROR_LIMIT} times at the same position")
@@ -548,6 +554,8 @@ class Shards:
                 continue
             if await self._waits_for_producer(tp, reached):
                 self._waited_at[tp] = now
+                # What that transaction hides is nothing that usage could wait for.
+                shard.reached(tp, ends[tp])
                 told_at = self._wait_told_at.get(tp, float("-inf"))
                 if stood > STALLED_AFTER_S and now - told_at >= STALLED_AFTER_S:
                     self._wait_told_at[tp] = now
@@ -621,5 +629,6 @@ class Shards:
             if keeper.stopped is not None:
                 reasons.append(f"partition {keeper.partition} {keeper.stopped}")
             elif not keeper.ready:
-                reasons.append(f"partition {keeper.partition} is {keeper.state}")
+                why = keeper.trouble and f" after {keeper.trouble}"
+                reasons.append(f"partition {keeper.partition} is {keeper.state}{why}")
         return reasons

@@ -22,14 +22,14 @@ from aiokafka.errors import (
 from aiokafka.structs import OffsetAndMetadata
 
 from streams.engine.errors import FencedError, UnknownOutcomeError
-from streams.engine.kafka import TRANSACTION_TIMEOUT_MS, transactional_producer
+from streams.engine.kafka import TRANSACTION_TIMEOUT_MS, put_off, transactional_producer
 from streams.engine.outputs import Outputs
 from streams.engine.record_batch import RecordBatch
 from streams.settings import Settings
 
 # Longer than the transaction's own time-out: after this its end is certain to be decided.
 COMMIT_TIMEOUT_S: Final = 25
-START_TIMEOUT_S: Final = 60
+START_TIMEOUT_S: Final = 30
 STOP_TIMEOUT_S: Final = 3
 # No tenant's name and no row's key.
 BARRIER_KEY: Final = b"\0barrier"
@@ -111,12 +111,17 @@ class Transactor:
 
     async def _guarded(self, work: Awaitable[T], timeout_s: float) -> T:
         started = monotonic()
+        producer = self._producer
+        put_off(producer)  # what it was told before is of the past
         try:
             # Not `wait_for`: Python 3.11's loses a cancellation that comes with the answer.
             async with asyncio.timeout(timeout_s):
                 return await work
         except TimeoutError as error:
-            raise UnknownOutcomeError(f"no answer within {timeout_s} s") from error
+            answer = put_off(producer)
+            if answer is None:
+                raise UnknownOutcomeError(f"no answer within {timeout_s} s") from error
+            raise UnknownOutcomeError(f"not within {timeout_s} s: {answer}") from answer
         except (
             KafkaError,
             KafkaConnectionError,

@@ -401,6 +401,48 @@ async def test_an_aborted_source_transaction_is_not_booked(
     assert "never-happened" not in entries
 
 
+async def test_an_open_transaction_of_commands_does_not_hold_back_usage(
+    installation: Settings, workers: Workers, tmp_path: Path
+) -> None:
+    """A partition that is opened books the commands that wait before any usage; one that nobody
+    may read yet is not waited for."""
+    plan = a_plan(500, tenants=10)
+    worker = workers().start()
+    await worker.ready()
+    start = await opened(installation, plan)
+    await drained(installation)
+    worker.kill()
+    await loaded(installation, plan, start, tmp_path / "e.json")
+    usage = await unbooked(installation)
+    producer = AIOKafkaProducer(
+        **connection(installation),
+        transactional_id=f"{installation.namespace}a-console",
+        transaction_timeout_ms=600_000,
+    )
+    await producer.start()
+    key = load.tenant_id(1).encode()
+    name = installation.topics.of(topics.COMMAND)
+    command = {
+        "command": "licences",
+        "command_id": "late",
+        "issued_at": start.isoformat(),
+        "capability": "MCOMEETADV",
+        "count": 1,
+    }
+    try:
+        await producer.begin_transaction()
+        await producer.send_and_wait(name, json.dumps(command).encode(), key=key)
+        assert await unbooked(installation) == usage, "an open transaction hides what it wrote"
+        again = workers("again").start()
+        await drained(installation)
+        assert again.probe("/readyz")[0] == 200
+        await producer.commit_transaction()
+    finally:
+        await producer.stop()
+    await drained(installation)
+    await audited(installation, tmp_path / "e.json")
+
+
 def auditor_read(settings: Settings, topic: str):  # type: ignore[no-untyped-def]
     from streams.testbed.kafka import read_to_end
 

@@ -45,6 +45,8 @@ def test_faust_is_the_version_this_was_written_for() -> None:
         (Consumer, "verify_event_path", ["self", "now", "tp"]),
         (aiokafka.producer.sender.EndTxnHandler, "do", ["self", "node_id"]),
         (aiokafka.producer.sender.EndTxnHandler, "handle_response", ["self", "resp"]),
+        (aiokafka.producer.sender.SendProduceReqHandler, "_can_retry", ["self", "error", "batch"]),
+        (aiokafka.producer.sender.InitPIDHandler, "handle_response", ["self", "resp"]),
         (TransactionManager, "fatal_error", ["self", "exc"]),
         (PartitionRecords, "_consumer_record", ["self", "tp", "record"]),
         (fetcher.FetchResult, "getall", ["self", "max_records"]),
@@ -73,6 +75,11 @@ def test_a_producer_can_still_be_taken_apart() -> None:
     assert "self._sender" in source
     assert isinstance(aiokafka.producer.sender.Sender.sender_task, property)
     assert isinstance(aiokafka.producer.sender.BACKOFF_OVERRIDE, float)
+
+
+def test_a_producer_still_waits_as_long_as_its_handler_says() -> None:
+    source = inspect.getsource(aiokafka.producer.sender.SendProduceReqHandler.do)
+    assert "asyncio.sleep(self._default_backoff)" in source
 
 
 def test_a_producer_still_keeps_what_ended_its_transaction() -> None:

@@ -7,7 +7,13 @@ from typing import Any, cast
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaConnectionError, KafkaError, NotLeaderForPartitionError
+from aiokafka.errors import (
+    CoordinatorNotAvailableError,
+    KafkaConnectionError,
+    KafkaError,
+    NotEnoughReplicasError,
+    NotLeaderForPartitionError,
+)
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
@@ -35,6 +41,7 @@ class Standing:
         self.moved_at = {TOPIC: since}
         self.committed_at = since
         self.lag = Lag(since)
+        self.up_to = 0
 
     def caught_up(self) -> bool:
         return True
@@ -42,8 +49,8 @@ class Standing:
     def positions(self) -> dict[TopicPartition, int]:
         return {TP: 5}
 
-    def reached(self, *_: Any) -> None:
-        """Nothing is caught up with."""
+    def reached(self, tp: TopicPartition, offset: int) -> None:
+        self.up_to = max(self.up_to, offset)
 
 
 async def looked_at(
@@ -110,9 +117,14 @@ async def test_the_minute_begins_when_a_rebalance_is_over(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("cause", "gives_up"),
-    [(KafkaConnectionError("refused"), False), (NotLeaderForPartitionError("odd"), True)],
+    [
+        (KafkaConnectionError("refused"), False),
+        (NotEnoughReplicasError(), False),
+        (CoordinatorNotAvailableError(), False),
+        (NotLeaderForPartitionError("odd"), True),
+    ],
 )
-def test_the_same_error_again_and_again_ends_the_process_unless_nobody_answers(
+def test_the_same_error_again_and_again_ends_the_process_unless_no_broker_can_write(
     cause: KafkaError, gives_up: bool
 ) -> None:
     made = Shards(

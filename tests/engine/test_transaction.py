@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from aiokafka.errors import (
+    CoordinatorLoadInProgressError,
     IllegalOperation,
     KafkaConnectionError,
     KafkaError,
@@ -11,7 +12,7 @@ from aiokafka.errors import (
 )
 from aiokafka.producer.transaction_manager import TransactionManager
 
-from streams.engine import transaction
+from streams.engine import kafka, transaction
 from streams.engine.errors import FencedError, UnknownOutcomeError
 from streams.engine.outputs import Outputs
 from streams.engine.transaction import Transactor
@@ -22,6 +23,7 @@ class EndedWhileSending:
     """A producer whose background task has failed when the next batch is handed to it."""
 
     def __init__(self, first_error: Exception, then: Exception) -> None:
+        self._sender = None
         self._txn_manager = TransactionManager("t-0", 1_000)
         self._txn_manager.set_pid_and_epoch(1, 0)
         self._first_error = first_error
@@ -75,3 +77,33 @@ async def test_any_other_end_while_sending_is_an_unknown_outcome(
 ) -> None:
     with pytest.raises(UnknownOutcomeError):
         await committed_by(monkeypatch, KafkaConnectionError("reset"), then)
+
+
+def test_who_is_put_off_asks_again_later_the_longer_it_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(kafka, "monotonic", lambda: now)
+
+    class Asked:
+        """A producer, and what sends for it."""
+
+        _sender: Any
+
+    producer: Any = Asked()
+    producer._sender = Asked()
+    busy = CoordinatorLoadInProgressError()
+
+    def waits_s() -> float:
+        return kafka._patience_s(producer._sender, busy, 0.005)
+
+    assert kafka.put_off(producer) is None
+    assert waits_s() == 0.005
+    now += 0.03
+    assert waits_s() == pytest.approx(0.03)
+    now += 10
+    assert waits_s() == kafka._PATIENCE_S
+    assert kafka.put_off(producer) is busy
+    # Told once: what follows is another wait.
+    assert kafka.put_off(producer) is None
+    assert waits_s() == 0.005
