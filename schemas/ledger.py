@@ -14,6 +14,7 @@ Ordinal = Annotated[int, Meta(ge=1)]
 Pool = Annotated[str, Meta(max_length=64, examples=["domestic/MCOPSTN1/US"])]
 Month = Annotated[str, Meta(pattern=r"^[0-9]{4}-[0-9]{2}$(?!\n)", examples=["2026-03"])]
 Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
+Pseudonym = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$(?!\n)")]
 
 
 class EntryKind(StrEnum):
@@ -104,7 +105,8 @@ class LedgerEntry(Struct, frozen=True, gc=False, omit_defaults=True):
     `balance_after` is the sum of all amounts so far. `hash` is the last member: SHA-256 over the
     previous entry's hash (32 bytes; zeros before the first) and this value's bytes up to
     `,"hash"`. `pools` are the included minutes of a call: of kind `pool` when they paid all of it,
-    a `charge` when they ended within it and money paid the rest.
+    a `charge` when they ended within it and money paid the rest. `user` and `organizer` stand for
+    persons of the event, and are there for tenants that have a key for them.
     """
 
     tenant_id: TenantId
@@ -130,6 +132,8 @@ class LedgerEntry(Struct, frozen=True, gc=False, omit_defaults=True):
     reason: str | None = None
     links: Links | None = None
     pools: tuple[PoolUsed, ...] = ()
+    user: Pseudonym | None = None
+    organizer: Pseudonym | None = None
     hash: Hash | None = None
 
 

@@ -20,6 +20,7 @@ from streams import telemetry
 from streams.agents.ledger import ledger_agent
 from streams.billing.coverage_table import CoverageError
 from streams.billing.outcomes import Terms
+from streams.billing.persons import PersonKeysError
 from streams.billing.tariff import DeckError
 from streams.coverage import load_coverage
 from streams.decks import load_deck
@@ -28,6 +29,7 @@ from streams.engine.shards import Loss, Shards, loss_from
 from streams.engine.transport import TableManager, Transport, is_member
 from streams.health import Health, Listener
 from streams.metrics import Meters
+from streams.persons import load_person_keys
 from streams.provision import BrokerAwayError, ProvisionError, require
 from streams.settings import Settings
 
@@ -103,7 +105,8 @@ class CreditsApp(faust.App):
 
 
 def create_app(settings: Settings, losses: Sequence[Loss] = ()) -> CreditsApp:
-    """Wire a worker. Raises DeckError or CoverageError when a file cannot be used."""
+    """Wire a worker. Raises DeckError, CoverageError or PersonKeysError when a file cannot be
+    used."""
     tune_client()
     hand_out_plain_records()
     meters = Meters(CollectorRegistry())
@@ -111,6 +114,7 @@ def create_app(settings: Settings, losses: Sequence[Loss] = ()) -> CreditsApp:
         tariff=load_deck(settings.deck),
         result_timeout_s=settings.result_timeout_s,
         coverage=load_coverage(settings.coverage),
+        persons=load_person_keys(settings.person_keys_file),
     )
     shards = Shards(settings, meters=meters, terms=terms, losses=losses)
 
@@ -161,6 +165,8 @@ def run_worker(settings: Settings, *, accept_source_loss: Sequence[str] = ()) ->
         return _refuse(EXIT_USAGE, f"CREDITS_DECK: {error}")
     except CoverageError as error:
         return _refuse(EXIT_USAGE, f"CREDITS_COVERAGE: {error}")
+    except PersonKeysError as error:
+        return _refuse(EXIT_USAGE, f"CREDITS_PERSON_KEYS_FILE: {error}")
     _calm_collector()
     worker = faust.Worker(
         app, loop=loop, quiet=True, override_logging=False, redirect_stdouts=False

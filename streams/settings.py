@@ -76,6 +76,13 @@ class Settings(Struct, frozen=True, kw_only=True):
         Path | None,
         Meta(description="TOML file: who pays for which kind of usage; absent: the packaged one"),
     ] = None
+    person_keys_file: Annotated[
+        Path | None,
+        Meta(
+            description="JSON file of tenants and their keys, 64 hexadecimal digits each, under "
+            "which entries name users and organizers; absent: they name none"
+        ),
+    ] = None
     linger_ms: Annotated[
         int,
         Meta(

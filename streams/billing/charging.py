@@ -52,12 +52,20 @@ def charge(
     kind = coverage.kind_of(event)
     if kind is None:
         raise RefusedError(DeadLetterReason.SCHEMA_VIOLATION, "$.kind")
-    if kind in terms.coverage.free:
+    free = terms.coverage.free
+    by_country = event.kind is None and coverage.depends_on_country(event, kind)
+    if kind in free and not by_country:
         return "open" if is_open else "free"
     if is_open:
         return _hold(draft, event, terms, duration_s + holds.AHEAD_S, kind)
+    if not duration_s:
+        return "free"
     tariff, digits, priced = _priced(account, event, terms, duration_s)
     rate = priced.rate
+    if by_country:
+        kind = coverage.towards(event, kind, rate.country)
+        if kind in free:
+            return "free"
     if not priced.amount_nanos:
         return "free"
     taken: tuple[PoolUsed, ...] = ()
@@ -86,6 +94,8 @@ def charge(
         ),
     )
     details: dict[str, Any] = {}
+    if terms.persons is not None:
+        details.update(terms.persons.members(account.tenant_id, event))
     if back is not None:
         details["links"] = back.links
     if taken:
@@ -143,8 +153,8 @@ def _cost(
 
 
 def _hold(draft: Draft, event: UsageEvent, terms: Terms, duration_s: int, kind: Kind) -> str:
-    """Hold the price of that many seconds of an open leg. Free kinds never come here, and what
-    pools can pay as they are now is not held.
+    """Hold the price of that many seconds of an open leg. What is free, and what pools can pay as
+    they are now, is not held.
 
     A call without a price holds nothing either; it is its end that becomes a dead letter.
     """
@@ -156,6 +166,10 @@ def _hold(draft: Draft, event: UsageEvent, terms: Terms, duration_s: int, kind: 
         tariff, digits, priced = _priced(account, event, terms, duration_s)
     except RefusedError:
         return "open"
+    if coverage.depends_on_country(event, kind):
+        kind = coverage.towards(event, kind, priced.rate.country)
+        if kind in terms.coverage.free:
+            return "open"
     if account.pools:
         apart = Draft(account, event.cause, draft.now)
         rate = priced.rate

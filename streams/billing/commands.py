@@ -311,7 +311,8 @@ def _policy(wire: RechargePolicy, account: Account) -> Policy:
                 "target_below_trigger",
                 f"The target must not be below the trigger ({shown(trigger_nanos, currency)}).",
             )
-        return policy
+        # The gap to a target may be small; no request is.
+        return replace(policy, min_nanos=max(policy.min_nanos or 0, minimum_nanos))
     if policy.amount_nanos < minimum_nanos:
         raise CommandRefusedError(
             "amount_minimum",
@@ -397,7 +398,8 @@ def _book_payment(draft: Draft, command: BookPayment, payment: Payment | None) -
     amount_nanos = _money(command.amount, account)
     if amount_nanos <= 0:
         raise CommandRefusedError("amount_positive", "Give an amount above zero.")
-    if payment is not None:
+    booked = {} if payment is None else payment.booked_nanos
+    if Status.SUCCEEDED in booked:
         raise CommandRefusedError(
             "already_booked", f"The payment {command.payment_id} is booked already."
         )
@@ -412,7 +414,9 @@ def _book_payment(draft: Draft, command: BookPayment, payment: Payment | None) -
         payment_id=command.payment_id,
         currency=account.currency,
         origin=EntryKind.PURCHASE,
-        booked_nanos={Status.SUCCEEDED: amount_nanos},
+        recharge_id=None if payment is None else payment.recharge_id,
+        booked_nanos={**booked, Status.SUCCEEDED: amount_nanos},
+        disputed_nanos=0 if payment is None else payment.disputed_nanos,
         kept_until=draft.now + PAYMENT_KEPT,
     )
 

@@ -19,6 +19,7 @@ _PAY_PER_MINUTE: Final = "MCOMEETACPEA"
 _CREDITS: Final = "MCOPSTNPP"
 _INTERNATIONAL_PLANS: Final = frozenset({"MCOPSTN2"})
 
+_DIAL_IN: Final = Kind.CONF_DIAL_IN
 _OUTGOING: Final = frozenset(
     {"user_out", "user_out_conf", "user_out_transfer", "user_out_forwarding", "ucap_out"}
 )
@@ -33,13 +34,17 @@ def kind_of(event: UsageEvent) -> Kind | None:
     call_type = event.call_type
     if call_type is not None and call_type.startswith("dr_"):
         return Kind.EMERGENCY if call_type == "dr_emergency_out" else Kind.FREE
-    if event.kind is not None:
-        return event.kind
+    kind = event.kind
+    if kind is not None and (kind is not _DIAL_IN or event.number_type is None):
+        return kind
     toll_free = event.number_type is not None and event.number_type.casefold() in (
         _TOLL_FREE,
         "tollfree",
         "toll-free",
     )
+    if kind is not None:
+        # Only an ordinary number makes dialling in free.
+        return Kind.TOLL_FREE_IN if toll_free else kind
     if call_type in _INCOMING:
         return Kind.TOLL_FREE_IN if toll_free else Kind.FREE
     if call_type == "conf_in":
@@ -55,6 +60,23 @@ def kind_of(event: UsageEvent) -> Kind | None:
             return Kind.INTERNATIONAL
         return Kind.OVERAGE_DOMESTIC
     return None
+
+
+def depends_on_country(event: UsageEvent, kind: Kind) -> bool:
+    """Whether a kind that was derived from the call type is only a guess by the user's plan: a call
+    is international or domestic by the country it goes to."""
+    return (
+        event.kind is None
+        and event.user_country is not None
+        and (kind is Kind.INTERNATIONAL or kind is Kind.OVERAGE_DOMESTIC)
+    )
+
+
+def towards(event: UsageEvent, kind: Kind, country: str) -> Kind:
+    """The kind of such a call to a country; the guess where the deck's row names none."""
+    if not country:
+        return kind
+    return Kind.OVERAGE_DOMESTIC if country == event.user_country else Kind.INTERNATIONAL
 
 
 def digits_of(number: str | None) -> str | None:

@@ -49,10 +49,12 @@ class UsageEvent:
         "leg",
         "leg_id",
         "number_type",
+        "organizer_id",
         "original",
         "phase",
         "started_at",
         "user_country",
+        "user_id",
     )
 
     def __init__(
@@ -66,6 +68,8 @@ class UsageEvent:
         phase: Phase,
         call_id: str,
         leg_id: str | None,
+        organizer_id: str | None,
+        user_id: str | None,
         user_country: str | None,
         callee: str | None,
         started_at: datetime,
@@ -86,6 +90,8 @@ class UsageEvent:
         self.phase = phase
         self.call_id = call_id
         self.leg_id = leg_id
+        self.organizer_id = organizer_id
+        self.user_id = user_id
         self.user_country = user_country
         self.callee = callee
         self.started_at = started_at
@@ -120,6 +126,8 @@ class UsageEvent:
             phase=self.phase,
             call_id=self.call_id,
             leg_id=self.leg_id,
+            organizer_id=self.organizer_id,
+            user_id=self.user_id,
             user_country=self.user_country,
             callee=self.callee,
             started_at=self.started_at,

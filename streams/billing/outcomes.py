@@ -15,6 +15,7 @@ from streams.billing.account import Account
 from streams.billing.coverage import FREE_KINDS
 from streams.billing.coverage_table import Coverage, without_pools
 from streams.billing.parts import Grant, Hold, Payment, Policy
+from streams.billing.persons import PersonKeys
 from streams.billing.rates import Decks, Rate, Tariff
 
 _WITHOUT_POOLS: Final = without_pools(FREE_KINDS)
@@ -25,9 +26,10 @@ _WITHOUT_POOLS: Final = without_pools(FREE_KINDS)
 class Terms:
     """What is in force for an event: the tariff of `CREDITS_DECK`, whether the balance may be
     stale (the shard is behind), how long a recharge request waits for its answer, once any are
-    published, the rate decks by name and time, and who pays for which kind of usage."""
+    published, the rate decks by name and time, who pays for which kind of usage, and the keys under
+    which entries name persons."""
 
-    __slots__ = ("coverage", "decks", "result_timeout_s", "stale", "tariff")
+    __slots__ = ("coverage", "decks", "persons", "result_timeout_s", "stale", "tariff")
 
     def __init__(
         self,
@@ -36,20 +38,26 @@ class Terms:
         result_timeout_s: int = 900,
         decks: Decks | None = None,
         coverage: Coverage = _WITHOUT_POOLS,
+        persons: PersonKeys | None = None,
     ) -> None:
         self.tariff = tariff
         self.stale = stale
         self.result_timeout_s = result_timeout_s
         self.decks = decks
         self.coverage = coverage
+        self.persons = persons
 
     def while_behind(self) -> "Terms":
         """The same terms where the balance may be stale."""
-        return Terms(self.tariff, True, self.result_timeout_s, self.decks, self.coverage)
+        return Terms(
+            self.tariff, True, self.result_timeout_s, self.decks, self.coverage, self.persons
+        )
 
     def with_decks(self, decks: Decks | None) -> "Terms":
         """The same terms with other rate decks."""
-        return Terms(self.tariff, self.stale, self.result_timeout_s, decks, self.coverage)
+        return Terms(
+            self.tariff, self.stale, self.result_timeout_s, decks, self.coverage, self.persons
+        )
 
 
 @final

@@ -224,7 +224,8 @@ class Recharging(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     """Where auto-recharge stands. `stage` is idle, requested, cooling, paused or needs_approval;
     `until` ends a cooling stage; `retry` says that the epoch goes on after it. `opens_at`: the
     guard that withholds is asked again then, for the window it looks at has moved on. `approved`: a
-    person has approved this epoch, so `velocity` is not asked again."""
+    person has approved this epoch, so `velocity` is not asked again. `covered`: the balance was
+    above the trigger while the request in flight was, so a decline of it ends the epoch."""
 
     stage: str = "idle"
     epoch: int = 0
@@ -243,6 +244,7 @@ class Recharging(Struct, frozen=True, kw_only=True, gc=False, array_like=True):
     opens_at: datetime | None = None
     approved: bool = False
     risks: tuple[Risk, ...] = ()
+    covered: bool = False
 
 
 class Watch(Struct, frozen=True, kw_only=True, gc=False, array_like=True):

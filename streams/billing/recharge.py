@@ -61,6 +61,7 @@ CEILING_TIMES: Final = 2_000
 
 # As a row holds it: an enum's member read from its class costs as much as a call.
 _NEEDS_APPROVAL: Final = Stage.NEEDS_APPROVAL.value
+_REQUESTED: Final = Stage.REQUESTED.value
 _HOUR: Final = timedelta(hours=1)
 _DAY: Final = timedelta(days=1)
 # Spend on risk classes is kept in blocks of four hours: by hour it would not fit a row.
@@ -141,6 +142,8 @@ def wanted(policy: Policy, available_nanos: int, currency: str) -> int:
             amount = policy.target_nanos - available_nanos
         case Method.GAP_PLUS_AMOUNT:
             amount = gap_nanos + policy.amount_nanos
+    if amount <= 0:
+        return 0  # the target is reached: nothing is missing that a minimum could raise
     if policy.min_nanos is not None:
         amount = max(amount, policy.min_nanos)
     if policy.max_nanos is not None and policy.method is not Method.TARGET:
@@ -171,18 +174,28 @@ def _last_days(ask: Ask, days: int) -> list[Sum]:
     return [one for one in sums_of(ask.account.recharging.days) if one.at >= first]
 
 
-def _next_index(recharging: Recharging) -> int:
-    """Which payment method is asked next: a new epoch begins with the first one."""
-    return recharging.method_index if recharging.retry else 0
+def _next_index(account: Account, now: datetime) -> int:
+    """Which payment method is asked next: a new epoch begins with the first one. One that was
+    declined as often as it may be is passed over; when all were, it stays with the first."""
+    recharging = account.recharging
+    first = recharging.method_index if recharging.retry else 0
+    methods = max(1, len(account.payment_methods))
+    for index in range(first, first + methods):
+        if not _worn_out(account, index % methods, now):
+            return index % methods
+    return first
 
 
-def _last_declines(ask: Ask) -> list[int]:
-    """The days of the next payment method's declines."""
-    recharging = ask.account.recharging
-    method = short(_method(ask.account, _next_index(recharging)) or "")
-    first = (ask.now - _EPOCH) // _DAY - DECLINE_DAYS
-    days = [day for one in recharging.declines if one.method == method for day in one.days]
+def _declines_of(account: Account, index: int, now: datetime) -> list[int]:
+    """The days of a payment method's declines."""
+    method = short(_method(account, index) or "")
+    first = (now - _EPOCH) // _DAY - DECLINE_DAYS
+    days = [day for one in account.recharging.declines if one.method == method for day in one.days]
     return [day for day in days if day >= first]
+
+
+def _worn_out(account: Account, index: int, now: datetime) -> bool:
+    return len(_declines_of(account, index, now)) >= DECLINES_PER_METHOD
 
 
 _OFF: Final = Finding(False)
@@ -219,7 +232,7 @@ def _stage(stage: Stage) -> Callable[[Ask], Finding]:
 
 
 def _exhausted(ask: Ask) -> Finding:
-    found = len(_last_declines(ask))
+    found = len(_declines_of(ask.account, _next_index(ask.account, ask.now), ask.now))
     return Finding(found >= DECLINES_PER_METHOD, found, DECLINES_PER_METHOD)
 
 
@@ -321,7 +334,8 @@ def _opens_at(ask: Ask, reason: Withheld) -> datetime | None:
     match reason:
         case Withheld.ATTEMPTS_EXHAUSTED:
             unit, length = _DAY, DECLINE_DAYS
-            counted = _last_declines(ask)
+            methods = range(max(1, len(ask.account.payment_methods)))
+            counted = [day for at in methods for day in _declines_of(ask.account, at, ask.now)]
         case Withheld.DAILY_COUNT | Withheld.DAILY_AMOUNT:
             unit, length = _HOUR, 24
             counted = [one.at for one in _last_hours(ask)]
@@ -341,11 +355,13 @@ def consider(draft: Draft, *, stale: bool, result_timeout_s: int) -> None:
     available_nanos = draft.balance_nanos - account.exposure_nanos
     if available_nanos > policy.trigger_nanos or not below_trigger(policy, available_nanos):
         # Nearly every event ends here. Money that is there again ends an epoch between tries.
+        stage = recharging.stage
         if (
             recharging.withheld is not None
             or recharging.retry
             or recharging.approved
-            or recharging.stage == _NEEDS_APPROVAL
+            or stage == _NEEDS_APPROVAL
+            or (stage == _REQUESTED and not recharging.covered)
         ):
             _covered(draft)
         return
@@ -368,8 +384,8 @@ def consider(draft: Draft, *, stale: bool, result_timeout_s: int) -> None:
 
 
 def _covered(draft: Draft) -> None:
-    """The balance is there again: an epoch between two tries has ended, and nothing is missing
-    that a person would have to approve."""
+    """The balance is there again: an epoch between two tries has ended, or ends with a decline of
+    the try in flight, and nothing is missing that a person would have to approve."""
     recharging = draft.account.recharging
     step = step_of(recharging.stage, Occasion.COVERED)
     free = step is Step.FREE or (step is Step.END and recharging.retry)
@@ -380,6 +396,7 @@ def _covered(draft: Draft) -> None:
         approved=False,
         stage=Stage.IDLE if free else recharging.stage,
         until=None if free else recharging.until,
+        covered=recharging.stage == Stage.REQUESTED,
     )
 
 
@@ -442,7 +459,7 @@ def _request(
     again = recharging.retry
     epoch = recharging.epoch if again else recharging.epoch + 1
     attempt = recharging.attempt + 1 if again else 1
-    index = _next_index(recharging)
+    index = _next_index(account, draft.now)
     asked = Asked(
         recharge_id=recharge_id(account.tenant_id, epoch, attempt),
         amount_nanos=amount_nanos,
@@ -458,7 +475,7 @@ def _request(
         requested_at=draft.now,
         expires_at=draft.now + timedelta(seconds=result_timeout_s),
     )
-    short_nanos = account.policy.trigger_nanos - account.balance_nanos
+    short_nanos = account.policy.trigger_nanos - draft.available_nanos
     made = Attempt(epoch, attempt, amount_nanos, draft.now, short_nanos)
     _move(
         draft,
@@ -471,6 +488,7 @@ def _request(
         method_index=index,
         rounds=recharging.rounds if again else 0,
         withheld=None,
+        covered=False,
         attempts=(*recharging.attempts[-(KEPT_ATTEMPTS - 1) :], made),
     )
     publish(draft, asked)
@@ -627,15 +645,20 @@ def _cool(draft: Draft, *, succeeded: bool) -> None:
 
 
 def _declined(draft: Draft, code: str | None) -> None:
-    """The next payment method is asked at once; when all have declined, later; or not at all."""
+    """The next payment method is asked at once; when all have declined, later; or not at all.
+    Where money has come meanwhile the epoch is over, and what is missing now begins another."""
     account = draft.account
     recharging = account.recharging
     assert recharging.asked is not None
     in_row = recharging.declines_in_row + 1
     methods = max(1, len(account.payment_methods))
-    following = recharging.method_index + 1
-    another = following < methods
-    terminal = code in TERMINAL_CODES or (code == EXPIRED_CARD and not another)
+    following = (
+        index
+        for index in range(recharging.method_index + 1, methods)
+        if not _worn_out(account, index, draft.now)
+    )
+    another = next(following, None)
+    terminal = code in TERMINAL_CODES or (code == EXPIRED_CARD and methods == 1)
     declines = _count_decline(account, recharging.asked.method or "", draft.now)
     if terminal or in_row >= PAUSE_AFTER_DECLINES:
         _move(
@@ -656,14 +679,27 @@ def _declined(draft: Draft, code: str | None) -> None:
             rule="terminal_decline" if terminal else "declines_in_row",
         )
         return
-    if another:
+    if recharging.covered:
+        _move(
+            draft,
+            stage=Stage.IDLE,
+            asked=None,
+            retry=False,
+            method_index=0,
+            declines_in_row=in_row,
+            declines=declines,
+            withheld=None,
+            approved=False,
+        )
+        return
+    if another is not None:
         # Idle with `retry` set: the attempt that follows belongs to the same epoch.
         _move(
             draft,
             stage=Stage.IDLE,
             asked=None,
             retry=True,
-            method_index=following,
+            method_index=another,
             declines_in_row=in_row,
             declines=declines,
             withheld=None,

@@ -68,8 +68,13 @@ def answer(draft: Draft, event: ResultEvent) -> str:
             _paid_after_all(draft, unpaid)
     elif is_current:
         recharge.answered(draft, result.status, result.decline_code)
+        if succeeded and not draft.moved:
+            _tell_known_money(draft, event)
     elif attempt is not None and succeeded and (draft.moved or _unsaid(event)):
         recharge.late_success(draft)
+    elif attempt is None and succeeded and draft.moved:
+        # Nobody's request, but a card that pays is not the one that was declined.
+        recharge.paid_by_hand(draft)
     if (is_current or fund is not None) and result.status in _NOTICES:
         draft.notify(
             _NOTICES[result.status],
@@ -83,6 +88,18 @@ def answer(draft: Draft, event: ResultEvent) -> str:
 
 def _by_id(known: Iterable[Asked], recharge_id: str) -> Asked | None:
     return next((one for one in known if one.recharge_id == recharge_id), None)
+
+
+def _tell_known_money(draft: Draft, event: ResultEvent) -> None:
+    """The request in flight was paid by money that is booked already."""
+    assert event.payment is not None
+    draft.notify(
+        NoticeKind.RECHARGE_SUCCEEDED,
+        amount=text_from(event.payment.booked_nanos.get(Status.SUCCEEDED, 0)),
+        balance=text_from(draft.account.balance_nanos),
+        recharge_id=event.result.recharge_id,
+        payment_id=event.result.payment_id,
+    )
 
 
 def _unsaid(event: ResultEvent) -> bool:
@@ -154,13 +171,13 @@ def _amount(event: ResultEvent, asked_nanos: int | None, payment: Payment) -> in
 
 
 def _dispute(draft: Draft, payment: Payment, status: Status, links: dict[str, Any]) -> Payment:
-    """Opened debits, won credits back, lost ends in one debit: in any order, so what is held
-    back is worked out from all three and the difference is booked."""
+    """Opened debits, won credits back, lost ends in one debit, of a part or of all: in any order,
+    so what is held back is worked out from all three and the difference is booked."""
     booked = payment.booked_nanos
     opened = booked.get(Status.DISPUTE_OPENED, 0)
     won = booked.get(Status.DISPUTE_WON, 0)
     lost = booked.get(Status.DISPUTE_LOST, 0)
-    held_nanos = max(opened, lost) if lost else max(0, opened - won)
+    held_nanos = max(0, opened - won, lost)
     change_nanos = held_nanos - payment.disputed_nanos
     if change_nanos > 0:
         draft.debit(_DISPUTES[status], change_nanos, draft.now, links)

@@ -36,6 +36,7 @@ _TWO_DIGITS: Final = frozenset(
 )
 # Published decks have typing errors; a factor of ten is the usual one.
 SUSPICIOUS_FACTOR: Final = 10
+TYPES: Final = ("landline", "mobile", "premium", "toll_free", "mixed")
 MAX_PREFIX_DIGITS: Final = 15
 
 
@@ -186,7 +187,7 @@ class _Reader:
         if not (prefix.isascii() and prefix.isdigit()) or len(prefix) > MAX_PREFIX_DIGITS:
             raise ValueError(f"{prefix!r} is no prefix; it has digits only")
         text = self._texts.setdefault
-        kind = row[self._type].strip()
+        kind = row[self._type].strip().casefold()
         if not kind:
             raise ValueError("the destination type is missing")
         price = row[self._price].strip()
@@ -210,7 +211,7 @@ class _Reader:
                     if at < len(row) and row[at]
                 }
             )
-        country, fee = row[self._country].strip(), fee or "0"
+        country, fee = row[self._country].strip().upper(), fee or "0"
         risk = "" if self._risk is None or self._risk >= len(row) else row[self._risk].strip()
         return Rate(
             prefix=prefix,
@@ -268,7 +269,7 @@ def parse_deck(
         raise DeckError(faults)
     if several:
         rates.update(by_prefix(rate for bands in several.values() for rate in bands))
-    warnings = (*_unknown(header), *_suspicions(rates, lines))
+    warnings = (*_unknown(header), *_odd_types(rates, lines), *_suspicions(rates, lines))
     return Tariff(deck, version, rates, warnings, effective_from)
 
 
@@ -284,6 +285,15 @@ def _unknown(header: Sequence[str]) -> Iterator[str]:
     for name in header:
         if name not in REQUIRED_COLUMNS and name not in OPTIONAL_COLUMNS:
             yield f"line 1: the column {name!r} means nothing here and is ignored"
+
+
+def _odd_types(rates: Mapping[str, Rate], lines: Mapping[str, int]) -> Iterator[str]:
+    """Types that no coverage table knows: a pool that leaves out premium numbers pays for them."""
+    told = set(TYPES)
+    for prefix, rate in rates.items():
+        if rate.type not in told:
+            told.add(rate.type)
+            yield f"line {lines[prefix]}: the type {rate.type!r} is none of {', '.join(TYPES)}"
 
 
 def _suspicions(rates: Mapping[str, Rate], lines: Mapping[str, int]) -> list[str]:
@@ -305,7 +315,7 @@ def _suspicions(rates: Mapping[str, Rate], lines: Mapping[str, int]) -> list[str
                 orphans.setdefault(root, []).append(prefix)
             continue
         price, around = rate.per_minute, parent.per_minute
-        if price > SUSPICIOUS_FACTOR * around > 0:
+        if price > SUSPICIOUS_FACTOR * around:
             how = "more than ten times"
         elif price * SUSPICIOUS_FACTOR < around:
             how = "less than a tenth of"

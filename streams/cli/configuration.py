@@ -9,8 +9,10 @@ import typer
 
 from schemas.usage import Kind
 from streams.billing.coverage_table import CoverageError
+from streams.billing.persons import PersonKeysError
 from streams.cli.output import EXIT_USAGE, fail, output_of
 from streams.coverage import load_coverage
+from streams.persons import load_person_keys
 from streams.settings import IGNORED, PREFIX, Settings, SettingsError, from_environment
 
 config_app = typer.Typer(no_args_is_help=True, help="Settings of this installation.")
@@ -60,6 +62,10 @@ def show_config(context: typer.Context) -> None:
             }
             for kind in Kind
         ]
+    try:
+        load_person_keys(values.get("person_keys_file"))
+    except PersonKeysError as error:
+        faults.append(f"{PREFIX}PERSON_KEYS_FILE: {error}")
     output.table(rows, "")
     if faults:
         fail(EXIT_USAGE, "\n".join(faults))

@@ -491,7 +491,11 @@ class Shard:
             try:
                 due_rows = self._rows.due(microseconds(now), MOST_TICKS)
                 self._decider.tick(work, due_rows, caught_up, skipped)
-                await self._decide_records(work, slices, skipped)
+                if len(due_rows) < MOST_TICKS:
+                    await self._decide_records(work, slices, skipped)
+                else:
+                    # More is due, and all of it goes before what has come.
+                    work.left = list(slices)
                 break
             except DefectError as defect:
                 self._note_defect(defect)

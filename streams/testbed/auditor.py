@@ -280,6 +280,8 @@ class Deck:
         self.bands: dict[str, list[dict[str, str]]] = {}
         for read in csv.DictReader(StringIO(content.decode("utf-8-sig"))):
             row = {name: text.strip() for name, text in read.items() if isinstance(text, str)}
+            row["Country"] = row.get("Country", "").upper()
+            row["Destination Type"] = row.get("Destination Type", "").casefold()
             self.rows[row["Prefix"]] = row
             self.bands.setdefault(row["Prefix"], []).append(row)
 
@@ -487,10 +489,10 @@ def kind_of(event: Mapping[str, Any]) -> str | None:
     call_type = event.get("call_type") or ""
     if call_type.startswith("dr_"):
         return "emergency" if call_type == "dr_emergency_out" else "free"
-    if event.get("kind"):
-        return str(event["kind"])
     number_type = str(event.get("number_type") or "").lower().replace("_", "").replace("-", "")
     toll_free = number_type == "tollfree"
+    if event.get("kind"):
+        return "toll_free_in" if toll_free and event["kind"] == "conf_dial_in" else event["kind"]
     per_minute = event.get("capability") == "MCOMEETACPEA"
     if call_type in ("user_in", "ucap_in"):
         return "toll_free_in" if toll_free else "free"
@@ -506,6 +508,16 @@ def kind_of(event: Mapping[str, Any]) -> str | None:
             return "payg_out"
         return "international" if event.get("capability") == "MCOPSTN2" else "overage_domestic"
     return None
+
+
+def kind_by(event: Mapping[str, Any], row: Mapping[str, str] | None) -> str | None:
+    """What was used, once the row of the deck says where the call went."""
+    kind, home_country = kind_of(event), event.get("user_country")
+    country = (row or {}).get("Country")
+    derived = not event.get("kind") and kind in ("international", "overage_domestic")
+    if not derived or not home_country or not country:
+        return kind
+    return "overage_domestic" if country == home_country else "international"
 
 
 def _utc(text: str) -> datetime:
@@ -1340,9 +1352,8 @@ class _Partition:
             if (tenant, payment) in gone:
                 continue
             refunded = said.get("refunded", 0)
-            opened = said.get("dispute_opened", 0)
-            lost = said.get("dispute_lost", 0)
-            held = max(opened, lost) if lost else max(0, opened - said.get("dispute_won", 0))
+            open_still = said.get("dispute_opened", 0) - said.get("dispute_won", 0)
+            held = max(0, open_still, said.get("dispute_lost", 0))
             for group, wanted in (
                 ("credit", said.get("succeeded", 0)),
                 ("refund", -refunded),
@@ -1539,7 +1550,7 @@ class _Partition:
         row = deck.at(str(event.body.get("callee") or "")[1:], event.started)
         if row is not None and event.duration_s is not None:
             self.calls[event.place] = Call(
-                kind_of(event.body) or "",
+                kind_by(event.body, row) or "",
                 event.body.get("capability"),
                 event.body.get("user_country"),
                 event.started,
@@ -1613,19 +1624,30 @@ class _Partition:
             duration_s = 0
         if kind not in _KINDS or duration_s is None or duration_s < 0:
             return None
-        if kind in self.coverage.free or phase in ("start", "progress"):
+        known = bool(body.get("kind")) or kind not in ("international", "overage_domestic")
+        if phase in ("start", "progress") or (kind in self.coverage.free and known):
+            return 0
+        if not duration_s:
             return 0
         callee = str(body.get("callee") or "")
         if not callee.startswith("+") or not callee[1:].isdigit():
             return None
         if named is not None and named in self.decks:
             deck = self.decks[named]
-            return deck.price(callee[1:], event.started, duration_s, 60 * minutes)
+            return self._cost_by(event, deck, callee[1:], duration_s, 60 * minutes)
         costs = [
-            deck.price(callee[1:], event.started, duration_s) for deck in self._candidates(event)
+            self._cost_by(event, deck, callee[1:], duration_s) for deck in self._candidates(event)
         ]
         rated = [cost for cost in costs if cost is not None]
         return min(rated) if rated else None
+
+    def _cost_by(
+        self, event: Event, deck: Deck, digits: str, duration_s: int, paid_s: int = 0
+    ) -> int | None:
+        """What a call costs by a deck, which also says whether it went abroad."""
+        if kind_by(event.body, deck.at(digits, event.started)) in self.coverage.free:
+            return 0
+        return deck.price(digits, event.started, duration_s, paid_s)
 
     def _candidates(self, event: Event) -> list[Deck]:
         names = {"default", *self.assigned.get(event.tenant, ())}

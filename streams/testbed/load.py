@@ -442,8 +442,9 @@ def _malformed(dice: random.Random, event: dict[str, Any], tenant: str) -> Plann
     topic = _topic_of(event)
     key = tenant.encode()
     event_id = event["event_id"]
-    # So that its fate does not depend on what kind was drawn.
+    # So that its fate does not depend on what kind and length were drawn.
     event |= {"kind": "conf_dial_out" if "conference_id" in event else "international"}
+    event["duration_s"] = event["duration_s"] or 1
     made_key, value = variety.make(event, key)
     if variety.reason is None:
         return Planned(topic, made_key, value, (), Expected.BOOK, None, 0, event_id)

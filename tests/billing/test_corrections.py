@@ -33,6 +33,7 @@ from tests.billing.builders import (
     chain_holds,
     changed,
     closing,
+    corrected,
     decoded,
     entries_of,
     minutes,
@@ -335,12 +336,35 @@ def test_a_recharge_that_was_needed_all_the_same_is_not_reported(count: int) -> 
     assert NoticeKind.RECHARGE_UNNEEDED not in told(outcome)
 
 
+@pytest.mark.parametrize(("count", "unneeded"), [(9, False), (11, False), (0, True)])
+def test_what_open_calls_hold_counts_when_it_is_asked_whether_a_recharge_was_needed(
+    count: int, unneeded: bool
+) -> None:
+    book = Book(an_account("160", trigger="100", amount="200"))
+    book.feed(named("c1", minutes=10))
+    started_at = NOW - timedelta(seconds=3_060)
+    # 52 minutes are held, so 98 dollars are available.
+    book.feed(a_call(phase=Phase.PROGRESS, leg_id="leg", started_at=started_at, duration_s=3_060))
+    assert len(book.requests) == 1
+    outcome = book.feed(a_correction("c1", book.entries, minutes=count))
+    assert (NoticeKind.RECHARGE_UNNEEDED in told(outcome)) is unneeded
+
+
 def test_a_recharge_of_before_the_wrong_charge_is_not_reported() -> None:
     account, _ = requested(an_account("100", trigger="100", amount="200"))
     book = Book(account)
     book.feed(named("c1", minutes=10), NOW + HOUR)
     outcome = book.feed(a_correction("c1", book.entries, kind=Kind.FREE), NOW + HOUR)
     assert NoticeKind.RECHARGE_UNNEEDED not in told(outcome)
+
+
+def test_a_call_of_no_length_needs_no_price_to_take_the_first_one_back() -> None:
+    book = Book(an_account("100"))
+    book.feed(named("c1", minutes=10))
+    nothing = a_call(duration_s=0, callee="+999123", started_at=NOW)
+    assert book.feed(nothing).label == "free"
+    outcome = book.feed(corrected(nothing, "c1", book.entries, "c2"))
+    assert (outcome.label, book.balance_nanos) == ("corrected", 100 * NANOS)
 
 
 def test_new_content_that_costs_more_asks_for_money() -> None:

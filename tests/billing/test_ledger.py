@@ -216,6 +216,26 @@ def test_a_lost_dispute_ends_in_one_debit(answers: list[tuple[Status, str]]) -> 
     assert book.balance_nanos == usd("99")
 
 
+@given(
+    st.permutations(
+        [
+            (Status.SUCCEEDED, "200"),
+            (Status.DISPUTE_OPENED, "200"),
+            (Status.DISPUTE_WON, "120"),
+            (Status.DISPUTE_LOST, "80"),
+        ]
+    )
+)
+def test_a_dispute_that_is_partly_won_and_partly_lost_costs_what_was_lost(
+    answers: list[tuple[Status, str]],
+) -> None:
+    account, request = requested(an_account("100", trigger="100", amount="200"))
+    book = Book(account)
+    for status, amount in answers:
+        book.feed(a_result(request.recharge_id, status, amount=amount))
+    assert book.balance_nanos == usd("219")
+
+
 # -- commands -------------------------------------------------------------------------------------
 
 

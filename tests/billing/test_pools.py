@@ -5,10 +5,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from schemas.commands import Licences
 from schemas.ledger import EntryKind, LedgerEntry, PoolUsed
-from schemas.usage import Kind
+from schemas.usage import Kind, Phase
 from streams.billing import explain, pools, statement
 from streams.billing.booking import Draft
 from streams.billing.events import UsageEvent
@@ -17,6 +18,7 @@ from streams.billing.outcomes import Outcome
 from streams.billing.rates import Rate, Special, Step, Tariff
 from streams.coverage import load_coverage
 from tests.billing.builders import (
+    LONDON,
     NOW,
     Book,
     a_call,
@@ -197,6 +199,61 @@ def test_international_minutes_need_a_capability_that_has_them() -> None:
             "user_country": "FR",
         }
         assert the_entry(office.call(60, **call))["kind"] == pays
+
+
+@pytest.mark.parametrize(
+    ("capability", "country", "callee", "kind", "pool"),
+    [
+        ("MCOPSTN1", "GB", LONDON, "overage_domestic", "domestic/MCOPSTN1/GB"),
+        ("MCOPSTN1", "FR", LONDON, "international", None),
+        ("MCOPSTN2", "FR", LONDON, "international", "international/MCOPSTN2/FR"),
+        ("MCOPSTN2", "FR", FRANCE, "overage_domestic", "domestic/MCOPSTN2/FR"),
+        ("MCOPSTN1", None, LONDON, "overage_domestic", "domestic/MCOPSTN1/FR"),
+    ],
+)
+def test_whether_a_call_went_abroad_is_derived_from_where_it_went(
+    capability: str, country: str | None, callee: str, kind: str, pool: str | None
+) -> None:
+    office = Office("10", licences(capability, country=country or "FR"))
+    call: dict[str, Any] = {
+        "kind": None,
+        "call_type": "user_out",
+        "capability": capability,
+        "user_country": country,
+        "callee": callee,
+    }
+    entry = the_entry(office.call(60, **call))
+    assert entry["usage_kind"] == kind
+    assert [one["pool"] for one in entry.get("pools", ())] == ([] if pool is None else [pool])
+    # What the pool can pay is not held.
+    office.call(60, phase=Phase.PROGRESS, leg_id="leg", **call)
+    assert office.account is not None
+    assert bool(office.account.exposure_nanos) is (pool is None)
+
+
+def test_a_table_that_makes_domestic_calls_free_frees_no_call_abroad() -> None:
+    free = replace(COVERAGE, free=COVERAGE.free | {Kind.OVERAGE_DOMESTIC})
+    call: dict[str, Any] = {
+        "kind": None,
+        "call_type": "user_out",
+        "capability": "MCOPSTN1",
+        "user_country": "GB",
+    }
+    for callee, label in ((LONDON, "free"), (FRANCE, "charged")):
+        for phase in (Phase.PROGRESS, Phase.END):
+            book = Book(an_account("10"))
+            event = dial_out(60, callee=callee, phase=phase, leg_id="leg", **call)
+            outcome = book.feed(event, NOW, **{**TERMS, "coverage": free})
+            assert outcome.label == (label if phase is Phase.END else "open")
+            assert book.account is not None
+            held = phase is Phase.PROGRESS and label == "charged"
+            assert bool(book.account.exposure_nanos) is held
+
+
+def test_dialling_in_is_free_on_an_ordinary_number_only() -> None:
+    office = Office("10")
+    for number_type, label in ((None, "free"), ("toll", "free"), ("toll_free", "charged")):
+        assert office.call(60, kind=Kind.CONF_DIAL_IN, number_type=number_type).label == label
 
 
 def test_calling_plans_have_a_pool_for_each_country_of_their_users() -> None:

@@ -140,9 +140,21 @@ def test_a_deck_with_a_fault_is_refused_with_its_line(rows: str, fault: str) -> 
 
 
 def test_a_price_ten_times_that_of_its_parent_is_a_warning() -> None:
-    tariff = parse_deck(f"{HEADER}\nA,m,GB,44,0.01\nB,m,GB,447,0.11\n", deck="d", version="v")
+    for around in ("0.01", "0"):
+        text = f"{HEADER}\nA,mobile,GB,44,{around}\nB,mobile,GB,447,0.11\n"
+        assert parse_deck(text, deck="d", version="v").warnings == (
+            "line 3: prefix 447: more than ten times the price of its parent 44",
+        )
+
+
+def test_types_and_countries_are_read_in_any_case_and_a_type_of_its_own_is_a_warning() -> None:
+    text = f"{HEADER}\nA,Premium,gb,44,1\nB,odd,GB,447,1\nC,odd,GB,448,1\n"
+    tariff = parse_deck(text, deck="d", version="v")
+    rate = tariff.find("449")
+    assert rate is not None
+    assert (rate.type, rate.country) == ("premium", "GB")
     assert tariff.warnings == (
-        "line 3: prefix 447: more than ten times the price of its parent 44",
+        "line 3: the type 'odd' is none of landline, mobile, premium, toll_free, mixed",
     )
 
 

@@ -3,16 +3,17 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
 from schemas.commands import Compare, Method
 from schemas.funding import Reason, Status
 from schemas.ledger import EntryKind
-from schemas.notices import Withheld
+from schemas.notices import NoticeKind, Withheld
 from streams.billing.account import Account
 from streams.billing.events import Tick
-from streams.billing.parts import Declines, Policy, short
+from streams.billing.parts import Declines, Policy, Recharging, short
 from streams.billing.recharge import GUARDS, recharge_id, wanted
 from tests.billing.builders import (
     NOW,
@@ -23,6 +24,7 @@ from tests.billing.builders import (
     a_payment,
     a_result,
     an_account,
+    an_adjustment,
     apply,
     closing,
     minutes,
@@ -414,16 +416,114 @@ def test_declines_of_another_card_exhaust_nothing() -> None:
     account = an_account("100", trigger="100", methods=["card-1", "card-2"])
     day = (NOW - datetime(1970, 1, 1, tzinfo=UTC)).days
     often = (day, *[0] * 14)
-    worn = replace(account.recharging, method_index=1, declines=(Declines(short("card-2"), often),))
-    outcome = apply(account.changed(recharging=worn), a_call())
-    assert [one.payment_method for one in outcome.requests] == ["card-1"]
-    worn = replace(worn, declines=(Declines(short("card-1"), often),))
-    outcome = apply(account.changed(recharging=worn), a_call())
+    one = Declines(short("card-1"), often)
+    other = Declines(short("card-2"), (day + 1, *[0] * 14))
+    for worn, asked in ((other, "card-1"), (one, "card-2")):
+        recharging = replace(account.recharging, method_index=1, declines=(worn,))
+        outcome = apply(account.changed(recharging=recharging), a_call())
+        assert [request.payment_method for request in outcome.requests] == [asked]
+    recharging = replace(account.recharging, declines=(other, one))
+    outcome = apply(account.changed(recharging=recharging), a_call())
     assert outcome.withheld is Withheld.ATTEMPTS_EXHAUSTED
     assert outcome.account is not None
     opens_at = outcome.account.next_due()
     assert opens_at == NOW.replace(hour=0, minute=0, second=0) + timedelta(days=31)
-    assert len(apply(outcome.account, Tick(opens_at), opens_at).requests) == 1
+    [request] = apply(outcome.account, Tick(opens_at), opens_at).requests
+    assert request.payment_method == "card-1"
+
+
+def test_a_card_that_is_always_declined_does_not_stand_before_one_that_pays() -> None:
+    book = Book(an_account("150", trigger="100", amount="60", methods=["bad", "good"]))
+    for day in range(30):
+        now = NOW + timedelta(days=day)
+        book.feed(a_command(an_adjustment("-60")), now)
+        while book.stage == "requested":
+            if book.requests[-1].payment_method == "bad":
+                declined(book, now)
+            else:
+                last = book.requests[-1].recharge_id
+                book.feed(a_result(last, amount="60", occurred_at=now), now)
+    assert book.balance_nanos == usd("150")
+    assert [one.payment_method for one in book.requests].count("bad") == 15
+
+
+def test_the_next_card_is_not_one_that_is_worn_out() -> None:
+    account = an_account("100", trigger="100", methods=["card-1", "card-2", "card-3"])
+    day = (NOW - datetime(1970, 1, 1, tzinfo=UTC)).days
+    worn = Declines(short("card-2"), (day, *[0] * 14))
+    book = Book(account.changed(recharging=replace(account.recharging, declines=(worn,))))
+    book.feed(a_call())
+    declined(book, NOW)
+    assert [one.payment_method for one in book.requests] == ["card-1", "card-3"]
+
+
+def test_an_expired_card_pauses_only_where_there_is_no_other() -> None:
+    book = Book(an_account("100", trigger="100", methods=["card-1", "card-2"]))
+    book.feed(a_call())
+    declined(book, NOW)
+    declined(book, NOW, "expired_card")
+    assert book.stage == "cooling"
+    alone = Book(an_account("100", trigger="100", methods=["card-1"]))
+    alone.feed(a_call())
+    declined(alone, NOW, "expired_card")
+    assert alone.stage == "paused"
+
+
+def test_money_that_came_while_a_request_was_in_flight_ends_its_epoch_with_a_decline() -> None:
+    book = Book(an_account("100", trigger="100", amount="200", methods=["card-1", "card-2"]))
+    book.feed(a_call())
+    book.feed(a_command(a_payment("50")))
+    book.feed(minutes(60))
+    assert book.stage == "requested"
+    declined(book, NOW)
+    assert [(one.epoch, one.attempt, one.reason, one.payment_method) for one in book.requests] == [
+        (1, 1, Reason.BELOW_TRIGGER, "card-1"),
+        (2, 1, Reason.BELOW_TRIGGER, "card-1"),
+    ]
+
+
+def test_a_row_of_before_knows_nothing_of_money_in_flight() -> None:
+    account, _ = requested(an_account("100", trigger="100"))
+    members = list(msgspec.to_builtins(account.recharging))
+    assert members.pop() is False
+    assert msgspec.convert(members, Recharging) == account.recharging
+
+
+def test_a_payment_that_nobody_asked_for_clears_a_pause_too() -> None:
+    book = paused()
+    book.feed(a_result("nobodys", amount="0.5"))
+    assert book.stage == "requested"
+    assert (book.requests[-1].epoch, book.account and book.account.recharging.declines_in_row) == (
+        2,
+        0,
+    )
+
+
+def test_a_request_paid_by_money_that_was_booked_before_is_told_to_have_succeeded() -> None:
+    book = Book(an_account("100", trigger="100", amount="200"))
+    book.feed(a_call())
+    book.feed(a_command(a_payment("200", "p-1")))
+    outcome = book.feed(a_result(book.requests[0].recharge_id, amount="200", payment_id="p-1"))
+    [notice] = [one for one in outcome.notices if one.notice is NoticeKind.RECHARGE_SUCCEEDED]
+    assert (notice.amount, notice.balance, outcome.entries) == ("200", "299", ())
+    assert book.stage == "cooling"
+
+
+def test_a_payment_can_be_booked_after_its_refund_was_told() -> None:
+    book = Book(an_account("100"))
+    book.feed(a_result("u", Status.REFUNDED, amount="4", payment_id="wire-1"))
+    assert book.balance_nanos == usd("96")
+    assert book.feed(a_command(a_payment("10"))).label == "applied"
+    assert book.balance_nanos == usd("106")
+    assert book.feed(a_command(a_payment("10"))).label == "refused"
+    book.feed(a_result("u", Status.REFUNDED, amount="4", payment_id="wire-1"))
+    assert book.balance_nanos == usd("106")
+
+
+def test_no_request_for_a_target_is_below_the_minimum() -> None:
+    account = an_account("25", trigger="25", method=Method.TARGET, target="25.5", amount=None)
+    [request] = apply(account, minutes(1)).requests
+    assert request.amount == "50"
 
 
 def test_a_stale_balance_asks_for_nothing() -> None:

@@ -196,8 +196,9 @@ def test_every_fault_and_every_suspicion_names_its_line() -> None:
         "line 2", "line 3", "line 4",
     ]  # fmt: skip
     deck = a_deck(
-        "A,m,GB,44,0.10", "B,m,GB,447,1.01", "C,m,GB,4420,0.009", "D,m,GB,4421,1.00",
-        "E,m,FR,336,0.1", "F,m,FR,337,0.1", "G,m,BS,1242,0.2", "H,m,JM,187655,0.2",
+        "A,mixed,GB,44,0.10", "B,mobile,GB,447,1.01", "C,mixed,GB,4420,0.009",
+        "D,mixed,GB,4421,1.00", "E,mobile,FR,336,0.1", "F,mobile,FR,337,0.1",
+        "G,mixed,BS,1242,0.2", "H,mixed,JM,187655,0.2",
     )  # fmt: skip
     assert deck.warnings == (
         "line 3: prefix 447: more than ten times the price of its parent 44",
@@ -209,7 +210,9 @@ def test_every_fault_and_every_suspicion_names_its_line() -> None:
 
 
 def test_a_column_that_means_nothing_is_told() -> None:
-    text = "Destination Name,Destination Type,Country,Prefix,Price / min,Incremnt\nA,m,GB,44,1,6\n"
+    text = (
+        "Destination Name,Destination Type,Country,Prefix,Price / min,Incremnt\nA,mixed,GB,44,1,6\n"
+    )
     deck = parse_deck(text, deck="d", version="v")
     assert deck.warnings == ("line 1: the column 'Incremnt' means nothing here and is ignored",)
 

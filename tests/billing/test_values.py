@@ -14,6 +14,7 @@ from streams.billing.events import UsageEvent
 from streams.billing.legs import usage_event
 from streams.billing.outcomes import Terms
 from streams.billing.parts import Hold
+from streams.billing.persons import PersonKeys
 from streams.billing.rates import MEMBERS, Decks, Rate, Rounding, Special, Tariff
 from tests.billing.builders import NOW, minutes, parameters_of
 
@@ -25,6 +26,7 @@ TERMS = {
     "result_timeout_s": 7,
     "decks": Decks(TARIFF, []),
     "coverage": Terms(TARIFF).coverage,
+    "persons": PersonKeys({}),
 }
 EVENT = {
     "cause": USAGE.cause,
@@ -35,6 +37,8 @@ EVENT = {
     "phase": Phase.CORRECTION,
     "call_id": "c-1",
     "leg_id": "l-0",
+    "organizer_id": "o-1",
+    "user_id": "u-1",
     "user_country": "GB",
     "callee": "+442079460018",
     "started_at": USAGE.started_at,

@@ -252,6 +252,11 @@ def test_config_show_shows_the_coverage_table_in_force_or_what_is_wrong_with_it(
     row = rows["CREDITS_COVERAGE: conf_dial_in"]
     assert (row["value"], row["default"]) == ("credits", "free")
     assert said("config", "show", CREDITS_COVERAGE=str(tmp_path / "no")).code == 2
+    keys = tmp_path / "keys.json"
+    keys.write_text('{"t-1": "secret"}')
+    answer = said("config", "show", CREDITS_PERSON_KEYS_FILE=str(keys))
+    assert (answer.code, "secret" in answer.stderr) == (2, False)
+    assert "CREDITS_PERSON_KEYS_FILE: the key of 't-1' is not 64 hex" in answer.stderr
 
 
 def test_config_show_works_with_wrong_settings_for_it_is_what_errors_point_to(said: Call) -> None:

@@ -24,7 +24,7 @@ from streams.billing.events import UsageEvent
 from streams.billing.legs import usage_event
 from streams.billing.parts import microseconds
 from streams.billing.rates import Decks, Rate, Tariff
-from streams.engine import batch, originals
+from streams.engine import batch, originals, shard
 from streams.engine.errors import GaveUpError, UnknownOutcomeError
 from streams.engine.lag import Lag
 from streams.engine.originals import Originals
@@ -43,7 +43,7 @@ from streams.engine.work import Work
 from streams.metrics import Meters
 from streams.settings import Settings
 from tests.batches import records_of
-from tests.billing.builders import NOW, a_result, opening, settings, some_terms
+from tests.billing.builders import NOW, a_grant, a_result, opening, settings, some_terms
 from tests.billing.test_recharge import _policy as a_policy
 
 TENANT = b"t-1"
@@ -392,6 +392,26 @@ async def test_after_a_small_batch_of_several_records_the_next_one_waits_twice_a
         await shard._book([bench.slice(topics.CALL_USAGE, *calls)])
         lingers[count] = round(shard._lingers_until * 1000)
     assert lingers == {1: 100, 3: 100, 4: 200, 63: 200, 64: 100}
+
+
+async def test_usage_waits_until_all_that_is_due_is_booked(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard, "MOST_TICKS", 1)
+    ends = bench.now + HOUR
+    grant = msgspec.structs.replace(a_grant("40", expires_at=ends), command_id="g-1")
+    await bench.book(topics.COMMAND, grant)
+    bench.now += 2 * HOUR
+    late = a_call(1, started_at=bench.now.isoformat())
+    first = await bench.book(topics.CALL_USAGE, late)
+    kinds = [json.loads(value or b"")["kind"] for _, value, _ in first.by_topic[topics.LEDGER]]
+    assert kinds == ["expiry"]
+    assert [len(part.records) for part in bench.left] == [1]
+    assert bench.shard.next_of(topics.CALL_USAGE) == 0
+    second = await bench.book()
+    [(_, value, _)] = second.by_topic[topics.LEDGER]
+    assert json.loads(value or b"")["kind"] == "charge"
+    assert bench.left == []
 
 
 async def test_an_unrated_call_tells_what_it_may_cost(bench: Bench) -> None:
