@@ -311,8 +311,7 @@ def _policy(wire: RechargePolicy, account: Account) -> Policy:
                 "target_below_trigger",
                 f"The target must not be below the trigger ({shown(trigger_nanos, currency)}).",
             )
-        # The gap to a target may be small; no request is.
-        return replace(policy, min_nanos=max(policy.min_nanos or 0, minimum_nanos))
+        return policy
     if policy.amount_nanos < minimum_nanos:
         raise CommandRefusedError(
             "amount_minimum",
@@ -414,7 +413,6 @@ def _book_payment(draft: Draft, command: BookPayment, payment: Payment | None) -
         payment_id=command.payment_id,
         currency=account.currency,
         origin=EntryKind.PURCHASE,
-        recharge_id=None if payment is None else payment.recharge_id,
         booked_nanos={**booked, Status.SUCCEEDED: amount_nanos},
         disputed_nanos=0 if payment is None else payment.disputed_nanos,
         kept_until=draft.now + PAYMENT_KEPT,

@@ -71,8 +71,13 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def amount_of(ask: Ask) -> int:
-    """What would be asked for; worked out only where a guard wants to know."""
-    return wanted(ask.policy, ask.available_nanos, ask.account.currency)
+    """What would be asked for; worked out only where a guard wants to know. The gap to a target may
+    be small, but no request is."""
+    currency = ask.account.currency
+    amount_nanos = wanted(ask.policy, ask.available_nanos, currency)
+    if ask.policy.method is Method.TARGET and amount_nanos > 0:
+        return max(amount_nanos, minimum_recharge_nanos(currency))
+    return amount_nanos
 
 
 def unneeded(account: Account, since: datetime, nanos: int) -> tuple[Attempt, ...]:
@@ -361,7 +366,7 @@ def consider(draft: Draft, *, stale: bool, result_timeout_s: int) -> None:
             or recharging.retry
             or recharging.approved
             or stage == _NEEDS_APPROVAL
-            or (stage == _REQUESTED and not recharging.covered)
+            or (stage == _REQUESTED and not recharging.covered and _money_came(draft))
         ):
             _covered(draft)
         return
@@ -383,6 +388,13 @@ def consider(draft: Draft, *, stale: bool, result_timeout_s: int) -> None:
     _request(draft, amount_of(ask), findings, result_timeout_s)
 
 
+def _money_came(draft: Draft) -> bool:
+    """Whether there is more money than when the request in flight was made: what an open call
+    sets free is none."""
+    asked = draft.account.recharging.asked
+    return asked is not None and draft.balance_nanos > asked.balance_nanos
+
+
 def _covered(draft: Draft) -> None:
     """The balance is there again: an epoch between two tries has ended, or ends with a decline of
     the try in flight, and nothing is missing that a person would have to approve."""
@@ -396,7 +408,7 @@ def _covered(draft: Draft) -> None:
         approved=False,
         stage=Stage.IDLE if free else recharging.stage,
         until=None if free else recharging.until,
-        covered=recharging.stage == Stage.REQUESTED,
+        covered=recharging.covered or _money_came(draft),
     )
 
 

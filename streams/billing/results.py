@@ -68,14 +68,14 @@ def answer(draft: Draft, event: ResultEvent) -> str:
             _paid_after_all(draft, unpaid)
     elif is_current:
         recharge.answered(draft, result.status, result.decline_code)
-        if succeeded and not draft.moved:
-            _tell_known_money(draft, event)
     elif attempt is not None and succeeded and (draft.moved or _unsaid(event)):
         recharge.late_success(draft)
     elif attempt is None and succeeded and draft.moved:
         # Nobody's request, but a card that pays is not the one that was declined.
         recharge.paid_by_hand(draft)
-    if (is_current or fund is not None) and result.status in _NOTICES:
+    if (is_current or fund is not None) and succeeded and not draft.moved:
+        _tell_known_money(draft, event)
+    elif (is_current or fund is not None) and result.status in _NOTICES:
         draft.notify(
             _NOTICES[result.status],
             recharge_id=result.recharge_id,
@@ -91,7 +91,7 @@ def _by_id(known: Iterable[Asked], recharge_id: str) -> Asked | None:
 
 
 def _tell_known_money(draft: Draft, event: ResultEvent) -> None:
-    """The request in flight was paid by money that is booked already."""
+    """A request was paid by money that is booked already."""
     assert event.payment is not None
     draft.notify(
         NoticeKind.RECHARGE_SUCCEEDED,

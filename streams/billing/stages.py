@@ -80,7 +80,8 @@ _MEANING: Final = {
     Occasion.EARLIER_OTHER: "any other answer to an earlier attempt",
     Occasion.OVERDUE: "no answer until `expires_at`",
     Occasion.TIME_UP: "the cooldown or the back-off has passed",
-    Occasion.PAID_BY_HAND: "funding by hand was paid, or a payment booked",
+    Occasion.PAID_BY_HAND: "funding by hand was paid, a payment booked, or one came that nobody "
+    "asked for",
     Occasion.NEW_METHOD: "a payment method was added",
     Occasion.APPROVE: "command `approve`",
     Occasion.DENY: "command `deny`",
@@ -90,8 +91,9 @@ _MEANING: Final = {
 _DOES: Final = {
     Step.REQUEST: "a request goes out, and is in flight until it is answered",
     Step.COOL: "the epoch is over; nothing is asked until the cooldown has passed",
-    Step.DECLINE: "the next payment method at once; when all have declined, after a back-off; "
-    "paused after a terminal code or four declines in a row",
+    Step.DECLINE: "the next payment method at once that was not declined too often; when there is "
+    "none, after a back-off; where money came meanwhile the epoch is over; paused after a terminal "
+    "code or four declines in a row",
     Step.WAIT: "the request stays in flight and is not published again",
     Step.PUBLISH: "the same request again, with the same id; after a day a person decides",
     Step.FREE: "auto-recharge may ask again",

@@ -417,6 +417,9 @@ class Shard:
         times = 2 if sum(len(part.records) for part in taken) in WAITS_TWICE else 1
         self._lingers_until = started + self._settings.linger_ms / 1000 * times
         self.committed_at = ended
+        if not taken:
+            # What is due goes first, however long it takes; that is no standstill.
+            self.moved_at |= {part.tp.topic: ended for part in work.left}
         for topic, source in work.position.sources.items():
             if source != before.get(topic):
                 self.moved_at[topic] = ended

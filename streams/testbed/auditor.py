@@ -510,12 +510,17 @@ def kind_of(event: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _depends_on_country(event: Mapping[str, Any], kind: str | None) -> bool:
+    """Whether a kind is a guess that the destination's country may overrule."""
+    derived = not event.get("kind") and bool(event.get("user_country"))
+    return derived and kind in ("international", "overage_domestic")
+
+
 def kind_by(event: Mapping[str, Any], row: Mapping[str, str] | None) -> str | None:
     """What was used, once the row of the deck says where the call went."""
     kind, home_country = kind_of(event), event.get("user_country")
     country = (row or {}).get("Country")
-    derived = not event.get("kind") and kind in ("international", "overage_domestic")
-    if not derived or not home_country or not country:
+    if not country or not _depends_on_country(event, kind):
         return kind
     return "overage_domestic" if country == home_country else "international"
 
@@ -1624,7 +1629,7 @@ class _Partition:
             duration_s = 0
         if kind not in _KINDS or duration_s is None or duration_s < 0:
             return None
-        known = bool(body.get("kind")) or kind not in ("international", "overage_domestic")
+        known = not _depends_on_country(body, kind)
         if phase in ("start", "progress") or (kind in self.coverage.free and known):
             return 0
         if not duration_s:
@@ -1645,7 +1650,8 @@ class _Partition:
         self, event: Event, deck: Deck, digits: str, duration_s: int, paid_s: int = 0
     ) -> int | None:
         """What a call costs by a deck, which also says whether it went abroad."""
-        if kind_by(event.body, deck.at(digits, event.started)) in self.coverage.free:
+        row = deck.at(digits, event.started)
+        if row is not None and kind_by(event.body, row) in self.coverage.free:
             return 0
         return deck.price(digits, event.started, duration_s, paid_s)
 

@@ -11,6 +11,7 @@ from schemas.commands import Compare, Method
 from schemas.funding import Reason, Status
 from schemas.ledger import EntryKind
 from schemas.notices import NoticeKind, Withheld
+from schemas.usage import Phase
 from streams.billing.account import Account
 from streams.billing.events import Tick
 from streams.billing.parts import Declines, Policy, Recharging, short
@@ -482,6 +483,22 @@ def test_money_that_came_while_a_request_was_in_flight_ends_its_epoch_with_a_dec
     ]
 
 
+def test_what_an_open_call_sets_free_is_no_money_that_came() -> None:
+    book = Book(an_account("100", trigger="100", amount="200", methods=["card-1", "card-2"]))
+    for number in range(2):
+        leg: dict[str, Any] = {"leg_id": f"leg-{number}", "duration_s": 60}
+        book.feed(a_call(phase=Phase.PROGRESS, **leg))
+        book.feed(a_call(phase=Phase.END, **{**leg, "duration_s": 0}))
+        assert book.stage == "requested"
+        book.feed(a_call(phase=Phase.PROGRESS, leg_id=f"next-{number}"))
+        declined(book, NOW)
+        book.feed(a_call(phase=Phase.END, leg_id=f"next-{number}", duration_s=0))
+    assert [(one.epoch, one.attempt, one.payment_method) for one in book.requests] == [
+        (1, 1, "card-1"),
+        (1, 2, "card-2"),
+    ]
+
+
 def test_a_row_of_before_knows_nothing_of_money_in_flight() -> None:
     account, _ = requested(an_account("100", trigger="100"))
     members = list(msgspec.to_builtins(account.recharging))
@@ -509,6 +526,16 @@ def test_a_request_paid_by_money_that_was_booked_before_is_told_to_have_succeede
     assert book.stage == "cooling"
 
 
+def test_funding_that_was_paid_by_money_booked_before_is_told_too() -> None:
+    book = Book(an_account("100"))
+    book.feed(a_command(a_fund("60"), "fund-1"))
+    book.feed(a_command(a_payment("60", "p-9")))
+    asked = book.requests[0].recharge_id
+    outcome = book.feed(a_result(asked, amount="60", payment_id="p-9"))
+    assert told(outcome) == [NoticeKind.RECHARGE_SUCCEEDED]
+    assert book.balance_nanos == usd("160")
+
+
 def test_a_payment_can_be_booked_after_its_refund_was_told() -> None:
     book = Book(an_account("100"))
     book.feed(a_result("u", Status.REFUNDED, amount="4", payment_id="wire-1"))
@@ -520,10 +547,22 @@ def test_a_payment_can_be_booked_after_its_refund_was_told() -> None:
     assert book.balance_nanos == usd("106")
 
 
+def test_a_late_success_cools_although_its_payment_was_refunded_and_booked_by_hand() -> None:
+    book = Book(an_account("100", trigger="100", amount="200"))
+    book.feed(a_call())
+    first = book.requests[0].recharge_id
+    declined(book, NOW)
+    book.feed(a_result(first, Status.REFUNDED, amount="4", payment_id="wire-1"))
+    book.feed(a_command(a_payment("200")))
+    book.feed(a_result(first, amount="200", payment_id="wire-1"))
+    assert book.stage == "cooling"
+
+
 def test_no_request_for_a_target_is_below_the_minimum() -> None:
     account = an_account("25", trigger="25", method=Method.TARGET, target="25.5", amount=None)
     [request] = apply(account, minutes(1)).requests
     assert request.amount == "50"
+    assert account.policy.min_nanos is None, "nobody has set one"
 
 
 def test_a_stale_balance_asks_for_nothing() -> None:
