@@ -15,6 +15,8 @@ PARTITIONS: Final = 12
 DAY_MS: Final = 86_400_000
 # What a producer of usage may send at most; a dead letter adds its headers to it.
 MAX_RECORD_BYTES: Final = 1_048_588
+# Ids are remembered for 35 days; a week's generation goes as a whole, and a day to spare.
+SEEN_KEPT_DAYS: Final = 43
 DLQ_HEADROOM_BYTES: Final = 65_536
 
 
@@ -159,8 +161,7 @@ MANIFEST: Final = (
         name=SEEN,
         direction=Direction.INTERNAL,
         meaning="ids of booked events, packed",
-        # Remembered 35 days; a week's generation goes as a whole, and a day to spare.
-        config=_delete(43, **{"message_timestamp_type": "LogAppendTime"}),
+        config=_delete(SEEN_KEPT_DAYS, **{"message_timestamp_type": "LogAppendTime"}),
     ),
 )
 

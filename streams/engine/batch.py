@@ -58,7 +58,7 @@ from streams.billing.recharge import decline_class
 from streams.engine import identity, seen
 from streams.engine.errors import Stop, StoppedError
 from streams.engine.identity import EPOCH
-from streams.engine.position import SourcePosition, encode_position
+from streams.engine.position import SeenMark, SourcePosition, encode_position, marked
 from streams.engine.reader import Slice
 from streams.engine.record_batch import (
     encode_each,
@@ -614,6 +614,7 @@ class Decider:
         sources: dict[str, SourcePosition],
         *,
         seen_next: int,
+        seen_marks: tuple[SeenMark, ...],
         ledger_from: int,
     ) -> None:
         """Rows, ids and position of a decided batch."""
@@ -658,15 +659,18 @@ class Decider:
             packed = seen.pack(
                 ordinal=seen_next,
                 ledger_from=ledger_from,
-                now_us=microseconds(work.now),
+                now_us=now_us,
                 fingerprints=list(work.fresh),
                 checks=list(work.fresh.values()),
                 weeks=work.weeks,
             )
             work.ids = seen.unpack(packed)
             outputs.append(self._names.of(topics.SEEN), partition, b"ids", packed)
+            seen_marks = marked(seen_marks, seen_next, now_us)
             seen_next += 1
-        work.position = work.totals.position(now=work.now, sources=reached, seen_next=seen_next)
+        work.position = work.totals.position(
+            now=work.now, sources=reached, seen_next=seen_next, seen_marks=seen_marks
+        )
         outputs.append(
             self._changelog_topic, partition, POSITION_KEY, encode_position(work.position)
         )

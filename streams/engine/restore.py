@@ -17,11 +17,12 @@ from msgspec import Struct
 from xxhash import xxh3_64_hexdigest
 
 from schemas import topics
+from streams.billing.parts import microseconds
 from streams.consumer import Consumer
 from streams.engine import seen
 from streams.engine.errors import FencedError, Stop, StoppedError, UnknownOutcomeError
 from streams.engine.kafka import log_reader
-from streams.engine.position import Position, SourcePosition, decode_position
+from streams.engine.position import Position, SourcePosition, decode_position, oldest_kept
 from streams.engine.rows import POSITION_KEY, Rows
 from streams.engine.seen import Seen
 from streams.settings import Settings
@@ -165,9 +166,10 @@ async def restore(
     partition: int,
     marks: Marks,
     least: Mapping[TopicPartition, int],
+    wall: datetime,
 ) -> Restored:
     """Read one partition's table and remembered ids from the log's start to its end, which is no
-    less than `least` says (see `Transactor.barrier`).
+    less than `least` says (see `Transactor.barrier`). `wall` is the time.
 
     The producer with the partition's id must have been started before: from then on nobody
     else can add to what is read without fencing us. Raises StoppedError; FencedError when
@@ -181,7 +183,7 @@ async def restore(
     ]
     ends = await wait_stable(marks, outputs, least)
     try:
-        return await _read(settings, partition, marks, changelog, ids, ledger, ends)
+        return await _read(settings, partition, marks, changelog, ids, ledger, ends, wall)
     except StoppedError:
         # Only its owner writes to a partition, and no batch comes without a position row. Where the
         # table has grown it has another one by now, and what looked like a loss was half of its
@@ -220,11 +222,12 @@ async def _read(
     ids: TopicPartition,
     ledger: TopicPartition,
     ends: dict[TopicPartition, int],
+    wall: datetime,
 ) -> Restored:
     starts = await marks.starts([changelog, ids, ledger])
     restored = Restored(rows=Rows(), seen=Seen(), position=None, ledger_end=ends[ledger])
     position_row: bytes | None = None
-    next_ordinal: int | None = None
+    found: range | None = None
     batches: list[seen.Ids] = []
     reader = log_reader(settings)
     reader._fetch_max_bytes = RESTORE_FETCH_BYTES  # noqa: SLF001
@@ -239,7 +242,7 @@ async def _read(
             if tp == ids:
                 for record in records:
                     batches.append(_unpacked(record, tp))
-                next_ordinal = batches[-1].ordinal + 1
+                    found = _followed(found, batches[-1].ordinal, tp)
             else:
                 restored.rows.load((record.key, record.value) for record in records)
             await asyncio.sleep(0)
@@ -257,7 +260,8 @@ async def _read(
     restored.rows.index_due()
     if position_row is not None:
         restored.position = _checked(position_row, restored, partition, changelog.topic)
-        _check_ordinal(restored.position, next_ordinal, starts[ids] == ends[ids] > 0, ids)
+        retired = starts[ids] == ends[ids] > 0
+        _check_ids(restored.position, found, ids, wall, retired=retired)
         # All at once, when their number is known: a table made to measure need not grow.
         for _ in restored.seen.load(batches, restored.position.now):
             await asyncio.sleep(0)
@@ -298,15 +302,46 @@ def _checked(value: bytes, restored: Restored, partition: int, topic: str) -> Po
     return position
 
 
-def _check_ordinal(
-    position: Position, found: int | None, all_retired: bool, tp: TopicPartition
+def _followed(found: range | None, ordinal: int, tp: TopicPartition) -> range:
+    """The ordinals found so far, with the next one. Raises StoppedError when one is missing."""
+    if found is None:
+        return range(ordinal, ordinal + 1)
+    if ordinal != found.stop:
+        raise _ids_lost(tp, f"goes on at ordinal {ordinal} where {found.stop} should be")
+    return range(found.start, ordinal + 1)
+
+
+def _check_ids(
+    position: Position,
+    found: range | None,
+    tp: TopicPartition,
+    wall: datetime,
+    *,
+    retired: bool,
 ) -> None:
-    if found == position.seen_next or (found is None and (all_retired or not position.seen_next)):
-        return
-    raise StoppedError(
+    """Whether the remembered ids are there that must be: up to where the position row says, and
+    from the oldest of its marks on that is younger than their log's retention. `retired`: there
+    is nothing in the log any more, but there was."""
+    needed = oldest_kept(position.seen_marks, microseconds(max(wall, position.now)))
+    if found is None:
+        lost = (
+            needed is not None if position.seen_marks else (not retired and position.seen_next > 0)
+        )
+    else:
+        lost = found.stop != position.seen_next or (needed is not None and found.start > needed)
+    if lost:
+        held = "no ordinal" if found is None else f"ordinals {found.start} to {found.stop - 1}"
+        since = "" if needed is None else f", and all from {needed} on must be there"
+        raise _ids_lost(
+            tp, f"holds {held}; the position row says that {position.seen_next} comes next{since}"
+        )
+
+
+def _ids_lost(tp: TopicPartition, what: str) -> StoppedError:
+    return StoppedError(
         Stop.STATE_LOST,
-        f"{tp.topic}/{tp.partition} goes on at ordinal {found}, the position row says "
-        f"{position.seen_next}: remembered ids are missing, repeats would be charged again",
+        f"{tp.topic}/{tp.partition} {what}: remembered ids are missing, repeats would be charged "
+        "again; restore the topic from a mirror or a backup that has them",
     )
 
 

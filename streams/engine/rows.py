@@ -13,7 +13,7 @@ from typing import Final
 from xxhash import xxh3_64_intdigest
 
 from streams.billing.account import Account
-from streams.engine.position import Position, SourcePosition
+from streams.engine.position import Position, SeenMark, SourcePosition
 
 POSITION_KEY: Final = b"\0position"
 # What a key says after its tenant, whose name holds no NUL; what follows is the outside world's.
@@ -106,7 +106,12 @@ class Totals:
             self.exposures[account.currency] = held_nanos + sign * account.exposure_nanos
 
     def position(
-        self, *, now: datetime, sources: dict[str, SourcePosition], seen_next: int
+        self,
+        *,
+        now: datetime,
+        sources: dict[str, SourcePosition],
+        seen_next: int,
+        seen_marks: tuple[SeenMark, ...] = (),
     ) -> Position:
         """The position row that names these totals."""
         return Position(
@@ -122,6 +127,7 @@ class Totals:
             seen_next=seen_next,
             exposures={currency: str(nanos) for currency, nanos in self.exposures.items()},
             holds=self.holds,
+            seen_marks=seen_marks,
         )
 
     @classmethod

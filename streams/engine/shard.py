@@ -30,7 +30,7 @@ from streams.engine.errors import (
 from streams.engine.identity import EPOCH
 from streams.engine.lag import Lag
 from streams.engine.originals import Originals, wanted_by
-from streams.engine.position import Position, SourcePosition
+from streams.engine.position import Position, SeenMark, SourcePosition
 from streams.engine.reader import FULL_BYTES, Reader, Slice, split
 from streams.engine.restore import (
     Marks,
@@ -114,6 +114,7 @@ class Shard:
         self._sources: dict[str, SourcePosition] = {}
         self._now = EPOCH
         self._seen_next = 0
+        self._seen_marks: tuple[SeenMark, ...] = ()
         self._ledger_end = 0
         self._defects: list[float] = []
         self._lingers_until = 0.0
@@ -134,7 +135,7 @@ class Shard:
         least = await self._transactor.barrier(
             [changelog, ledger], microseconds(self._wall()) // 1000
         )
-        restored = await restore(self._settings, self.partition, self._marks, least)
+        restored = await restore(self._settings, self.partition, self._marks, least, self._wall())
         self._rows, self._seen = restored.rows, restored.seen
         self._decider.rows = self._rows.values
         self.remember_recharges()
@@ -147,6 +148,7 @@ class Shard:
             self._totals = Totals.of(position)
             self._now = position.now
             self._seen_next = position.seen_next
+            self._seen_marks = position.seen_marks
         for tp in tps:
             # A topic that was never read starts at its beginning, sought explicitly.
             self._sources.setdefault(tp.topic, SourcePosition(next=starts[tp]))
@@ -480,6 +482,7 @@ class Shard:
         self._sources = dict(work.position.sources)
         self._now = work.position.now
         self._seen_next = work.position.seen_next
+        self._seen_marks = work.position.seen_marks
 
     # -- deciding ----------------------------------------------------------------------------
 
@@ -508,6 +511,7 @@ class Shard:
             work.taken,
             self._sources,
             seen_next=self._seen_next,
+            seen_marks=self._seen_marks,
             ledger_from=self._ledger_end,
         )
         return work

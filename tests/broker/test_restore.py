@@ -1,7 +1,7 @@
 """What is restored from Kafka is what was in memory."""
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from schemas import topics
 from streams import provision
 from streams.engine import seen
+from streams.engine.errors import StoppedError
 from streams.engine.originals import Originals
 from streams.engine.reader import Reader
 from streams.engine.restore import Marks, restore
@@ -48,9 +49,9 @@ def a_shard(settings: Settings, partition: int, marks: Marks) -> Shard:
     )
 
 
-async def opened_without_ids(settings: Settings, marks: Marks, shards: list[Shard]) -> None:
+async def restored_without_ids(settings: Settings, marks: Marks, shards: list[Shard]) -> None:
     """Ids that are too old to be remembered leave their log. A partition that was quiet for so
-    long opens all the same, and again after that."""
+    long is restored all the same; one whose ids are younger has lost them."""
     for shard in shards:
         shard.drop()
     name = settings.topics.of(topics.SEEN)
@@ -60,14 +61,13 @@ async def opened_without_ids(settings: Settings, marks: Marks, shards: list[Shar
         await admin.delete_records(
             {tp: RecordsToDelete(before_offset=end) for tp, end in ends.items()}
         )
-    for _ in range(2):
-        for shard in shards:
-            again = a_shard(settings, shard.partition, marks)
-            try:
-                await again.open()
-                assert (again.remembered, again.row_count) == (0, shard.row_count)
-            finally:
-                await again.stop()
+    now = datetime.now(UTC)
+    for shard in shards:
+        with pytest.raises(StoppedError, match="remembered ids are missing"):
+            await restore(settings, shard.partition, marks, {}, now)
+        later = now + timedelta(days=topics.SEEN_KEPT_DAYS)
+        restored = await restore(settings, shard.partition, marks, {}, later)
+        assert (len(restored.seen), len(restored.rows.values)) == (0, shard.row_count)
 
 
 async def test_a_restored_shard_knows_every_id_and_row_of_the_live_one(
@@ -102,7 +102,7 @@ async def test_a_restored_shard_knows_every_id_and_row_of_the_live_one(
         async for record in read_to_end(installation, [installation.topics.of(topics.SEEN)]):
             packed[record.partition].append(seen.unpack(record.value))
         for partition, shard in enumerate(shards):
-            restored = await restore(installation, partition, marks, {})
+            restored = await restore(installation, partition, marks, {}, datetime.now(UTC))
             wanted = [int(one) for ids in packed[partition] for one in ids.fingerprints]
             live = shard._seen
             assert len(live.probe(wanted)) == len(wanted)
@@ -112,7 +112,7 @@ async def test_a_restored_shard_knows_every_id_and_row_of_the_live_one(
         # Enough to mean something: ids in several generations, on every partition.
         assert sum(len(shard._seen) for shard in shards) > 1_000
         assert all(len(shard._seen.digest()) > 3 for shard in shards)
-        await opened_without_ids(installation, marks, shards)
+        await restored_without_ids(installation, marks, shards)
     finally:
         for shard in shards:
             await shard.stop()

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from streams.engine.position import Position, SourcePosition, decode_position, encode_position
+from streams.engine.position import (
+    Position,
+    SourcePosition,
+    decode_position,
+    encode_position,
+    marked,
+    oldest_kept,
+)
 from streams.engine.rows import (
     HOLD_MARK,
     NEVER,
@@ -151,3 +158,34 @@ def test_a_key_tells_whose_row_it_is_and_of_what_whatever_an_id_holds() -> None:
     assert owner_of(b"t-1") == (b"t-1", b"")
     assert owner_of(payment_key("t-1", "p\0hold\0x")) == (b"t-1", PAYMENT_MARK)
     assert owner_of(hold_key(b"t-1", "a\0pay\0x")) == (b"t-1", HOLD_MARK)
+
+
+def test_a_row_of_before_the_marks_is_read() -> None:
+    older = msgspec.json.decode(encode_position(a_position()))
+    del older["seen_marks"]
+    assert decode_position(msgspec.json.encode(older)) == a_position()
+
+
+def test_an_older_program_reads_a_row_with_members_it_does_not_know() -> None:
+    newer = msgspec.json.decode(encode_position(a_position())) | {"of_tomorrow": [[1, 2]]}
+    assert decode_position(msgspec.json.encode(newer)) == a_position()
+
+
+DAY_US = 86_400_000_000
+
+
+def test_ids_are_marked_once_a_week_and_for_as_long_as_their_log_is_kept() -> None:
+    marks: tuple[tuple[int, int], ...] = ()
+    for day in range(100):
+        marks = marked(marks, 10 * day, day * DAY_US)
+    # The latest is of the 98th day. One that is past its 43 days bounds what is between.
+    assert marks == tuple((10 * day, day * DAY_US) for day in range(49, 99, 7))
+    assert oldest_kept(marks, 98 * DAY_US) == 560
+    assert oldest_kept(marks, 1_000 * DAY_US) is None
+    assert oldest_kept((), 0) is None
+
+
+def test_a_mark_stays_while_no_ids_are_written() -> None:
+    assert marked(((0, 0),), 1, 7 * DAY_US - 1) == ((0, 0),)
+    assert marked(((0, 0),), 1, 7 * DAY_US) == ((0, 0), (1, 7 * DAY_US))
+    assert marked(((0, 0),), 1, 500 * DAY_US) == ((0, 0), (1, 500 * DAY_US))

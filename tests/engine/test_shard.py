@@ -34,6 +34,7 @@ from streams.engine.record_batch import NO_HEADERS, RecordBatch
 from streams.engine.restore import Marks
 from streams.engine.rows import (
     HOLD_MARK,
+    POSITION_KEY,
     Totals,
     due_of,
     owner_of,
@@ -851,3 +852,21 @@ async def test_an_end_that_overtakes_the_start_of_its_leg_is_remembered(bench: B
     await bench.book(topics.CALL_USAGE, a_phase(4, "end", 1, call_id="d"))
     await bench.book(topics.CALL_USAGE, a_phase(5, "start", 0, call_id="d"))
     assert bench.shard.totals.holds == 1
+
+
+async def test_the_position_row_marks_once_a_week_where_in_the_ids_it_was(bench: Bench) -> None:
+    def marks(outputs: Recorded) -> list[tuple[int, timedelta]]:
+        [value] = [v for k, v, _ in outputs.by_topic[topics.CHANGELOG] if k == POSITION_KEY]
+        position = decode_position(value or b"")
+        assert position.seen_next == bench.shard._seen_next
+        return [(ordinal, batch.instant_from(us) - NOW) for ordinal, us in position.seen_marks]
+
+    day = timedelta(days=1)
+    assert marks(await bench.book(topics.CALL_USAGE, a_call(1))) == [(0, 0 * day)]
+    bench.now += 8 * day
+    # Nothing but a tick, and a repeat: no ids, no mark.
+    await bench.book()
+    bench.now += day
+    assert marks(await bench.book(topics.CALL_USAGE, a_call(1))) == [(0, 0 * day)]
+    assert marks(await bench.book(topics.CALL_USAGE, a_call(2))) == [(0, 0 * day), (2, 9 * day)]
+    assert marks(await bench.book(topics.CALL_USAGE, a_call(3))) == [(0, 0 * day), (2, 9 * day)]

@@ -38,8 +38,8 @@ def fence_last() -> AbstractContextManager[Any]:
     """Restore first and fence afterwards: what the former owner commits in between is missed."""
     restored = restore.restore
 
-    async def hasty(settings: Any, partition: int, marks: Any, _: Any) -> Any:
-        found = await restored(settings, partition, marks, {})
+    async def hasty(settings: Any, partition: int, marks: Any, _: Any, wall: Any) -> Any:
+        found = await restored(settings, partition, marks, {}, wall)
         await _starting.pop((PROCESS.get(), partition))()
         return found
 
@@ -190,7 +190,7 @@ def restore_one_batch_short() -> AbstractContextManager[Any]:
 
     stack = contextlib.ExitStack()
     stack.enter_context(_patched(Rows, "load", short))
-    stack.enter_context(_patched(restore, "_check_ordinal", lambda *_: None))
+    stack.enter_context(_patched(restore, "_check_ids", lambda *_, **__: None))
     return stack
 
 
