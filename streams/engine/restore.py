@@ -1,8 +1,9 @@
 """Restore of one partition from Kafka: rows, position and remembered ids.
 
 Reads to the high watermark by position, never "to the last record": a log ends in control
-records. What is read is compared with what the position row says was there; a difference stops
-the shard, for going on with a smaller balance is worse than standing still.
+records. What is read is compared with what the position row says was there, and with the last
+entry of the ledger; a difference stops the shard, for going on with a smaller balance is worse
+than standing still.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from msgspec import Struct
 from xxhash import xxh3_64_hexdigest
 
 from schemas import topics
+from streams.billing.account import NewerRowError, decode_row
 from streams.billing.parts import microseconds
 from streams.consumer import Consumer
 from streams.engine import seen
@@ -37,6 +39,8 @@ _ASKED_AGAIN: Final = 6
 _ASKED_EVERY_S: Final = 0.5
 # A fetch holds many more; as objects they would take memory that the rows never give back.
 _RECORDS_AT_ONCE: Final = 5_000
+# Where the last entry of a ledger is looked for first: a batch and what a few openings leave.
+_LOOKED_BACK: Final = 64
 
 
 class Restored(Struct, kw_only=True):
@@ -47,6 +51,15 @@ class Restored(Struct, kw_only=True):
     position: Position | None
     ledger_end: int
     records: int = 0
+
+
+class _Entry(Struct, frozen=True, gc=False):
+    """What of a ledger's entry is needed here."""
+
+    seq: int
+
+
+_decode_entry: Final = msgspec.json.Decoder(_Entry).decode
 
 
 def record_hash(key: bytes | None, value: bytes | None) -> str:
@@ -187,13 +200,14 @@ async def restore(
     except StoppedError:
         # Only its owner writes to a partition, and no batch comes without a position row. Where the
         # table has grown it has another one by now, and what looked like a loss was half of its
-        # batch; where nothing but ids has, who answered before was behind.
-        logs = [changelog, ids]
+        # batch; where nothing but ids or entries has, who answered before was behind.
+        logs = [changelog, ids, ledger]
         now = await _ends_once(marks, logs, lambda now: now[changelog] > ends[changelog])
         if now[changelog] > ends[changelog]:
             raise FencedError(settings.transactional_id(partition)) from None
-        if now[ids] > ends[ids]:
-            raise UnknownOutcomeError(f"who answered for {ids} was behind") from None
+        for tp in (ids, ledger):
+            if now[tp] > ends[tp]:
+                raise UnknownOutcomeError(f"who answered for {tp} was behind") from None
         raise
 
 
@@ -255,6 +269,7 @@ async def _read(
                 f"partition {partition} has booked before, but its position row is gone from "
                 f"{changelog.topic}; restore the topic from a backup",
             )
+        last = await _last_entry(reader, ledger, starts[ledger], ends[ledger])
     finally:
         await reader.stop()
     restored.rows.index_due()
@@ -262,6 +277,8 @@ async def _read(
         restored.position = _checked(position_row, restored, partition, changelog.topic)
         retired = starts[ids] == ends[ids] > 0
         _check_ids(restored.position, found, ids, wall, retired=retired)
+        if last is not None:
+            _check_ledger(restored.rows, *last, changelog)
         # All at once, when their number is known: a table made to measure need not grow.
         for _ in restored.seen.load(batches, restored.position.now):
             await asyncio.sleep(0)
@@ -343,6 +360,58 @@ def _ids_lost(tp: TopicPartition, what: str) -> StoppedError:
         f"{tp.topic}/{tp.partition} {what}: remembered ids are missing, repeats would be charged "
         "again; restore the topic from a mirror or a backup that has them",
     )
+
+
+async def _last_entry(
+    reader: Consumer, ledger: TopicPartition, start: int, end: int
+) -> tuple[bytes, int] | None:
+    """Tenant and number of the last committed entry of a ledger; None when there is none. Its end
+    may be barriers and batches that were aborted, as many as there were openings."""
+    reader.assign([ledger])
+    back, until = _LOOKED_BACK, end
+    while until > start:
+        first = max(start, end - back)
+        reader.seek(ledger, first)
+        last: tuple[bytes, int] | None = None
+        async for _, records in records_of(reader, {ledger: until}):
+            for record in records:
+                # What comes after the end is of somebody who has fenced us.
+                if record.offset < until:
+                    last = _entry(record) or last
+            await asyncio.sleep(0)
+        if last is not None:
+            return last
+        back, until = 2 * back, first
+    return None
+
+
+def _entry(record: Any) -> tuple[bytes, int] | None:
+    try:
+        entry = _decode_entry(record.value or b"")
+    except msgspec.DecodeError:
+        return None  # not ours, so it says nothing of our rows
+    return None if record.key is None else (record.key, entry.seq)
+
+
+def _check_ledger(rows: Rows, tenant: bytes, seq: int, changelog: TopicPartition) -> None:
+    """Whether the table is as new as the ledger: entries and rows are written together. A copy of
+    the table and the ids that was taken earlier is sound in itself, and with it everything since
+    would be booked again, under the same numbers."""
+    value, name = rows.values.get(tenant), tenant.decode(errors="replace")
+    try:
+        held = 0 if value is None else decode_row(value).seq
+    except NewerRowError as error:
+        raise StoppedError(Stop.NEWER_ROWS, f"the row of {name}: {error}") from None
+    except msgspec.DecodeError as error:
+        raise StoppedError(Stop.STATE_LOST, f"the row of {name} cannot be read: {error}") from None
+    if held < seq:
+        raise StoppedError(
+            Stop.STATE_LOST,
+            f"in the ledger {name} has entry {seq}, the table {held or 'none'}: "
+            f"{changelog.topic}/{changelog.partition} is older than the ledger, and what was "
+            "booked since would be booked again; restore a newer copy of it and of the "
+            "remembered ids",
+        )
 
 
 async def _ever_committed(reader: Consumer, bounds: dict[TopicPartition, tuple[int, int]]) -> bool:

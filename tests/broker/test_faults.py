@@ -13,11 +13,13 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 
 from schemas import topics
+from streams import provision
 from streams.engine.kafka import connection
 from streams.engine.rows import POSITION_KEY
 from streams.settings import Settings
 from streams.testbed import auditor, load
 from streams.testbed.broker import Cluster
+from streams.testbed.kafka import read_to_end
 from streams.testbed.load import Plan, Produced
 from tests.broker.harness import Worker, audited, drained, positions, unbooked, until
 
@@ -358,6 +360,46 @@ async def test_a_damaged_changelog_stops_the_shard(
     assert worker.probe("/livez")[0] == 200, "a restart would not help"
 
 
+async def test_an_older_copy_of_table_and_ids_stops_the_shard(
+    installation: Settings, workers: Workers, tmp_path: Path
+) -> None:
+    """What an operator may do who restores a backup: it is sound in itself, but more was booked."""
+    await booked_and_stopped(installation, workers, tmp_path)
+    names = [installation.topics.of(topic) for topic in (topics.CHANGELOG, topics.SEEN)]
+    copy = [record async for record in read_to_end(installation, names)]
+    worker = workers("later").start()
+    await worker.ready()
+    await load.produce(installation, a_plan(500, seed=2), start=datetime.now(UTC))
+    await drained(installation)
+    assert await worker.stop() == 0
+    admin = await admin_of(installation)
+    try:
+        await admin.delete_topics(names)
+        for name in names:
+            await until(partial(gone, admin, name), 30)
+    finally:
+        await admin.close()
+    await provision.apply(installation)
+    producer = AIOKafkaProducer(**connection(installation))
+    await producer.start()
+    try:
+        for one in copy:
+            await producer.send(one.topic, one.value, key=one.key, partition=one.partition)
+        await producer.flush()
+    finally:
+        await producer.stop()
+    worker = workers("stopped").start()
+    await until(
+        lambda: all(
+            any(f"partition {number} state_lost" in reason for reason in worker.reasons())
+            for number in range(installation.partitions)
+        ),
+        60,
+        lambda: worker.log[-2_000:],
+    )
+    assert "is older than the ledger" in "".join(worker.reasons())
+
+
 async def test_an_aborted_source_transaction_is_not_booked(
     installation: Settings, workers: Workers, tmp_path: Path
 ) -> None:
@@ -444,8 +486,6 @@ async def test_an_open_transaction_of_commands_does_not_hold_back_usage(
 
 
 def auditor_read(settings: Settings, topic: str):  # type: ignore[no-untyped-def]
-    from streams.testbed.kafka import read_to_end
-
     return read_to_end(settings, [settings.topics.of(topic)])
 
 

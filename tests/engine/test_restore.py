@@ -233,3 +233,81 @@ async def test_a_position_row_without_marks_is_still_believed(logs: Logs) -> Non
     assert len((await logs.restored()).seen) == 1
     ids.delete_before(ids.end)
     assert len((await logs.restored()).seen) == 0
+
+
+async def test_a_table_that_is_older_than_the_ledger_is_a_loss(logs: Logs) -> None:
+    logs.book(seq=1)
+    logs.book("t-2", seq=1)
+    logs.book(seq=2)
+    for topic in (topics.CHANGELOG, topics.SEEN):
+        # A copy that is sound in itself: cut back to an earlier position row, ids and all.
+        log = logs.log(topic)
+        log.records = [one for one in log.records if one.offset < log.end // 3 * 2]
+    text = await logs.lost()
+    assert "t-1 has entry 2" in text
+    assert "older than the ledger" in text
+
+
+async def test_a_tenant_that_only_the_ledger_knows_is_a_loss(logs: Logs) -> None:
+    logs.book(seq=1)
+    logs.book("t-2", seq=1)
+    for topic in (topics.CHANGELOG, topics.SEEN):
+        log = logs.log(topic)
+        log.records = [one for one in log.records if one.offset < log.end // 2]
+    assert "t-2 has entry 1, the table none" in await logs.lost()
+
+
+@pytest.mark.parametrize("openings", [0, 1, 40, 500])
+async def test_openings_at_the_end_of_the_ledger_hide_no_loss_and_are_none(
+    logs: Logs, openings: int
+) -> None:
+    logs.book(seq=1)
+    logs.barriers(openings)
+    assert (await logs.restored()).position == logs.position
+    logs.book(seq=2)
+    logs.barriers(openings)
+    kept = [one for one in logs.log(topics.CHANGELOG).records if one.offset < 3]
+    logs.log(topics.CHANGELOG).records = kept
+    logs.log(topics.SEEN).records = logs.log(topics.SEEN).records[:2]
+    assert "t-1 has entry 2, the table 1" in await logs.lost()
+
+
+@pytest.mark.parametrize("openings", [0, 100])
+async def test_a_ledger_whose_start_is_cut_is_read_as_far_as_it_is_there(
+    logs: Logs, openings: int
+) -> None:
+    logs.book(seq=1)
+    logs.barriers(openings)
+    ledger = logs.log(topics.LEDGER)
+    for cut in (0, 1, ledger.end):
+        ledger.delete_before(cut)
+        assert (await logs.restored()).position == logs.position
+
+
+async def test_what_is_no_entry_says_nothing_of_the_table(logs: Logs) -> None:
+    logs.book(seq=1)
+    others: list[tuple[Any, Any]] = [(b"t-1", b"{broken"), (b"t-9", None), (None, b'{"seq":7}')]
+    logs.write({topics.LEDGER: others}, commit=True)
+    assert (await logs.restored()).position == logs.position
+
+
+async def test_a_ledger_that_is_ahead_because_somebody_has_fenced_us_is_no_loss(
+    logs: Logs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs.book(seq=1)
+    stable = Marks.stable_ends
+
+    async def meanwhile(self: Marks, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        monkeypatch.setattr(Marks, "stable_ends", stable)
+        # The new owner's batch is committed on the ledger, but not yet elsewhere.
+        delays = {topics.SEEN: 60, topics.LEDGER: 0, topics.CHANGELOG: 60}
+        logs.broker.marker_delay = iter(delays.values()).__next__
+        before = await stable(self, tps)
+        logs.book(seq=2)
+        ledger = logs.log(topics.LEDGER)
+        return before | {TopicPartition(ledger.topic, ledger.number): ledger.stable_end}
+
+    monkeypatch.setattr(Marks, "stable_ends", meanwhile)
+    with pytest.raises(FencedError):
+        await logs.restored()
+    assert logs.log(topics.LEDGER).end == logs.log(topics.LEDGER).stable_end == 4
