@@ -148,6 +148,13 @@ for _group in (
 
 def run() -> None:
     """Run the command line and end the process with its exit code."""
+    # Stays in a file that is not compiled: only the interpreter is told of -O.
+    if not __debug__:
+        fail(
+            EXIT_USAGE,
+            "Python was told to leave out assertions, which keep the books: start it without -O "
+            "and PYTHONOPTIMIZE.",
+        )
     # A library's complaint beside our one line would only confuse.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     app()

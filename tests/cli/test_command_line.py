@@ -43,6 +43,30 @@ def test_help_loads_nothing_that_is_slow_to_load() -> None:
     assert SLOW.isdisjoint(done.stdout.split())
 
 
+@pytest.mark.parametrize(
+    ("options", "environment"),
+    [(["-O"], {}), (["-OO"], {}), ([], {"PYTHONOPTIMIZE": "1"})],
+    ids=["-O", "-OO", "PYTHONOPTIMIZE"],
+)
+@pytest.mark.parametrize("arguments", [["version"], ["worker"]], ids=" ".join)
+def test_nothing_runs_without_assertions(
+    options: list[str], environment: dict[str, str], arguments: list[str]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, *options, "-m", "streams", *arguments],
+        cwd=ROOT,
+        env=plain_environment() | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "Python was told to leave out assertions, which keep the books: start it without -O and "
+        "PYTHONOPTIMIZE.\n"
+    )
+
+
 def test_a_load_has_a_name_of_its_own_unless_one_is_given(
     said: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
