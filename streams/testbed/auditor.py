@@ -12,7 +12,7 @@ import hashlib
 import json
 import uuid
 import zlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from importlib.resources import files
@@ -62,7 +62,7 @@ INVARIANTS: Final = {
     "holds": "what is held is the sum of open calls' holds, and none outlives its signs of life",
     "changelog": "rows are the fold of the ledger; count and digest are those of the position row",
     "partition": "every record stands on the partition of its key",
-    "cause": "every entry names a record that is there and says so",
+    "cause": "every entry names a record that is there and asks for it, and for no more",
     "stable": "no transaction stays open",
     "expectation": "what the load generator sent came out as it foresaw",
 }
@@ -76,6 +76,7 @@ _HOLD_LIVES: Final = timedelta(minutes=3)
 # Ticks come every second; a shard that has more to do than one batch holds takes a few.
 _TICK_WITHIN: Final = timedelta(minutes=1)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST: Final = datetime.min.replace(tzinfo=UTC)
 _RECHARGES: Final = uuid.UUID("6f1b2f3e-2f57-5a0c-9a5e-0d1c6f5b7a11")
 # What usage costs: money, or included minutes alone.
 _CHARGES: Final = ("charge", "pool")
@@ -104,6 +105,25 @@ _ZEROS: Final = bytes(32)
 _GRACE: Final = timedelta(hours=48)
 # Entries that make a lot when they add money.
 _MAKES: Final = {"purchase", "recharge", "orphan", "grant", "adjustment", "dispute_won"}
+# What a record of each kind can book.
+_OF_TICK: Final = {"expiry", "grant"}
+_OF_USAGE: Final = {"charge", "pool", "expiry_reopened"}
+_OF_CORRECTION: Final = {*_OF_USAGE, "reversal", "void", "expiry", "grant"}
+_OF_RESULT: Final[Mapping[str, Set[str]]] = {
+    "succeeded": _CREDITS,
+    "refunded": {"refund"},
+    "dispute_opened": {"dispute_opened"},
+    "dispute_won": {"dispute_won"},
+    "dispute_lost": {"dispute_lost"},
+}
+_OF_COMMAND: Final[Mapping[str, Set[str]]] = {
+    "open_tenant": {"grant"},
+    "book_payment": {"purchase"},
+    "adjustment": {"adjustment"},
+    "grant": {"grant"},
+    "void": {"void"},
+    "resolve_recharge": {"recharge", "purchase"},
+}
 # A worker may not book by a view of the decks that is older, and a batch takes its time.
 _SEEN_WITHIN: Final = timedelta(minutes=6)
 # An id is remembered to the end of its week, and 35 days.
@@ -650,6 +670,14 @@ class Entry(Struct, gc=False):
     deck: tuple[str, str] | None
     links: dict[str, Any]
     pools: list[dict[str, Any]] = []
+    # Of what lots it takes or makes, and when the one that it makes ends.
+    lots: list[str] = []
+    ends: datetime | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called in a verdict."""
+        return f"{self.tenant}/{self.seq}"
 
     @property
     def minutes(self) -> int:
@@ -674,6 +702,21 @@ class Lot(Struct):
     def copy(self) -> "Lot":
         """As it is now."""
         return Lot(self.left, self.ends, self.lapsed, self.void)
+
+
+class Asked(Struct, gc=False):
+    """What commands say of a lot by the name it gets: how much, from when until when, whether it
+    comes again, how often it was asked for and how often it came. Not `known` is a lot whose
+    command has left its topic, not `dated` one whose end nothing says."""
+
+    amount: int = 0
+    again: bool = False
+    since: datetime | None = None
+    ends: datetime | None = None
+    dated: bool = True
+    known: bool = True
+    times: int = 0
+    came: int = 0
 
 
 class Charge(Struct, gc=False):
@@ -771,7 +814,14 @@ class _Partition:
         self.at_row: dict[str, Fold] = {}
         self.entries: dict[tuple[str, int, int], list[Entry]] = {}
         self.by_payment: dict[tuple[str, str, str], int] = {}
-        self.granted: dict[tuple[str, str], list[tuple[int, datetime]]] = {}
+        # Lots by tenant and name: the entries that put them in, and what was asked for.
+        self.granted: dict[tuple[str, str], list[Entry]] = {}
+        self.asked: dict[tuple[str, str], Asked] = {}
+        self.asked_known = not log.gone(topics.COMMAND)
+        # The answers to commands by the offset of each, and what was answered when to those that
+        # do not say it.
+        self.answered: dict[int, tuple[str, datetime | None]] = {}
+        self.unplaced: dict[tuple[str, str], list[tuple[str, datetime | None]]] = {}
         self.letters: dict[tuple[str, int, int], list[Record]] = {}
         self.requests: dict[str, dict[str, dict[str, Any]]] = {}
         self.answers: dict[str, set[str]] = {}
@@ -805,6 +855,11 @@ class _Partition:
                 (tenant, payment, group): int(amount)
                 for tenant, payment, group, amount in earlier["booked"]
             }
+            self.asked = {
+                (tenant, made): msgspec.convert(one, Asked)
+                for tenant, made, one in earlier.get("asked", ())
+            }
+            self.asked_known &= "asked" in earlier
             known = [msgspec.convert(one, Charge) for one in earlier.get("charges", ())]
             self.charges = {(one.tenant, one.seq): one for one in known}
             self.heads = {
@@ -844,6 +899,7 @@ class _Partition:
         self._letters()
         self._requests()
         self._commands()
+        self._grants()
         self._results()
         self._usage()
         self._corrections()
@@ -998,6 +1054,11 @@ class _Partition:
             entry.get("links") or {},
             entry.get("pools", []),
         )
+        if kept.kind not in _CHARGES:
+            kept.lots = [used["id"] for used in entry.get("grants", ())]
+            kept.ends = None if entry.get("expires_at") is None else _utc(entry["expires_at"])
+        if kept.kind == "grant" and amount > 0 and kept.lots:
+            self.granted.setdefault((tenant, kept.lots[-1]), []).append(kept)
         self.entries.setdefault(place, []).append(kept)
         if kept.payment is not None and self.below(place):
             group = kept.kind if kept.kind not in _CREDITS else "credit"
@@ -1046,8 +1107,6 @@ class _Partition:
             made = entry["grants"][-1]["id"]
             ends = entry.get("expires_at")
             fold.lots[made].ends = None if ends is None else _utc(ends)
-            if kind == "grant":
-                self.granted.setdefault((entry["tenant_id"], made), []).append((amount, at))
         for used in entry.get("grants", ()):
             known = fold.lots.get(used["id"])
             if known is not None and not known.left and not known.lapsed:
@@ -1068,23 +1127,56 @@ class _Partition:
     def _bad_lot(self, name: str, what: str) -> None:
         self.report.violate("lots", f"{name} {what}")
 
-    def _as_granted(self, event: Event) -> None:
-        """A grant came with its amount, not before its time, and once unless it comes again."""
+    def _note_grant(self, event: Event, answered_at: datetime | None) -> None:
+        """Remember what a grant that was not refused asks for."""
         body = event.body
-        digest = hashlib.sha256(f"{event.source}\0{event.id}".encode()).hexdigest()
-        made = f"c{digest[:12]}"
-        came = self.granted.get((event.tenant, made), [])
-        asked = nanos(body["amount"]["amount"])
-        again = body.get("every_days") or body.get("every_months")
-        since = body.get("effective_at")
-        if any(amount > asked or (not again and amount != asked) for amount, _ in came):
-            self._bad_lot(event.tenant, f"was granted another amount as {made} than asked for")
-        if since is not None and any(at < _utc(since) for _, at in came):
-            self._bad_lot(event.tenant, f"was granted {made} before its time")
-        if len(came) > 1 and not again:
-            self._bad_lot(event.tenant, f"was granted {made} {len(came)} times")
-        if since is None and not came and self.options.checkpoint_from is None:
-            self._bad_lot(event.tenant, f"was never granted {made}")
+        since = _utc(body["effective_at"]) if body.get("effective_at") else None
+        ends, dated = None, True
+        if body.get("expires_at"):
+            ends = _utc(body["expires_at"])
+        elif body.get("kind") == "paid":
+            # Bought money lasts for a year.
+            dated = answered_at is not None
+            ends = None if answered_at is None else _a_year_later(max(since or _FIRST, answered_at))
+        earlier = self.asked.get((event.tenant, _lot_of(event)), Asked())
+        self.asked[event.tenant, _lot_of(event)] = Asked(
+            nanos(body["amount"]["amount"]),
+            bool(body.get("every_days") or body.get("every_months")),
+            since,
+            ends,
+            dated,
+            times=earlier.times + 1,
+            came=earlier.came,
+        )
+
+    def _grants(self) -> None:
+        """Lots came as they were asked for: with their amount, not before their time, to their
+        end, and once unless they come again."""
+        for (tenant, made), entries in self.granted.items():
+            asked = self.asked.get((tenant, made))
+            if asked is None:
+                by_time = [one for one in entries if one.place[0] == "tick"]
+                if by_time and self.asked_known:
+                    self._uncaused(by_time[0], f"puts in {made}, which nobody asked for")
+                elif by_time:
+                    self.report.unknown("cause", "the commands that gave lots are no longer there")
+                    # The next audit judges what comes.
+                    self.asked[tenant, made] = Asked(known=False)
+                continue
+            asked.came += len(entries)
+            if not asked.known:
+                continue
+            if any(
+                one.amount > asked.amount or (not asked.again and one.amount != asked.amount)
+                for one in entries
+            ):
+                self._bad_lot(tenant, f"was granted another amount as {made} than asked for")
+            if asked.since is not None and any(one.at < asked.since for one in entries):
+                self._bad_lot(tenant, f"was granted {made} before its time")
+            if asked.dated and any(one.ends != asked.ends for one in entries):
+                self._bad_lot(tenant, f"was granted {made} to another end than asked for")
+            if not asked.again and asked.came > asked.times:
+                self._bad_lot(tenant, f"was granted {made} {asked.came} times")
 
     def _price(self, name: str, entry: dict[str, Any], amount: int, minutes: int) -> None:
         rate = entry["rate"]
@@ -1239,18 +1331,38 @@ class _Partition:
             event = understand(record, topic)
             yield record, event, record.offset < reached
 
-    def _commands(self) -> None:
-        notices: dict[str, int] = {}
-        applied: dict[str, datetime] = {}
+    def _notices(self) -> dict[tuple[str, str], int]:
+        """Read the answers to commands; how many there are by tenant and command."""
+        counts: dict[tuple[str, str], int] = {}
         for record in self.log.records.get(topics.NOTIFICATION, ()):
             self._misplaced(record, "notice")
             notice = json.loads(record.value or b"")
-            if notice["notice"].startswith("command_"):
-                notices[notice["command_id"]] = notices.get(notice["command_id"], 0) + 1
-                if notice["notice"] == "command_applied":
-                    at = _utc(notice.get("at") or "0001-01-01T00:00:00Z")
-                    applied.setdefault(notice["command_id"], at)
-        expected: dict[str, tuple[str, int, int]] = {}
+            if not notice["notice"].startswith("command_"):
+                continue
+            key = ((record.key or b"").decode(), notice["command_id"])
+            counts[key] = counts.get(key, 0) + 1
+            at = _utc(notice["at"]) if notice.get("at") else None
+            answer = (notice["notice"], at)
+            # Its id says to which record it is the answer: tenant/topic/partition/offset/number.
+            place = dict(record.headers).get("ce_id", b"").decode().split("/")
+            if place[1:3] == [topics.COMMAND, str(self.log.partition)] and len(place) == 5:
+                self.answered[int(place[3])] = answer
+            else:
+                self.unplaced.setdefault(key, []).append(answer)
+        return counts
+
+    def _answer_to(self, event: Event) -> tuple[str, datetime | None]:
+        """What was answered to a command, and when; nothing where there is no answer yet."""
+        if event.place[2] not in self.answered:
+            answers = self.unplaced.get((event.tenant, event.id))
+            if not answers:
+                return "", None
+            self.answered[event.place[2]] = answers.pop(0)
+        return self.answered[event.place[2]]
+
+    def _commands(self) -> None:
+        found = self._notices()
+        expected: dict[tuple[str, str], tuple[int, int]] = {}
         for record, event, below in self._source(topics.COMMAND):
             if isinstance(event, str) or not self.wanted(event.tenant):
                 continue
@@ -1258,26 +1370,106 @@ class _Partition:
             reasons = self._reasons(event.place)
             if reasons - {"conflict"}:
                 continue
-            if event.id in applied and event.id not in expected:
-                self._note_licences(event, applied[event.id])
-            tenant, least, most = expected.get(event.id, (event.tenant, 0, 0))
-            expected[event.id] = (tenant, least + below, most + 1)
-            if "conflict" in reasons:  # answered like the one whose id it took, and else nothing
-                self._bytes_kept(record, event.place)
+            least, most = expected.get((event.tenant, event.id), (0, 0))
+            expected[event.tenant, event.id] = (least + below, most + 1)
+            self._bytes_kept(record, event.place)
+            answer, answered_at = self._answer_to(event)
+            if below:
+                self._commanded(event, answer, answered_at)
+            if "conflict" in reasons:  # refused for the one whose id it took, and nothing else
                 continue
             self._note_tenant(event)
-            if event.body.get("command") == "resolve_recharge" and event.id in applied:
-                # A person's word is an answer too.
-                self.answers.setdefault(event.body["recharge_id"], set()).add("resolved")
-            if event.body.get("command") == "grant" and event.id in applied and below:
-                self._as_granted(event)
-            self._bytes_kept(record, event.place)
-        for command_id, (tenant, least, most) in expected.items():
-            found = notices.get(command_id, 0)
-            if not least <= found <= most:
+            if answer == "command_applied":
+                self._note_licences(event, answered_at or _FIRST)
+                if event.body.get("command") == "resolve_recharge":
+                    # A person's word is an answer too.
+                    self.answers.setdefault(event.body["recharge_id"], set()).add("resolved")
+            if event.body.get("command") == "grant" and answer in ("command_applied", ""):
+                self._note_grant(event, answered_at)
+        for (tenant, command_id), (least, most) in expected.items():
+            answers = found.get((tenant, command_id), 0)
+            if not least <= answers <= most:
                 self.report.violate(
-                    "answered", f"command {command_id} of {tenant}: {least} asked, {found} answers"
+                    "answered",
+                    f"command {command_id} of {tenant}: {least} asked, {answers} answers",
                 )
+
+    def _commanded(self, event: Event, answer: str, answered_at: datetime | None) -> None:
+        """What a command has booked is what it asks for, once, and nothing unless it was
+        applied."""
+        body, entries = event.body, self.entries.get(event.place, [])
+        if answer != "command_applied":
+            # Without an answer nobody can say; that is a fault of its own.
+            if answer and entries:
+                self._uncaused(entries[0], "has booked though the command was not applied")
+            return
+        word = str(body.get("command"))
+        asked: int | None = None
+        least = most = 0
+        if word in ("adjustment", "book_payment") or (
+            word == "resolve_recharge" and body.get("paid")
+        ):
+            asked, least, most = nanos(body["amount"]["amount"]), 1, 1
+        elif word == "open_tenant":
+            asked = nanos(body.get("opening_balance") or "0")
+            least = most = int(asked != 0)
+        elif word == "grant":
+            # How much of which lot: see `_grants`. What begins later is put in by a tick.
+            since = _utc(body["effective_at"]) if body.get("effective_at") else None
+            least = int(since is None or (answered_at is not None and since <= answered_at))
+            most = int(since is None or answered_at is None or since <= answered_at)
+        elif word == "void":
+            most = 1
+        kinds = _OF_COMMAND.get(word, set())
+        booked = [one for one in entries if one.kind in kinds]
+        for one in entries:
+            if one.kind not in kinds and one.kind != "expiry_reopened":
+                self._uncaused(one, f"is {one.kind}, which {word} cannot book")
+        if not least <= len(booked) <= most:
+            self.report.violate(
+                "cause", f"{event.id} of {event.tenant} ({word}) was booked {len(booked)} times"
+            )
+        for one in booked:
+            if asked is not None and one.amount != asked:
+                self._uncaused(one, f"is not the {Fraction(asked, 10**9)} that were asked for")
+            if one.payment != body.get("payment_id"):
+                self._uncaused(one, f"is of the payment {one.payment}, not of the one asked for")
+            if word == "void" and (one.amount > 0 or one.lots != [body["grant_id"]]):
+                self._uncaused(one, f"takes {one.lots}, not {body['grant_id']}")
+            if word == "grant" and (one.amount <= 0 or one.lots[-1:] != [_lot_of(event)]):
+                self._bad_lot(one.name, f"puts in {one.lots[-1:]}, not {_lot_of(event)}")
+            until = body.get("expires_at") if word == "adjustment" and one.amount > 0 else None
+            if until is not None and one.ends != _utc(until):
+                self._uncaused(one, f"ends at {one.ends}, not at {until}")
+
+    def _caused(self, event: Event, entries: Sequence[Entry]) -> None:
+        """What usage or a result has booked is of a kind that it can book. How much is judged with
+        prices, corrections and payments."""
+        body = event.body
+        if event.place[0] == topics.RESULT:
+            kinds = _OF_RESULT.get(str(body.get("status")), set())
+            booked = [one for one in entries if one.kind in kinds]
+            if len(booked) > 1:
+                self._uncaused(booked[1], f"is booked after {booked[0].name} by the same result")
+            for one in booked:
+                if one.payment != body.get("payment_id"):
+                    self._uncaused(one, f"is of the payment {one.payment}, not of its result's")
+            kinds = {*kinds, "expiry_reopened"}
+        elif body.get("phase") == "correction":
+            kinds = _OF_CORRECTION
+            # What a lot cannot keep goes again; no more than has come back.
+            back = sum(one.amount for one in entries if one.kind == "reversal")
+            gone = [one for one in entries if one.kind in ("void", "grant")]
+            if any(one.amount > 0 for one in gone) or back < -sum(one.amount for one in gone):
+                self._uncaused(gone[0], "moves more than the correction has brought back")
+        else:
+            kinds = _OF_USAGE
+        for one in entries:
+            if one.kind not in kinds:
+                self._uncaused(one, f"is {one.kind}, which a record of {one.place[0]} cannot book")
+
+    def _uncaused(self, entry: Entry, what: str) -> None:
+        self.report.violate("cause", f"{entry.name} {what}")
 
     def _note_tenant(self, event: Event) -> None:
         body = event.body
@@ -1819,6 +2011,17 @@ class _Partition:
     # causes
 
     def _causes(self) -> None:
+        for place, of_place in self.entries.items():
+            for entry in of_place:
+                if place[0] == "tick":
+                    if entry.kind not in _OF_TICK or (entry.amount < 0) != (entry.kind == "expiry"):
+                        self._uncaused(
+                            entry,
+                            f"is {entry.kind} of {Fraction(entry.amount, 10**9)}, which time "
+                            "cannot bring",
+                        )
+                elif place[0] not in topics.SOURCES:
+                    self._uncaused(entry, f"is caused by {place[0]}, which is no source")
         wanted = {
             place: entries
             for place, entries in self.entries.items()
@@ -1846,6 +2049,8 @@ class _Partition:
                         self.report.violate(
                             "cause", f"{entry.tenant}/{entry.seq} names a record that is not its"
                         )
+                if not isinstance(event, str) and topic != topics.COMMAND:
+                    self._caused(event, entries)
                 wanted.pop((topic, record.partition, record.offset))
             for place in trimmed:
                 wanted.pop(place, None)
@@ -1868,6 +2073,7 @@ class _Partition:
             ],
             "ids": sorted(self.identities),
             "assigned": {one: sorted(decks) for one, decks in self.assigned.items()},
+            "asked": [[*lot, msgspec.to_builtins(asked)] for lot, asked in self.asked.items()],
             "zones": self.zones,
             "licences": {
                 tenant: [msgspec.to_builtins(one) for one in known]
@@ -1901,6 +2107,18 @@ class _Partition:
                 for tenant, fold in tenants.items()
             },
         }
+
+
+def _lot_of(event: Event) -> str:
+    """The name of the lot that a grant makes."""
+    return "c" + hashlib.sha256(f"{event.source}\0{event.id}".encode()).hexdigest()[:12]
+
+
+def _a_year_later(at: datetime) -> datetime:
+    try:
+        return at.replace(year=at.year + 1)
+    except ValueError:
+        return at.replace(year=at.year + 1, day=28)
 
 
 def _number(identity: tuple[str, str]) -> int:

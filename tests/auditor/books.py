@@ -65,7 +65,8 @@ class Books:
                 record(
                     topics.COMMAND, 0,
                     {"command": "open_tenant", "command_id": "open", "source": "cli",
-                     "currency": "USD", "billing_from": "2026-01-01T00:00:00Z"},
+                     "currency": "USD", "billing_from": "2026-01-01T00:00:00Z",
+                     "opening_balance": "100"},
                 )
             ],
             topics.NOTIFICATION: [
@@ -190,7 +191,7 @@ class Books:
             "digest": f"{sum(xxh3_64_intdigest(k + v) for k, v in rows.items()) % 2**64:016x}",
             "exposures": {"USD": str(self.exposure[0])},
             "holds": self.exposure[1],
-            "balances": {},
+            "balances": {"USD": [str(max(0, left)), str(min(0, left))]},
             "tenants": {},
             "seen_next": 1,
         } | self.position_changes

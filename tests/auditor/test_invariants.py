@@ -14,7 +14,7 @@ from streams.billing.parts import AccountRow, Hold
 from streams.settings import Settings
 from streams.testbed import auditor
 from streams.testbed.auditor import HOLDS, INVARIANTS, UNKNOWN, VIOLATED, Deck, Options, Report
-from tests.auditor.books import DECK, RECHARGE, Books, record, usage, violated
+from tests.auditor.books import AT, DECK, RECHARGE, Books, record, usage, violated
 from tests.billing.builders import NOW
 
 
@@ -308,6 +308,119 @@ def refused_wrongly(books: Books) -> None:
     books.records[topics.dead_letters_of(topics.CALL_USAGE)].append(letter)
 
 
+def commanded(
+    books: Books, word: str, *entries: dict[str, Any], answer: str = "command_applied", **asked: Any
+) -> None:
+    """A command with its answer, and what it has booked; the lot of all has it."""
+    command = {"command": word, "command_id": "a1", "source": "cli", "issued_at": AT} | asked
+    books.records[topics.COMMAND].append(record(topics.COMMAND, 1, command))
+    notice = {"notice": answer, "command_id": "a1", "at": AT}
+    books.records[topics.NOTIFICATION].append(record(topics.NOTIFICATION, 1, notice))
+    books.next[topics.COMMAND] = 2
+    books.entries += entries
+
+
+def by_command(seq: int, kind: str, amount: str, after: str, **more: Any) -> dict[str, Any]:
+    return Books.entry(seq, kind, amount, after, (topics.COMMAND, 1, "cli", "a1"), **more)
+
+
+FIVE = {"amount": "5", "currency": "USD"}
+
+
+def adjusted(books: Books) -> None:
+    commanded(
+        books, "adjustment", by_command(4, "adjustment", "5", "154.4"), amount=FIVE, reason="gift"
+    )
+
+
+def paid_elsewhere(books: Books) -> None:
+    entry = by_command(4, "purchase", "5", "154.4", payment_id="px")
+    commanded(books, "book_payment", entry, amount=FIVE, payment_id="px")
+
+
+def adjusted_by_more(books: Books) -> None:
+    adjusted(books)
+    books.entries[-1] |= {"amount": "500", "balance_after": "649.4"}
+
+
+def adjusted_twice(books: Books) -> None:
+    adjusted(books)
+    books.entries.append(by_command(5, "adjustment", "5", "159.4"))
+
+
+def adjusted_by_nothing(books: Books) -> None:
+    adjusted(books)
+    del books.entries[-1]
+
+
+def adjusted_though_refused(books: Books) -> None:
+    adjusted(books)
+    refused = {"notice": "command_refused", "command_id": "a1", "at": AT}
+    books.records[topics.NOTIFICATION][-1] = record(topics.NOTIFICATION, 1, refused)
+
+
+def payment_booked_as_more(books: Books) -> None:
+    paid_elsewhere(books)
+    books.entries[-1] |= {"amount": "500", "balance_after": "649.4"}
+
+
+def payment_booked_as_another(books: Books) -> None:
+    paid_elsewhere(books)
+    books.entries[-1]["payment_id"] = "py"
+
+
+def payment_never_booked(books: Books) -> None:
+    paid_elsewhere(books)
+    del books.entries[-1]
+
+
+def opened_with_more(books: Books) -> None:
+    opened = json.loads(books.records[topics.COMMAND][0].value or b"")
+    books.records[topics.COMMAND][0] = record(topics.COMMAND, 0, opened | {"opening_balance": "9"})
+
+
+def settings_with_money(books: Books) -> None:
+    commanded(books, "settings", by_command(4, "adjustment", "5", "154.4"), expected_version=0)
+
+
+def another_lot_voided(books: Books) -> None:
+    gone = {"id": "g1", "amount": "-149.4", "left": "0"}
+    entry = by_command(4, "void", "-149.4", "0", grants=[gone])
+    commanded(books, "void", entry, grant_id="g2", reason="x")
+    books.row_changes[6] = []
+
+
+def a_tick_with_money(books: Books) -> None:
+    books.entries.append(books.entry(4, "adjustment", "500", "649.4", ("tick", -1, "tick", AT)))
+
+
+def a_call_with_money(books: Books) -> None:
+    cause = (topics.CALL_USAGE, 0, "pbx", "e1")
+    books.entries.append(books.entry(4, "adjustment", "500", "649.4", cause))
+
+
+def a_free_call_that_takes_money(books: Books) -> None:
+    cause = (topics.CALL_USAGE, 3, "pbx", "e2")
+    books.entries.append(books.entry(4, "adjustment", "-100", "49.4", cause))
+
+
+def a_result_with_more_money(books: Books) -> None:
+    cause = (topics.RESULT, 0, "pay", "r1")
+    books.entries.append(books.entry(4, "adjustment", "500", "649.4", cause))
+
+
+def a_result_without_its_payment(books: Books) -> None:
+    del books.entries[2]["payment_id"]
+
+
+def a_correction_that_voids(books: Books) -> None:
+    corrected(books)
+    cause = (topics.CALL_USAGE, 4, "pbx", "fix")
+    gone = {"id": "g1", "amount": "-148.8", "left": "0"}
+    books.entries.append(books.entry(6, "void", "-148.8", "0", cause, grants=[gone]))
+    books.row_changes[6] = []
+
+
 BREACHES: list[tuple[Callable[[Books], None], set[str]]] = [
     (charged_twice, {"at_most_once"}),
     (charged_twice_at_one_place, {"at_most_once"}),
@@ -356,6 +469,22 @@ BREACHES: list[tuple[Callable[[Books], None], set[str]]] = [
     (reversal_lost, {"at_least_once"}),
     (correction_priced_wrongly, {"price"}),
     (refused_wrongly, {"at_least_once"}),
+    (adjusted_by_more, {"cause"}),
+    (adjusted_twice, {"cause"}),
+    (adjusted_by_nothing, {"cause"}),
+    (adjusted_though_refused, {"cause"}),
+    (payment_booked_as_more, {"cause"}),
+    (payment_booked_as_another, {"cause"}),
+    (payment_never_booked, {"cause"}),
+    (opened_with_more, {"cause"}),
+    (settings_with_money, {"cause"}),
+    (another_lot_voided, {"cause"}),
+    (a_tick_with_money, {"cause"}),
+    (a_call_with_money, {"cause"}),
+    (a_free_call_that_takes_money, {"cause"}),
+    (a_result_with_more_money, {"cause"}),
+    (a_result_without_its_payment, {"cause", "credit_once"}),
+    (a_correction_that_voids, {"cause"}),
 ]
 
 
@@ -370,6 +499,14 @@ def test_a_breach_turns_its_invariant_red_and_no_other(
     report = books.audited()
     assert violated(report) == expected, report.lines()
     assert report.exit_code == VIOLATED
+
+
+@pytest.mark.parametrize("sound", [adjusted, paid_elsewhere])
+def test_what_a_command_asks_for_is_sound(sound: Callable[[Books], None]) -> None:
+    books = Books()
+    sound(books)
+    report = books.audited()
+    assert report.exit_code == HOLDS, report.lines()
 
 
 def test_open_calls_hold_money() -> None:

@@ -128,7 +128,7 @@ def test_a_grant_that_took_another_commands_id_was_never_granted() -> None:
         )
     ]  # fmt: skip
     story.records[topics.NOTIFICATION].append(
-        record(topics.NOTIFICATION, 2, {"notice": "command_applied", "command_id": "k1"})
+        record(topics.NOTIFICATION, 2, {"notice": "command_refused", "command_id": "k1"})
     )
     story.next |= {topics.COMMAND: 3}
     assert violated(story.audited()) == set()
@@ -191,7 +191,29 @@ def given_twice(story: Story) -> None:
     story.entries.append(more)
 
 
+def another_end(story: Story) -> None:
+    story.grant["expires_at"] = "2026-03-02T11:30:00Z"
+
+
+def an_end_though_it_has_none(story: Story) -> None:
+    del story.grant["expires_at"]
+
+
+def test_a_lot_that_nobody_asked_for_is_noticed() -> None:
+    story = Story()
+    tick = ("tick", -1, "tick", LATER)
+    lot = used("c111111111111", "5", "5")
+    story.entries.append(
+        story.entry(8, "grant", "5", "154.4", tick, at=LATER, booked_at=LATER, grants=[lot])
+    )
+    left = [["g1", "paid", 100, 149_400_000_000, 149_400_000_000, AT, None, AT]]
+    story.row_changes[6] = [*left, ["c111111111111", "promo", 100, 5 * 10**9, 5 * 10**9, AT]]
+    assert violated(story.audited()) == {"cause"}
+
+
 BREACHES: list[Callable[[Story], None]] = [
+    another_end,
+    an_end_though_it_has_none,
     paid_after_its_end,
     reopened_for_later_usage,
     reopened_after_the_grace,

@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager
 from typing import Any, Final
 from unittest import mock
 
+from schemas.ledger import EntryKind
+from streams.billing import charging, commands, ledger
 from streams.engine import batch, identity, originals, restore, rows, seen, shard, transaction
 from streams.engine.errors import FencedError, UnknownOutcomeError
 from streams.engine.position import SourcePosition
@@ -241,6 +243,46 @@ def originals_one_batch_off() -> AbstractContextManager[Any]:
     return _patched(seen.Seen, "ledger_range", before)
 
 
+def asked_for_once_booked_twice() -> AbstractContextManager[Any]:
+    """An adjustment is booked twice by one command."""
+    adjust = commands._adjust
+
+    def twice(draft: Any, command: Any) -> None:
+        adjust(draft, command)
+        adjust(draft, command)
+
+    return _patched(commands, "_adjust", twice)
+
+
+def asked_for_and_not_booked() -> AbstractContextManager[Any]:
+    """An adjustment is applied, as its answer says, and books nothing."""
+    return _patched(commands, "_adjust", lambda *_: None)
+
+
+def time_gives_money() -> AbstractContextManager[Any]:
+    """With every tick comes money that nobody has asked for."""
+    passed = ledger._pass_time
+
+    def generous(draft: Any, at: Any, terms: Any) -> None:
+        passed(draft, at, terms)
+        draft.credit(EntryKind.ADJUSTMENT, 1_000_000_000)
+
+    return _patched(ledger, "_pass_time", generous)
+
+
+def calls_give_money() -> AbstractContextManager[Any]:
+    """With every charge comes money that nobody has asked for."""
+    charge = charging.charge
+
+    def generous(draft: Any, *arguments: Any) -> str:
+        label = charge(draft, *arguments)
+        if label == "charged":
+            draft.credit(EntryKind.ADJUSTMENT, 1_000_000_000)
+        return label
+
+    return _patched(charging, "charge", generous)
+
+
 MUTANTS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "no_fence": no_fence,
     "fence_last": fence_last,
@@ -260,4 +302,8 @@ MUTANTS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "corrected_again": corrected_again,
     "originals_one_batch_off": originals_one_batch_off,
     "lagging_ledger_is_deleted": lagging_ledger_is_deleted,
+    "asked_for_once_booked_twice": asked_for_once_booked_twice,
+    "asked_for_and_not_booked": asked_for_and_not_booked,
+    "time_gives_money": time_gives_money,
+    "calls_give_money": calls_give_money,
 }

@@ -37,6 +37,10 @@ WITHIN = {
     "corrected_again": 100,
     "originals_one_batch_off": 100,
     "lagging_ledger_is_deleted": 1_500,
+    "asked_for_once_booked_twice": 50,
+    "asked_for_and_not_booked": 50,
+    "time_gives_money": 50,
+    "calls_give_money": 50,
 }
 
 
