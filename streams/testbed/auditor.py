@@ -1036,6 +1036,11 @@ class _Partition:
                 f"{name} says {entry['balance_after']} after it, the entries sum to "
                 f"{Fraction(fold.balance, 10**9)}",
             )
+        if self._differs(tenant, entry["currency"]):
+            self.report.violate(
+                "conservation",
+                f"{name} is in {entry['currency']}, the account in {self.currencies[tenant]}",
+            )
         moved = sum(nanos(grant["amount"]) for grant in entry.get("grants", ()))
         if abs(moved) > abs(amount):
             self.report.violate("conservation", f"{name} moves grants by more than its amount")
@@ -1068,6 +1073,11 @@ class _Partition:
             self.by_payment[key] = self.by_payment.get(key, 0) + amount
         if entry["kind"] in _CHARGES:
             self._price(name, entry, amount, kept.minutes)
+
+    def _differs(self, tenant: str, currency: str | None) -> bool:
+        """Whether something is in another currency than a tenant's account, as far as that is
+        known."""
+        return currency is not None and self.currencies.get(tenant, currency) != currency
 
     def _lots(self, name: str, fold: Fold, entry: dict[str, Any]) -> None:
         """Fold what an entry does to lots, and hold it against their ends."""
@@ -1258,6 +1268,10 @@ class _Partition:
             if not self.wanted(tenant):
                 continue
             self._available(f"the balance of {tenant}", public)
+            if self._differs(tenant, public.get("currency")):
+                self.report.violate(
+                    "conservation", f"the balance of {tenant} is published in another currency"
+                )
             for fold in (self.at_row.get(tenant), self.folds.get(tenant)):
                 if fold is not None and fold.seq == public["seq"]:
                     if nanos(public["balance"]) != fold.balance:
@@ -1429,6 +1443,8 @@ class _Partition:
             self.report.violate(
                 "cause", f"{event.id} of {event.tenant} ({word}) was booked {len(booked)} times"
             )
+        if self._differs(event.tenant, (body.get("amount") or {}).get("currency")):
+            self.report.violate("cause", f"{event.id} of {event.tenant} is in another currency")
         for one in booked:
             if asked is not None and one.amount != asked:
                 self._uncaused(one, f"is not the {Fraction(asked, 10**9)} that were asked for")
@@ -1515,6 +1531,11 @@ class _Partition:
             amount = 0
             if body.get("amount"):
                 amount = nanos(body["amount"]["amount"])
+                currency = body["amount"]["currency"]
+                if body["status"] in _OF_RESULT and self._differs(event.tenant, currency):
+                    self.report.violate(
+                        "credit_once", f"{event.place} is in {currency}, and was not refused"
+                    )
             elif body["status"] == "succeeded":
                 asked = self.requests.get(event.tenant, {}).get(body["recharge_id"])
                 if asked is None and self.log.gone(topics.REQUESTED):

@@ -421,6 +421,24 @@ def a_correction_that_voids(books: Books) -> None:
     books.row_changes[6] = []
 
 
+def credited_from_another_currency(books: Books) -> None:
+    yen = books.result("r1", amount={"amount": "50", "currency": "JPY"})
+    books.records[topics.RESULT] = [record(topics.RESULT, 0, yen)]
+
+
+def adjusted_in_another_currency(books: Books) -> None:
+    entry = by_command(4, "adjustment", "5", "154.4")
+    commanded(books, "adjustment", entry, amount={"amount": "5", "currency": "JPY"}, reason="x")
+
+
+def booked_in_another_currency(books: Books) -> None:
+    books.entries[1]["currency"] = "EUR"
+
+
+def published_in_another_currency(books: Books) -> None:
+    books.public_changes["currency"] = "EUR"
+
+
 BREACHES: list[tuple[Callable[[Books], None], set[str]]] = [
     (charged_twice, {"at_most_once"}),
     (charged_twice_at_one_place, {"at_most_once"}),
@@ -485,6 +503,10 @@ BREACHES: list[tuple[Callable[[Books], None], set[str]]] = [
     (a_result_with_more_money, {"cause"}),
     (a_result_without_its_payment, {"cause", "credit_once"}),
     (a_correction_that_voids, {"cause"}),
+    (credited_from_another_currency, {"credit_once"}),
+    (adjusted_in_another_currency, {"cause"}),
+    (booked_in_another_currency, {"conservation"}),
+    (published_in_another_currency, {"conservation"}),
 ]
 
 
