@@ -41,6 +41,7 @@ from streams.testbed.minutes import (
     Reckoning,
     lines_of,
 )
+from streams.testbed.shapes import KINDS, TENANT, fits
 
 HOLDS: Final = 0
 VIOLATED: Final = 1
@@ -86,23 +87,43 @@ _ID_MEMBER: Final = {
     topics.COMMAND: "command_id",
     topics.RESULT: "result_id",
 }
-_KINDS: Final = {
-    "emergency",
-    "free",
-    "voip_leg",
-    "conf_dial_in",
-    "toll_free_in",
-    "conf_dial_out",
-    "international",
-    "overage_domestic",
-    "payg_out",
-    "conf_ppm",
-}
 _TERMINAL: Final = {"succeeded", "declined", "cancelled", "expired"}
 _CREDITS: Final = {"recharge", "purchase", "orphan"}
 _ZEROS: Final = bytes(32)
 # For so long an expired lot may pay for usage of before.
 _GRACE: Final = timedelta(hours=48)
+# Why a record of each topic can be a dead letter; what a command cannot have is a notice's rule.
+_OF_ALL: Final = {
+    "malformed_json",
+    "schema_violation",
+    "key_mismatch",
+    "wrong_partition",
+    "conflict",
+    "defect",
+}
+_DATED: Final = {
+    *_OF_ALL,
+    "unknown_tenant",
+    "currency_mismatch",
+    "too_late",
+    "from_the_future",
+    "overflow",
+}
+_OF_USAGE_TOPICS: Final = {*_DATED, "unrated", "not_billable", "refused"}
+_REASONS: Final[Mapping[str, Set[str]]] = {
+    topics.COMMAND: _OF_ALL,
+    topics.RESULT: _DATED,
+    topics.CALL_USAGE: _OF_USAGE_TOPICS,
+    topics.CONFERENCE_USAGE: _OF_USAGE_TOPICS,
+}
+_USAGE_WITHIN: Final = timedelta(days=35)
+_RESULT_WITHIN: Final = timedelta(days=396)
+_FUTURE: Final = timedelta(minutes=5)
+# One event moves at most the one, a balance is at most the other.
+_MOST_MOVED: Final = 999_999_999 * 10**9
+_MOST_BALANCE: Final = 9_000_000_000 * 10**9
+# Who asked, and when, may differ in a repeat.
+_NOT_SAID: Final = {"command_id", "result_id", "source", "tenant_id", "issued_at", "issued_by"}
 # Entries that make a lot when they add money.
 _MAKES: Final = {"purchase", "recharge", "orphan", "grant", "adjustment", "dispute_won"}
 # What a record of each kind can book.
@@ -601,8 +622,18 @@ class Event(Struct, gc=False):
             return None
         return self.source, str(self.body["corrects"])
 
+    @property
+    def at(self) -> datetime:
+        """The instant by which it is too late or from the future."""
+        if self.place[0] == topics.RESULT:
+            return _utc(self.body["occurred_at"])
+        return self.ended
+
     def says(self) -> tuple[Any, ...]:
         """What matters for money: a repeat must say the same."""
+        if self.place[0] not in topics.USAGE:
+            kept = {name: value for name, value in self.body.items() if name not in _NOT_SAID}
+            return (json.dumps(kept, sort_keys=True),)
         names = (
             *("kind", "call_type", "number_type", "capability", "user_country", "callee"),
             *("currency", "corrects"),
@@ -633,9 +664,12 @@ def understand(record: Record, topic: str) -> Event | str:
         event_id, source, subject = body.get("id"), body.get("source"), body.get("subject")
         body = body["data"]
     elif "ce_specversion" in headers:
-        event_id = headers.get("ce_id", b"").decode()
-        source = headers.get("ce_source", b"").decode()
-        subject = headers["ce_subject"].decode() if "ce_subject" in headers else None
+        try:
+            event_id = headers.get("ce_id", b"").decode()
+            source = headers.get("ce_source", b"").decode()
+            subject = headers["ce_subject"].decode() if "ce_subject" in headers else None
+        except UnicodeDecodeError:
+            return "malformed"
     if not isinstance(body, dict):
         return "malformed"
     event_id = event_id or body.get(_ID_MEMBER[topic])
@@ -650,6 +684,46 @@ def understand(record: Record, topic: str) -> Event | str:
         return "malformed"
     place = (topic, record.partition, record.offset)
     return Event(place, key, str(source), event_id, body)
+
+
+def is_sound(record: Record, event: Event) -> bool:
+    """Whether a record is beyond doubt an event of its topic, envelope and all."""
+    headers = {name.lower(): content for name, content in record.headers}
+    outer: Mapping[str, Any] = {}
+    if headers.get("content-type", b"").lower().startswith(b"application/cloudevents+json"):
+        value = record.value or b""
+        outer = _PLAIN.decode(value[5:] if value[:1] == b"\0" else value)
+        if not all(isinstance(outer.get(one), str) for one in ("specversion", "type")):
+            return False
+    elif "ce_specversion" in headers:
+        try:
+            outer = {
+                name[3:]: headers[name].decode()
+                for name in ("ce_id", "ce_source", "ce_subject")
+                if name in headers
+            }
+        except UnicodeDecodeError:
+            return False
+    inner = (
+        event.body.get(_ID_MEMBER[event.place[0]]),
+        event.body.get("source"),
+        event.body.get("tenant_id"),
+    )
+    if outer:
+        said = (outer.get("id"), outer.get("source"), outer.get("subject"))
+        if not said[0] or not said[1] or said[2] == "":
+            return False
+        if any(one not in (None, other) for one, other in zip(inner[:2], said[:2], strict=True)):
+            return False
+    elif "ce_specversion" in headers:
+        return False
+    texts = (event.id, event.source)
+    return (
+        all(len(one.encode()) <= 255 for one in texts)
+        and inner[2] in (None, event.tenant)
+        and TENANT.fullmatch(event.tenant) is not None
+        and fits(event.place[0], event.body)
+    )
 
 
 # -- the audit of one partition ------------------------------------------------------------------
@@ -827,6 +901,11 @@ class _Partition:
         self.answers: dict[str, set[str]] = {}
         self.currencies: dict[str, str] = {}
         self.opened: dict[str, datetime] = {}
+        # Since when a tenant is known at the latest, and the most that it had or owed.
+        self.known_since: dict[str, datetime] = {}
+        self.peaks: dict[str, int] = {}
+        # What else comes under the identities of conflicts.
+        self.disputed: dict[tuple[str, str], list[Event]] = {}
         self.closed: set[str] = set()
         self.heads: dict[str, Fold] = {}
         self.identities: set[int] = set()
@@ -877,6 +956,7 @@ class _Partition:
                 )
                 for tenant, (seq, balance, overdraft, head, lots) in earlier["tenants"].items()
             }
+            self.known_since = dict.fromkeys(self.heads, _FIRST)
 
     def wanted(self, tenant: str) -> bool:
         """Whether this tenant is looked at."""
@@ -902,6 +982,7 @@ class _Partition:
         self._grants()
         self._results()
         self._usage()
+        self._conflicts()
         self._corrections()
         self._pools()
         self._causes()
@@ -1028,6 +1109,8 @@ class _Partition:
         amount = nanos(entry["amount"])
         fold.seq = entry["seq"]
         fold.balance += amount
+        self.known_since.setdefault(tenant, _utc(entry["booked_at"]))
+        self.peaks[tenant] = max(self.peaks.get(tenant, 0), abs(fold.balance))
         fold.overdraft = nanos(entry.get("overdraft_after", "0"))
         fold.head = bytes.fromhex(entry["hash"])
         if nanos(entry["balance_after"]) != fold.balance:
@@ -1299,6 +1382,10 @@ class _Partition:
                 )
                 self.letters.setdefault(place, []).append(record)
                 reason = headers["credits-dlq-reason"].decode()
+                if reason == "conflict":
+                    event = understand(record, topic)
+                    if not isinstance(event, str):
+                        self.disputed.setdefault((event.source, event.id), [])
                 letters = self.report.dead_letters
                 letters[reason] = letters.get(reason, 0) + 1
 
@@ -1343,6 +1430,12 @@ class _Partition:
                 if name == "credits-moved-from":
                     self.moves.arrived(topic, text.decode(), record)
             event = understand(record, topic)
+            if (
+                not isinstance(event, str)
+                and record.offset < reached
+                and (event.source, event.id) in self.disputed
+            ):
+                self.disputed[event.source, event.id].append(event)
             yield record, event, record.offset < reached
 
     def _notices(self) -> dict[tuple[str, str], int]:
@@ -1378,10 +1471,14 @@ class _Partition:
         found = self._notices()
         expected: dict[tuple[str, str], tuple[int, int]] = {}
         for record, event, below in self._source(topics.COMMAND):
-            if isinstance(event, str) or not self.wanted(event.tenant):
+            if isinstance(event, str):
+                self._must_be_letter(record, topics.COMMAND, below, event)
+                continue
+            if not self.wanted(event.tenant):
                 continue
             self.report.count("commands")
             reasons = self._reasons(event.place)
+            self._plausible(record, event, reasons)
             if reasons - {"conflict"}:
                 continue
             least, most = expected.get((event.tenant, event.id), (0, 0))
@@ -1394,6 +1491,9 @@ class _Partition:
                 continue
             self._note_tenant(event)
             if answer == "command_applied":
+                if event.body.get("command") == "open_tenant" and answered_at is not None:
+                    known = self.known_since.get(event.tenant, answered_at)
+                    self.known_since[event.tenant] = min(known, answered_at)
                 self._note_licences(event, answered_at or _FIRST)
                 if event.body.get("command") == "resolve_recharge":
                     # A person's word is an answer too.
@@ -1520,7 +1620,13 @@ class _Partition:
                 continue
             self.report.count("results")
             self._bytes_kept(record, event.place)
-            if self._reasons(event.place) - {"conflict"}:
+            reasons = self._reasons(event.place)
+            if reasons:
+                self._plausible(record, event, reasons)
+                continue
+            if self._is_misplaced(record):
+                if below:
+                    self.moves.expect(topics.RESULT, record)
                 continue
             body = event.body
             if body["status"] in _TERMINAL:
@@ -1646,7 +1752,13 @@ class _Partition:
         self._bytes_kept(record, place)
         reasons = self._reasons(place)
         if self._is_misplaced(record):
-            if not reasons:
+            if topic == topics.COMMAND:
+                # Its answer is awaited where its key belongs, so it is never moved.
+                if reasons != {"wrong_partition"}:
+                    self.report.violate(
+                        "at_least_once", f"{place} strayed, and no dead letter says so"
+                    )
+            elif not reasons:
                 self.moves.expect(topic, record)
             return
         allowed = {
@@ -1710,7 +1822,7 @@ class _Partition:
                 self.report.violate(
                     "at_least_once", f"{event.place} is booked and a dead letter as well"
                 )
-            self._plausible(event, reasons)
+            self._plausible(record, event, reasons)
             return
         if self._is_misplaced(record):
             self.moves.expect(event.place[0], record)
@@ -1840,7 +1952,7 @@ class _Partition:
         kind, duration_s = kind_of(body), event.duration_s
         if phase == "start" and duration_s is None:
             duration_s = 0
-        if kind not in _KINDS or duration_s is None or duration_s < 0:
+        if kind not in KINDS or duration_s is None or duration_s < 0:
             return None
         known = not _depends_on_country(body, kind)
         if phase in ("start", "progress") or (kind in self.coverage.free and known):
@@ -1876,38 +1988,107 @@ class _Partition:
             if deck.name in names and deck.began_by(event.started)
         ]
 
-    def _plausible(self, event: Event, reasons: set[str]) -> None:
+    def _plausible(self, record: Record, event: Event, reasons: Set[str]) -> None:
         """Whether a dead letter's reason is one this record can have."""
-        letter = dict(self.letters[event.place][0].headers)
-        failed_at = datetime.fromisoformat(letter["credits-dlq-failed-at"].decode())
-        body = event.body
         for reason in reasons:
-            if reason == "unrated":
-                right = self._unrated(event)
-            elif reason == "too_late":
-                right = event.ended < failed_at - timedelta(days=35)
-            elif reason == "from_the_future":
-                right = event.ended > failed_at + timedelta(minutes=5)
-            elif reason == "currency_mismatch":
-                right = body.get("currency") != self.currencies.get(event.tenant)
-            elif reason == "unknown_tenant":
-                right = True  # opened later, perhaps
-            elif reason == "refused":
-                right = body.get("phase") == "correction"
-                self.refused.append((event, failed_at))
-            elif reason == "wrong_partition":
-                right = home(event.tenant.encode(), self.partitions) != event.place[1]
-            elif reason == "not_billable":
-                since = self.opened.get(event.tenant)
-                right = event.tenant in self.closed or since is None or event.started < since
-            elif reason == "malformed_json":
+            try:
+                right = self._right(record, event, reason)
+            except (KeyError, TypeError, ValueError):
+                # It has not what it is said to be refused for.
                 right = False
-            else:
-                right = True
-            if not right:
+            if right is None:
+                self.report.unknown(
+                    "at_least_once",
+                    f"{event.place} is a dead letter for {reason}; the topics cannot tell whether "
+                    "it had to be",
+                )
+            elif not right:
                 self.report.violate(
                     "at_least_once", f"{event.place} is a dead letter for {reason}, wrongly"
                 )
+
+    def _right(self, record: Record, event: Event, reason: str) -> bool | None:
+        """Whether a record had to be refused for a reason; None where nothing says it."""
+        letter = dict(self.letters[event.place][0].headers)
+        failed_at = datetime.fromisoformat(letter["credits-dlq-failed-at"].decode())
+        topic, body = event.place[0], event.body
+        right: bool | None = None
+        if reason not in _REASONS[topic] or reason == "malformed_json":
+            right = False
+        elif reason == "schema_violation":
+            right = not is_sound(record, event) or self._lacks(event, failed_at)
+        elif reason == "key_mismatch":
+            right = not is_sound(record, event)
+        elif reason == "wrong_partition":
+            right = home(event.tenant.encode(), self.partitions) != event.place[1]
+        elif reason == "conflict":
+            right = True  # judged when everything is read
+        elif reason == "unknown_tenant":
+            # Opened later, perhaps.
+            right = self.known_since.get(event.tenant, failed_at) >= failed_at
+        elif reason == "currency_mismatch":
+            money = body if topic in topics.USAGE else body.get("amount") or {}
+            named = money.get("currency")
+            right = named is not None and self.currencies.get(event.tenant) != named
+        elif reason == "too_late":
+            within = _RESULT_WITHIN if topic == topics.RESULT else _USAGE_WITHIN
+            right = event.at < failed_at - within
+        elif reason == "from_the_future":
+            right = event.at > failed_at + _FUTURE
+        elif reason == "overflow":
+            near = self.peaks.get(event.tenant, 0) + _MOST_MOVED > _MOST_BALANCE
+            right = True if near else None
+        elif reason == "unrated":
+            right = self._unrated(event)
+        elif reason == "not_billable":
+            since = self.opened.get(event.tenant)
+            right = event.tenant in self.closed or since is None or event.started < since
+        elif reason == "refused":
+            right = body.get("phase") == "correction"
+            self.refused.append((event, failed_at))
+        return right
+
+    def _lacks(self, event: Event, failed_at: datetime) -> bool | None:
+        """Whether a record of the right shape says too little or too much to be booked."""
+        body = event.body
+        if event.place[0] in topics.USAGE:
+            seconds = 0 if body.get("phase") == "start" else -1
+            if event.duration_s is not None:
+                seconds = event.duration_s
+            return seconds < 0 or kind_of(body) not in KINDS
+        if event.place[0] == topics.COMMAND or body["status"] not in _OF_RESULT:
+            return False
+        if body.get("amount"):
+            return not 0 < nanos(body["amount"]["amount"]) <= _MOST_MOVED
+        # Without an amount it is that of the request, as long as that is remembered.
+        asked = self.requests.get(event.tenant, {}).get(body["recharge_id"])
+        if body["status"] != "succeeded" or asked is None:
+            return True
+        fresh = failed_at - _utc(asked["requested_at"]) < timedelta(days=1)
+        return None if fresh else True
+
+    def _conflicts(self) -> None:
+        """Who is refused for a conflict contradicts something that came under its identity."""
+        for identity, events in self.disputed.items():
+            refused = [
+                one
+                for one in events
+                if "conflict" in self._reasons(one.place) and self.wanted(one.tenant)
+            ]
+            others = [one for one in events if not self._reasons(one.place)]
+            for one in refused:
+                if any(other.says() != one.says() for other in others):
+                    continue
+                if not others and _number(identity) in self.identities:
+                    continue  # an earlier audit has read it
+                if self.options.checkpoint_from is not None or any(self.log.starts.values()):
+                    self.report.unknown(
+                        "at_least_once", "what conflicts contradict is no longer there"
+                    )
+                else:
+                    self.report.violate(
+                        "at_least_once", f"{one.place} is a dead letter for conflict, wrongly"
+                    )
 
     def _unrated(self, event: Event) -> bool:
         """Whether a deck that can have been in force has no price for a call."""

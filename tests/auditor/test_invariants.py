@@ -439,6 +439,136 @@ def published_in_another_currency(books: Books) -> None:
     books.public_changes["currency"] = "EUR"
 
 
+LATER = "2026-03-02T10:05:00Z"
+CALL = json.dumps(usage("e7"), separators=(",", ":")).encode()
+PAID = json.dumps(
+    Books.result("r2", payment_id="p2", recharge_id="by-hand"), separators=(",", ":")
+).encode()
+ASKED = json.dumps(
+    {"command": "adjustment", "command_id": "a1", "source": "cli", "issued_at": AT,
+     "amount": FIVE, "reason": "gift"}
+).encode()  # fmt: skip
+
+
+def refused(books: Books, topic: str, value: bytes, reason: str) -> None:
+    """A record as the last of its topic, and its dead letter."""
+    offset = books.next[topic]
+    books.records[topic].append(record(topic, offset, value))
+    books.next[topic] = offset + 1
+    letter = record(
+        topics.dead_letters_of(topic), 0, value,
+        credits_dlq_partition="0", credits_dlq_offset=str(offset), credits_dlq_reason=reason,
+        credits_dlq_path="$", credits_dlq_failed_at=LATER,
+    )  # fmt: skip
+    books.records.setdefault(topics.dead_letters_of(topic), []).append(letter)
+    if (topic, reason) == (topics.COMMAND, "conflict"):
+        answer = {"notice": "command_refused", "command_id": "a1", "rule": "conflict"}
+        books.records[topics.NOTIFICATION].append(record(topics.NOTIFICATION, 1, answer))
+
+
+OF_ALL = ["malformed_json", "schema_violation", "key_mismatch", "wrong_partition", "conflict"]
+WRONGLY = [
+    (topics.CALL_USAGE, CALL, [
+        *OF_ALL, "unknown_tenant", "currency_mismatch", "not_billable", "too_late",
+        "from_the_future", "refused", "unrated", "bad_luck",
+    ]),
+    (topics.RESULT, PAID, [
+        *OF_ALL, "unknown_tenant", "currency_mismatch", "too_late", "from_the_future", "refused",
+        "not_billable", "unrated", "bad_luck",
+    ]),
+    (topics.COMMAND, ASKED, [
+        *OF_ALL, "unknown_tenant", "currency_mismatch", "too_late", "refused", "overflow",
+    ]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("topic", "value", "reason"),
+    [(topic, value, reason) for topic, value, reasons in WRONGLY for reason in reasons],
+)
+def test_a_sound_record_may_not_be_refused(topic: str, value: bytes, reason: str) -> None:
+    books = Books()
+    refused(books, topic, value, reason)
+    report = books.audited()
+    assert violated(report) == {"at_least_once"}, report.lines()
+
+
+@pytest.mark.parametrize(
+    ("topic", "value", "reason"),
+    [
+        (topics.CALL_USAGE, CALL, "defect"),
+        (topics.CALL_USAGE, CALL, "overflow"),
+        (topics.RESULT, PAID, "defect"),
+        (topics.RESULT, PAID, "overflow"),
+        (topics.COMMAND, ASKED, "defect"),
+    ],
+)
+def test_a_refusal_that_the_topics_cannot_explain_is_unknown(
+    topic: str, value: bytes, reason: str
+) -> None:
+    books = Books()
+    refused(books, topic, value, reason)
+    report = books.audited()
+    assert report.exit_code == UNKNOWN, report.lines()
+    assert report.findings["at_least_once"].unknown
+
+
+def a_value(text: bytes, old: bytes, new: bytes) -> bytes:
+    assert old in text
+    return text.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("topic", "value", "reason"),
+    [
+        (topics.CALL_USAGE, a_value(CALL, b'"e7"', b'"e1","currency":"USD"'), "conflict"),
+        (topics.CALL_USAGE, a_value(CALL, b'"e7"', b'"e7","currency":"EUR"'), "currency_mismatch"),
+        (topics.CALL_USAGE, a_value(CALL, b"60}", b'"60"}'), "schema_violation"),
+        (topics.CALL_USAGE, a_value(CALL, b"60}", b"null}"), "schema_violation"),
+        (topics.CALL_USAGE, a_value(CALL, b'"pbx"', b'""'), "schema_violation"),
+        (topics.RESULT, a_value(PAID, b'"r2"', b'"r1"'), "conflict"),
+        (topics.RESULT, a_value(PAID, b'"50"', b'"-50"'), "schema_violation"),
+        (topics.RESULT, a_value(PAID, b"USD", b"JPY"), "currency_mismatch"),
+        (topics.RESULT, a_value(PAID, b"2026", b"2024"), "too_late"),
+        (topics.RESULT, a_value(PAID, b"2026", b"2027"), "from_the_future"),
+        (topics.COMMAND, a_value(ASKED, b'"gift"', b"7"), "schema_violation"),
+        (topics.COMMAND, b"{", "malformed_json"),
+    ],
+)
+def test_a_record_that_is_rightly_refused_is_sound_books(
+    topic: str, value: bytes, reason: str
+) -> None:
+    books = Books()
+    refused(books, topic, value, reason)
+    report = books.audited()
+    assert report.exit_code == HOLDS, report.lines()
+
+
+def test_a_tenant_that_was_opened_afterwards_was_unknown() -> None:
+    books = Books()
+    refused(books, topics.CALL_USAGE, CALL, "unknown_tenant")
+    for entry in books.entries:
+        entry["booked_at"] = "2026-03-02T10:06:00Z"
+    report = books.audited()
+    assert report.exit_code == HOLDS, report.lines()
+
+
+def test_a_conflict_with_what_has_left_its_topic_is_unknown() -> None:
+    books = Books()
+    refused(books, topics.CALL_USAGE, CALL, "conflict")
+    books.starts = {topics.CONFERENCE_USAGE: 1}
+    report = books.audited()
+    assert report.exit_code == UNKNOWN, report.lines()
+
+
+@pytest.mark.parametrize("topic", [topics.COMMAND, topics.RESULT])
+def test_what_is_no_event_is_a_dead_letter(topic: str) -> None:
+    books = Books()
+    books.records[topic].append(record(topic, 1, b"{"))
+    books.next[topic] = 2
+    assert violated(books.audited()) == {"at_least_once"}
+
+
 BREACHES: list[tuple[Callable[[Books], None], set[str]]] = [
     (charged_twice, {"at_most_once"}),
     (charged_twice_at_one_place, {"at_most_once"}),

@@ -10,8 +10,11 @@ from contextlib import AbstractContextManager
 from typing import Any, Final
 from unittest import mock
 
+from schemas.funding import Status
 from schemas.ledger import EntryKind
-from streams.billing import charging, commands, ledger
+from schemas.notices import DeadLetterReason
+from streams.billing import charging, commands, ledger, results
+from streams.billing.booking import RefusedError
 from streams.engine import batch, identity, originals, restore, rows, seen, shard, transaction
 from streams.engine.errors import FencedError, UnknownOutcomeError
 from streams.engine.position import SourcePosition
@@ -283,6 +286,47 @@ def calls_give_money() -> AbstractContextManager[Any]:
     return _patched(charging, "charge", generous)
 
 
+def payments_refused() -> AbstractContextManager[Any]:
+    """What was paid is a dead letter, and is not credited."""
+    book = results._book
+
+    def refusing(draft: Any, event: Any, *arguments: Any) -> None:
+        if event.result.status is Status.SUCCEEDED:
+            raise RefusedError(DeadLetterReason.REFUSED, "$.status")
+        book(draft, event, *arguments)
+
+    return _patched(results, "_book", refusing)
+
+
+def _some(event: Any) -> bool:
+    """A fifth of all events."""
+    return identity.fingerprint(event.cause.source, event.cause.id) % 5 == 0
+
+
+def sound_is_out_of_shape() -> AbstractContextManager[Any]:
+    """Sound events are dead letters for their shape."""
+    judge = ledger.Punctuality.judge
+
+    def strict(self: Any, event: Any) -> Any:
+        return judge(self, event) or (DeadLetterReason.SCHEMA_VIOLATION if _some(event) else None)
+
+    return _patched(ledger.Punctuality, "judge", strict)
+
+
+def new_is_a_conflict() -> AbstractContextManager[Any]:
+    """Events that nobody has seen contradict something."""
+    probe = seen.Seen.probe
+
+    def believing(self: Any, fingerprints: Any) -> Any:
+        known = probe(self, fingerprints)
+        for at, fingerprint in enumerate(fingerprints):
+            if fingerprint % 5 == 0:
+                known.setdefault(at, 1)
+        return known
+
+    return _patched(seen.Seen, "probe", believing)
+
+
 MUTANTS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "no_fence": no_fence,
     "fence_last": fence_last,
@@ -306,4 +350,7 @@ MUTANTS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "asked_for_and_not_booked": asked_for_and_not_booked,
     "time_gives_money": time_gives_money,
     "calls_give_money": calls_give_money,
+    "payments_refused": payments_refused,
+    "sound_is_out_of_shape": sound_is_out_of_shape,
+    "new_is_a_conflict": new_is_a_conflict,
 }

@@ -41,6 +41,9 @@ WITHIN = {
     "asked_for_and_not_booked": 50,
     "time_gives_money": 50,
     "calls_give_money": 50,
+    "payments_refused": 50,
+    "sound_is_out_of_shape": 50,
+    "new_is_a_conflict": 50,
 }
 
 
