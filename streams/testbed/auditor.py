@@ -27,7 +27,7 @@ import msgspec
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 from msgspec import Struct
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 
 from schemas import topics
 from streams.consumer import Consumer
@@ -61,7 +61,7 @@ INVARIANTS: Final = {
     "price": "every charge is what the deck it names says, and that version was in force for it",
     "pools": "included minutes pay first, as far as licences go and never further",
     "holds": "what is held is the sum of open calls' holds, and none outlives its signs of life",
-    "changelog": "rows are the fold of the ledger; count and digest are those of the position row",
+    "changelog": "rows are the fold of the ledger; the position row has their count and sums",
     "partition": "every record stands on the partition of its key",
     "cause": "every entry names a record that is there and asks for it, and for no more",
     "stable": "no transaction stays open",
@@ -745,7 +745,7 @@ class Entry(Struct, gc=False):
     links: dict[str, Any]
     pools: list[dict[str, Any]] = []
     # Of what lots it takes or makes, and when the one that it makes ends.
-    lots: list[str] = []
+    lots: tuple[str, ...] = ()
     ends: datetime | None = None
 
     @property
@@ -974,6 +974,7 @@ class _Partition:
     def run(self) -> None:
         """Everything, in an order in which each step has what it needs."""
         self._rows()
+        self._read_as_far()
         self._ledger()
         self._balances()
         self._letters()
@@ -1003,6 +1004,8 @@ class _Partition:
                 self.report.violate(
                     "changelog", f"partition {self.log.partition} has rows but no position row"
                 )
+            else:
+                self._never_booked()
             return
         self.position = json.loads(raw)
         digest = sum(xxh3_64_intdigest(key + value) for key, value in rows.items()) % 2**64
@@ -1025,6 +1028,69 @@ class _Partition:
             elif mark == [b"hold"]:
                 self._one_hold(tenant.decode(), value)
         self._exposures()
+        self._sums()
+
+    def _never_booked(self) -> None:
+        """Without a changelog nothing was ever booked, or it is gone."""
+        if self.heads:
+            self.report.violate(
+                "changelog", f"partition {self.log.partition} had rows and has none any more"
+            )
+        outputs = (
+            topics.LEDGER,
+            topics.BALANCE,
+            topics.NOTIFICATION,
+            topics.REQUESTED,
+            *map(topics.dead_letters_of, topics.SOURCES),
+        )
+        for topic in outputs:
+            if next(iter(self.log.records.get(topic, ())), None) is not None:
+                self.report.unknown(
+                    "changelog",
+                    f"partition {self.log.partition} has no rows, but records in "
+                    f"{self.names.get(topic, topic)}: it has just begun, or the changelog is gone",
+                )
+
+    def _sums(self) -> None:
+        """The position row says what the rows' balances sum to, those below zero apart."""
+        sums: dict[str, list[int]] = {}
+        for row in self.rows.values():
+            balance = sum(grant[4] for grant in row[6]) - row[5]
+            sums.setdefault(row[2], [0, 0])[balance < 0] += balance
+        told = {
+            currency: [int(nanos) for nanos in said]
+            for currency, said in self.position["balances"].items()
+        }
+        if any(told.get(one, [0, 0]) != sums.get(one, [0, 0]) for one in told.keys() | sums.keys()):
+            self.report.violate(
+                "changelog",
+                f"partition {self.log.partition}: the balances sum to {sums}, the position row "
+                f"says {told}",
+            )
+
+    def _read_as_far(self) -> None:
+        """The last record of each source that was booked was read, and is the same, unless it has
+        left its topic or an earlier audit has read it."""
+        for topic in topics.SOURCES:
+            source = self.position.get("sources", {}).get(self.names[topic], {})
+            last = source.get("last", -1)
+            if last < max(0, self.log.starts.get(topic, 0), self.log.begun.get(topic, 0)):
+                continue
+            place = f"{self.names[topic]}/{self.log.partition}/{last}"
+            found = next(
+                (one for one in self.log.records.get(topic, ()) if one.offset == last), None
+            )
+            if found is None:
+                self.report.unknown(
+                    "at_least_once", f"{place} was booked; the topic was not read as far as that"
+                )
+            elif (
+                xxh3_64_hexdigest((found.key or b"") + b"\0" + (found.value or b""))
+                != (source["hash"])
+            ):
+                self.report.violate(
+                    "at_least_once", f"{place} is another record than the one that was booked"
+                )
 
     def _one_hold(self, tenant: str, value: bytes) -> None:
         _, held, _, _, ended, *_ = msgspec.msgpack.decode(value[8:])
@@ -1109,7 +1175,8 @@ class _Partition:
         amount = nanos(entry["amount"])
         fold.seq = entry["seq"]
         fold.balance += amount
-        self.known_since.setdefault(tenant, _utc(entry["booked_at"]))
+        if tenant not in self.known_since:
+            self.known_since[tenant] = _utc(entry["booked_at"])
         self.peaks[tenant] = max(self.peaks.get(tenant, 0), abs(fold.balance))
         fold.overdraft = nanos(entry.get("overdraft_after", "0"))
         fold.head = bytes.fromhex(entry["hash"])
@@ -1143,7 +1210,7 @@ class _Partition:
             entry.get("pools", []),
         )
         if kept.kind not in _CHARGES:
-            kept.lots = [used["id"] for used in entry.get("grants", ())]
+            kept.lots = tuple(used["id"] for used in entry.get("grants", ()))
             kept.ends = None if entry.get("expires_at") is None else _utc(entry["expires_at"])
         if kept.kind == "grant" and amount > 0 and kept.lots:
             self.granted.setdefault((tenant, kept.lots[-1]), []).append(kept)
@@ -1550,9 +1617,9 @@ class _Partition:
                 self._uncaused(one, f"is not the {Fraction(asked, 10**9)} that were asked for")
             if one.payment != body.get("payment_id"):
                 self._uncaused(one, f"is of the payment {one.payment}, not of the one asked for")
-            if word == "void" and (one.amount > 0 or one.lots != [body["grant_id"]]):
+            if word == "void" and (one.amount > 0 or one.lots != (body["grant_id"],)):
                 self._uncaused(one, f"takes {one.lots}, not {body['grant_id']}")
-            if word == "grant" and (one.amount <= 0 or one.lots[-1:] != [_lot_of(event)]):
+            if word == "grant" and (one.amount <= 0 or one.lots[-1:] != (_lot_of(event),)):
                 self._bad_lot(one.name, f"puts in {one.lots[-1:]}, not {_lot_of(event)}")
             until = body.get("expires_at") if word == "adjustment" and one.amount > 0 else None
             if until is not None and one.ends != _utc(until):

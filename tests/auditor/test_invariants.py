@@ -8,13 +8,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from xxhash import xxh3_64_hexdigest
 
 from schemas import topics
 from streams.billing.parts import AccountRow, Hold
 from streams.settings import Settings
 from streams.testbed import auditor
 from streams.testbed.auditor import HOLDS, INVARIANTS, UNKNOWN, VIOLATED, Deck, Options, Report
-from tests.auditor.books import AT, DECK, RECHARGE, Books, record, usage, violated
+from tests.auditor.books import AT, DECK, NAMES, RECHARGE, Books, record, usage, violated
 from tests.billing.builders import NOW
 
 
@@ -569,6 +570,78 @@ def test_what_is_no_event_is_a_dead_letter(topic: str) -> None:
     assert violated(books.audited()) == {"at_least_once"}
 
 
+def sums_of_before(books: Books) -> None:
+    books.position_changes["balances"] = {"USD": ["1", "0"]}
+
+
+def with_marks(books: Books) -> None:
+    """The position row says which record of each source was the last, as the engine's does."""
+    books.position_changes["sources"] = {
+        topic: {
+            "next": books.next[topic],
+            "last": found[-1].offset,
+            "hash": xxh3_64_hexdigest((found[-1].key or b"") + b"\0" + (found[-1].value or b"")),
+        }
+        for topic, found in books.records.items()
+        if topic in books.next
+    }
+
+
+def another_record_in_its_place(books: Books) -> None:
+    with_marks(books)
+    books.records[topics.CALL_USAGE][3] = record(topics.CALL_USAGE, 3, usage("e3", kind="free"))
+
+
+def test_the_last_record_that_was_booked_is_there() -> None:
+    books = Books()
+    with_marks(books)
+    report = books.audited()
+    assert report.exit_code == HOLDS, report.lines()
+
+
+def test_a_source_that_was_not_read_as_far_as_it_was_booked_is_unknown() -> None:
+    books = Books()
+    with_marks(books)
+    del books.records[topics.CALL_USAGE][3:]
+    report = books.audited()
+    assert report.exit_code == UNKNOWN, report.lines()
+    assert report.findings["at_least_once"].unknown
+    # Unless it has left the topic, or an earlier audit has read it.
+    books.starts = {topics.CALL_USAGE: 4}
+    assert not any("as far" in why for why in books.audited().findings["at_least_once"].unknown)
+    books.starts = {}
+    report, _ = books.audited_from(books.next, Books().checkpoint())
+    assert not report.findings["at_least_once"].unknown, report.lines()
+
+
+@pytest.mark.parametrize("kept", [topics.LEDGER, topics.dead_letters_of(topics.CALL_USAGE)])
+def test_an_empty_changelog_beside_what_was_booked_is_unknown(kept: str) -> None:
+    log = Books().log()
+    log.rows = {}
+    log.records = {topic: log.records[topic] if topic == kept else () for topic in log.records}
+    report, _ = auditor.audit([log], names=NAMES, partitions=1, deck=DECK)
+    assert report.exit_code == UNKNOWN, report.lines()
+    assert report.findings["changelog"].unknown
+
+
+def test_a_changelog_that_has_gone_since_the_last_audit_is_noticed() -> None:
+    earlier = Books().checkpoint()
+    log = Books().log()
+    log.rows, log.records = {}, dict.fromkeys(log.records, ())
+    report, _ = auditor.audit([log], names=NAMES, partitions=1, deck=DECK, earlier=earlier)
+    assert "changelog" in violated(report)
+
+
+def test_where_nothing_was_ever_booked_the_books_hold() -> None:
+    log = Books().log()
+    log.rows = {}
+    log.records = {
+        topic: found if topic in topics.SOURCES else () for topic, found in log.records.items()
+    }
+    report, _ = auditor.audit([log], names=NAMES, partitions=1, deck=DECK)
+    assert report.exit_code == HOLDS, report.lines()
+
+
 BREACHES: list[tuple[Callable[[Books], None], set[str]]] = [
     (charged_twice, {"at_most_once"}),
     (charged_twice_at_one_place, {"at_most_once"}),
@@ -637,6 +710,8 @@ BREACHES: list[tuple[Callable[[Books], None], set[str]]] = [
     (adjusted_in_another_currency, {"cause"}),
     (booked_in_another_currency, {"conservation"}),
     (published_in_another_currency, {"conservation"}),
+    (sums_of_before, {"changelog"}),
+    (another_record_in_its_place, {"at_least_once"}),
 ]
 
 

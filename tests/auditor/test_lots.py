@@ -134,6 +134,40 @@ def test_a_grant_that_took_another_commands_id_was_never_granted() -> None:
     assert violated(story.audited()) == set()
 
 
+def renewed(amount: str, name: str = "k1") -> dict[str, Any]:
+    """What an audit after a checkpoint says of an allowance of 10 that time has set back."""
+    books = Books()
+    asked = {
+        "command": "grant", "command_id": "k1", "source": "cli", "every_days": 1,
+        "effective_at": EXPIRED_AT, "amount": {"amount": "10", "currency": "USD"},
+    }  # fmt: skip
+    answer = {"notice": "command_applied", "command_id": "k1", "at": AT}
+    books.records[topics.COMMAND].append(record(topics.COMMAND, 1, asked))
+    books.records[topics.NOTIFICATION].append(record(topics.NOTIFICATION, 1, answer))
+    books.next[topics.COMMAND] = 2
+    earlier = books.checkpoint()
+    lot = MADE if name == "k1" else "c111111111111"
+    tick = ("tick", -1, "tick", EXPIRED_AT)
+    books.entries.append(
+        books.entry(4, "grant", amount, str(149.4 + int(amount)), tick, at=EXPIRED_AT,
+                    booked_at=EXPIRED_AT, grants=[used(lot, amount, amount)])
+    )  # fmt: skip
+    left = [["g1", "paid", 100, 149_400_000_000, 149_400_000_000, AT, None, AT]]
+    books.row_changes[6] = [*left, [lot, "promo", 100, 0, int(amount) * 10**9, AT]]
+    report, _ = books.audited_from({topics.LEDGER: 3, topics.COMMAND: 2}, earlier)
+    return {law: found.violations for law, found in report.findings.items() if found.violations}
+
+
+@pytest.mark.parametrize(
+    ("amount", "name", "red"),
+    [("10", "k1", {}), ("11", "k1", {"lots": 1}), ("5", "k2", {"cause": 1})],
+)
+def test_what_was_asked_for_before_a_checkpoint_is_judged_when_it_comes(
+    amount: str, name: str, red: dict[str, int]
+) -> None:
+    assert renewed(amount, name) == red
+
+
 def paid_after_its_end(story: Story) -> None:
     story.entries[6]["at"] = LATER
 
