@@ -41,6 +41,7 @@ from streams.testbed.minutes import (
     Reckoning,
     lines_of,
 )
+from streams.testbed.recharges import Moved, Recharges
 from streams.testbed.shapes import KINDS, TENANT, fits
 
 HOLDS: Final = 0
@@ -53,6 +54,7 @@ INVARIANTS: Final = {
     "at_most_once": "no event is charged twice",
     "at_least_once": "every event is booked, a repeat, or a dead letter byte for byte",
     "one_request": "one id per epoch and attempt, one unanswered auto-recharge at a time",
+    "recharge": "what is asked for is needed, told, and what the policy says; recharges were asked",
     "credit_once": "every payment is credited as often and as much as it was paid",
     "answered": "every command has its one answer",
     "sequence": "entries are numbered 1, 2, 3 … without gap or step back",
@@ -63,7 +65,8 @@ INVARIANTS: Final = {
     "holds": "what is held is the sum of open calls' holds, and none outlives its signs of life",
     "changelog": "rows are the fold of the ledger; the position row has their count and sums",
     "partition": "every record stands on the partition of its key",
-    "cause": "every entry names a record that is there and asks for it, and for no more",
+    "cause": "every entry names a record that is there and asks for it, and for no more, every "
+    "request one that is there",
     "stable": "no transaction stays open",
     "expectation": "what the load generator sent came out as it foresaw",
 }
@@ -744,6 +747,7 @@ class Entry(Struct, gc=False):
     deck: tuple[str, str] | None
     links: dict[str, Any]
     pools: list[dict[str, Any]] = []
+    recharge_id: str | None = None
     # Of what lots it takes or makes, and when the one that it makes ends.
     lots: tuple[str, ...] = ()
     ends: datetime | None = None
@@ -837,8 +841,8 @@ _SAID_AS: Final = (
 
 class Log(Struct, kw_only=True):
     """What was read of one partition. `rows` is the fold of the changelog, read before the rest;
-    `starts` the log starts of the source topics and of the requests, `begun` the offsets at which
-    an earlier audit has ended."""
+    `starts` the log starts of the source topics, of the requests and of the notices, `begun` the
+    offsets at which an earlier audit has ended."""
 
     partition: int
     rows: dict[bytes, bytes]
@@ -849,6 +853,16 @@ class Log(Struct, kw_only=True):
     def gone(self, topic: str) -> range:
         """The offsets whose records have left their topic before an audit could read them."""
         return range(self.begun.get(topic, 0), self.starts.get(topic, 0))
+
+    def complete_since(self, topic: str) -> datetime:
+        """From when on everything that was written to a topic has been read."""
+        if not self.gone(topic):
+            return datetime.min.replace(tzinfo=UTC)
+        first = next(iter(self.records.get(topic, ())), None)
+        if first is None:
+            return datetime.max.replace(tzinfo=UTC)
+        # Clocks of those who write differ a little.
+        return _EPOCH + timedelta(milliseconds=first.timestamp) + timedelta(hours=1)
 
 
 class _Partition:
@@ -917,6 +931,9 @@ class _Partition:
         self.corrections: dict[tuple[str, str], list[Event]] = {}
         self.refused: list[tuple[Event, datetime]] = []
         self.charges: dict[tuple[str, int], Charge] = {}
+        self.public: dict[str, dict[str, Any]] = {}
+        self.settled: set[tuple[str, str]] = set()
+        self.earlier = earlier
         if earlier is not None:
             self.identities = set(earlier["ids"])
             self.assigned = {one: set(decks) for one, decks in earlier.get("assigned", {}).items()}
@@ -939,6 +956,7 @@ class _Partition:
                 for tenant, made, one in earlier.get("asked", ())
             }
             self.asked_known &= "asked" in earlier
+            self.settled = {(key[0], key[1]) for key in (*self.paid, *self.by_payment)}
             known = [msgspec.convert(one, Charge) for one in earlier.get("charges", ())]
             self.charges = {(one.tenant, one.seq): one for one in known}
             self.heads = {
@@ -979,6 +997,7 @@ class _Partition:
         self._balances()
         self._letters()
         self._requests()
+        self._begin_recharges()
         self._commands()
         self._grants()
         self._results()
@@ -987,6 +1006,7 @@ class _Partition:
         self._corrections()
         self._pools()
         self._causes()
+        self._judge_recharges()
 
     def _misplaced(self, record: Record, what: str) -> None:
         if record.key is not None and home(record.key, self.partitions) != record.partition:
@@ -1208,6 +1228,7 @@ class _Partition:
             _deck_of(entry),
             entry.get("links") or {},
             entry.get("pools", []),
+            entry.get("recharge_id"),
         )
         if kept.kind not in _CHARGES:
             kept.lots = tuple(used["id"] for used in entry.get("grants", ()))
@@ -1414,6 +1435,7 @@ class _Partition:
             if record.value is not None:
                 public = json.loads(record.value)
                 latest[public["tenant_id"]] = public
+        self.public = {tenant: public for tenant, public in latest.items() if self.wanted(tenant)}
         for tenant, public in latest.items():
             if not self.wanted(tenant):
                 continue
@@ -1503,7 +1525,73 @@ class _Partition:
                 and (event.source, event.id) in self.disputed
             ):
                 self.disputed[event.source, event.id].append(event)
+            self._note_source(record, event, record.offset < reached)
             yield record, event, record.offset < reached
+
+    # recharges
+
+    def _begin_recharges(self) -> None:
+        """The notices, and which requests look for their causes."""
+        log = self.log
+        asked = (topics.REQUESTED, topics.RESULT, topics.NOTIFICATION)
+        self.recharges = Recharges(
+            until=_utc(self.position["now"]) if self.position else None,
+            since={topic: log.complete_since(topic) for topic in asked},
+            trimmed=[self.names[topic] for topic in topics.SOURCES if log.gone(topic)],
+            whole=self.earlier is None and not log.begun,
+            earlier=None if self.earlier is None else self.earlier.get("recharges"),
+        )
+        self.recharges.wants(self.requests)
+        for record in log.records.get(topics.NOTIFICATION, ()):
+            tenant = (record.key or b"").decode()
+            if self.wanted(tenant):
+                self.recharges.notice(tenant, json.loads(record.value or b""))
+
+    def _note_source(self, record: Record, event: Event | str, below: bool) -> None:
+        """What a source record has to do with recharges."""
+        if isinstance(event, str) or not self.wanted(event.tenant):
+            if not below:
+                self.recharges.behind()
+            return
+        self.recharges.record(
+            event.place,
+            event.tenant,
+            f"{event.source}/{event.id}",
+            event.body,
+            refused=bool(self._reasons(event.place)) or self._is_misplaced(record),
+            below=below,
+        )
+
+    def _judge_recharges(self) -> None:
+        of_tenant: dict[str, list[Entry]] = {}
+        for entries in self.entries.values():
+            for one in entries:
+                of_tenant.setdefault(one.tenant, []).append(one)
+        moved: dict[str, list[Moved]] = {}
+        for tenant, entries in of_tenant.items():
+            balance = self.heads.get(tenant, Fold()).balance
+            moved[tenant] = []
+            for one in sorted(entries, key=lambda one: one.seq):
+                balance += one.amount
+                moved[tenant].append(
+                    Moved(
+                        one.seq,
+                        one.kind,
+                        balance,
+                        one.booked_at.astimezone(UTC),
+                        one.place,
+                        "/".join(one.identity),
+                        one.payment,
+                        one.recharge_id,
+                    )
+                )
+        for fault in self.recharges.judge(
+            self.requests, moved, self.public, settled=self.settled, answered=self.answers
+        ):
+            if fault.proven:
+                self.report.violate(fault.invariant, fault.text)
+            else:
+                self.report.unknown(fault.invariant, fault.text)
 
     def _notices(self) -> dict[tuple[str, str], int]:
         """Read the answers to commands; how many there are by tenant and command."""
@@ -2335,6 +2423,7 @@ class _Partition:
         tenants = {**self.heads, **self.folds}
         last = max((one.booked_at for one in self.charges.values()), default=None)
         return {
+            "recharges": self.recharges.checkpoint(),
             "charges": [
                 msgspec.to_builtins(one)
                 for one in self.charges.values()
@@ -2656,7 +2745,7 @@ async def _verify(settings: Settings, options: Options, reader: _Reader, report:
                 starts={
                     name: starts[tp]
                     for tp, name in tps.items()
-                    if name in topics.SOURCES or name == topics.REQUESTED
+                    if name in (*topics.SOURCES, topics.REQUESTED, topics.NOTIFICATION)
                 },
                 begun=begun.get(str(number), {}),
             )

@@ -72,7 +72,8 @@ class Books:
             topics.NOTIFICATION: [
                 record(
                     topics.NOTIFICATION, 0, {"notice": "command_applied", "command_id": "open"}
-                )
+                ),
+                self.told(RECHARGE),
             ],
             topics.CALL_USAGE: [
                 record(topics.CALL_USAGE, 0, usage("e1")),
@@ -133,8 +134,14 @@ class Books:
     def request(epoch: int, attempt: int, recharge_id: str, **changes: Any) -> dict[str, Any]:
         return {
             "recharge_id": recharge_id, "tenant_id": TENANT, "epoch": epoch, "attempt": attempt,
-            "amount": "50", "requested_at": AT, "expires_at": AT,
+            "amount": "50", "requested_at": AT, "expires_at": AT, "caused_by": "pbx/e1",
         } | changes  # fmt: skip
+
+    @staticmethod
+    def told(recharge_id: str, kind: str = "recharge_requested", **changes: Any) -> Record:
+        """A notice about a request."""
+        notice = {"notice": kind, "tenant_id": TENANT, "at": AT, "recharge_id": recharge_id}
+        return record(topics.NOTIFICATION, 0, notice | changes)
 
     @staticmethod
     def result(name: str, **changes: Any) -> dict[str, Any]:

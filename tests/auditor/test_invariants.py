@@ -74,6 +74,7 @@ def request_changed(books: Books) -> None:
 def request_with_another_id(books: Books) -> None:
     again = books.request(1, 1, "made-up")
     books.records[topics.REQUESTED].append(record(topics.REQUESTED, 1, again))
+    books.records[topics.NOTIFICATION].append(books.told("made-up"))
 
 
 def two_in_flight(books: Books) -> None:
@@ -86,6 +87,7 @@ def two_in_flight(books: Books) -> None:
         books.records[topics.REQUESTED].append(
             record(topics.REQUESTED, epoch, books.request(epoch, 1, derived))
         )
+        books.records[topics.NOTIFICATION].append(books.told(derived))
 
 
 def resolved(books: Books, *, answer: str = "command_applied") -> None:
@@ -102,6 +104,8 @@ def resolved(books: Books, *, answer: str = "command_applied") -> None:
     books.records[topics.COMMAND].append(record(topics.COMMAND, 1, command))
     notice = {"notice": answer, "command_id": "decide"}
     books.records[topics.NOTIFICATION].append(record(topics.NOTIFICATION, 1, notice))
+    if answer == "command_applied":
+        books.records[topics.NOTIFICATION].append(books.told(name, "recharge_resolved"))
     books.next[topics.COMMAND] = 2
 
 
@@ -124,7 +128,7 @@ def not_credited(books: Books) -> None:
 
 
 def unanswered(books: Books) -> None:
-    books.records[topics.NOTIFICATION] = []
+    del books.records[topics.NOTIFICATION][0]
 
 
 def answered_twice(books: Books) -> None:
@@ -144,6 +148,8 @@ def altered_byte(books: Books) -> None:
     ]
     books.records[topics.CALL_USAGE][0] = record(topics.CALL_USAGE, 0, usage("e1", source="PBX"))
     books.records[topics.CALL_USAGE][1] = record(topics.CALL_USAGE, 1, usage("e1", source="PBX"))
+    request = books.request(1, 1, RECHARGE, caused_by="PBX/e1")
+    books.records[topics.REQUESTED] = [record(topics.REQUESTED, 0, request)]
 
 
 def wrong_price(books: Books) -> None:
@@ -765,6 +771,9 @@ def test_an_answer_that_is_not_booked_yet_is_an_answer_to_what_came_after_it() -
     books = Books()
     two_in_flight(books)
     name = json.loads(books.records[topics.REQUESTED][1].value or b"")["recharge_id"]
+    later = json.loads(books.records[topics.REQUESTED][2].value or b"")
+    later["requested_at"] = "2026-03-02T10:00:01Z"
+    books.records[topics.REQUESTED][2] = record(topics.REQUESTED, 2, later)
     declined = books.result("r2", recharge_id=name, status="declined", amount=None)
     books.records[topics.RESULT].append(record(topics.RESULT, 1, declined))
     assert violated(books.audited()) == set()
@@ -782,8 +791,8 @@ def test_a_correction_and_its_repeat_hold() -> None:
 
 def test_every_invariant_can_turn_red() -> None:
     covered = {name for _, names in BREACHES for name in names}
-    # These have tests of their own, here, in test_lots and in test_minutes.
-    apart = {"partition", "stable", "expectation", "lots", "pools"}
+    # These have tests of their own, here, in test_lots, test_minutes and test_recharges.
+    apart = {"partition", "stable", "expectation", "lots", "pools", "recharge"}
     assert covered | apart == set(INVARIANTS)
 
 
@@ -819,7 +828,7 @@ def test_what_lies_beyond_the_position_is_pending() -> None:
 def test_a_trimmed_source_is_unknown_and_never_a_pass() -> None:
     books = Books()
     books.records[topics.COMMAND] = []
-    books.records[topics.NOTIFICATION] = []
+    del books.records[topics.NOTIFICATION][0]
     books.starts = {topics.COMMAND: 1}
     report = books.audited()
     assert report.exit_code == UNKNOWN

@@ -27,7 +27,7 @@ from streams.testbed.minutes import (
     Reckoning,
     lines_of,
 )
-from tests.auditor.books import AT, Books, record, usage, violated
+from tests.auditor.books import AT, RECHARGE, Books, record, usage, violated
 from tests.billing.builders import NOW, Book, a_call, a_command, corrected, opening
 
 LICENSED: dict[str, Any] = {
@@ -195,7 +195,7 @@ def test_a_straddling_charge_is_priced_without_its_included_minutes() -> None:
 def test_licences_that_are_no_longer_there_are_unknown() -> None:
     books = Included()
     books.records[topics.COMMAND] = []
-    books.records[topics.NOTIFICATION] = []
+    books.records[topics.NOTIFICATION] = [books.told(RECHARGE)]
     books.starts = {topics.COMMAND: 2}
     report = books.audited()
     assert report.findings["pools"].unknown

@@ -5,6 +5,7 @@ Each is a context manager over the engine's own code; the product has no such sw
 
 import contextlib
 import itertools
+import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Final
@@ -13,7 +14,7 @@ from unittest import mock
 from schemas.funding import Status
 from schemas.ledger import EntryKind
 from schemas.notices import DeadLetterReason
-from streams.billing import charging, commands, ledger, results
+from streams.billing import charging, commands, ledger, recharge, results
 from streams.billing.booking import RefusedError
 from streams.engine import batch, identity, originals, restore, rows, seen, shard, transaction
 from streams.engine.errors import FencedError, UnknownOutcomeError
@@ -327,6 +328,35 @@ def new_is_a_conflict() -> AbstractContextManager[Any]:
     return _patched(seen.Seen, "probe", believing)
 
 
+def ids_at_random() -> AbstractContextManager[Any]:
+    """A request is not named after tenant, epoch and attempt: asked twice, it has two names."""
+    numbers = itertools.count(1)
+    return _patched(
+        recharge, "recharge_id", lambda *_: str(uuid.uuid5(recharge.RECHARGES, str(next(numbers))))
+    )
+
+
+def credited_by_tenant() -> AbstractContextManager[Any]:
+    """Whatever is paid for a tenant is its last recharge, whoever asked for it."""
+
+    def last(account: Any, _: str) -> Any:
+        attempts = account.recharging.attempts
+        return attempts[-1] if attempts else None
+
+    return _patched(recharge, "attempt_of", last)
+
+
+def asks_for_too_much() -> AbstractContextManager[Any]:
+    """Ten times what the policy says."""
+    wanted = recharge.wanted
+    return _patched(recharge, "wanted", lambda *arguments: 10 * wanted(*arguments))
+
+
+def asks_for_nothing() -> AbstractContextManager[Any]:
+    """Whoever runs out of money stays without it."""
+    return _patched(recharge, "consider", lambda *_, **__: None)
+
+
 MUTANTS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "no_fence": no_fence,
     "fence_last": fence_last,
@@ -353,4 +383,8 @@ MUTANTS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "payments_refused": payments_refused,
     "sound_is_out_of_shape": sound_is_out_of_shape,
     "new_is_a_conflict": new_is_a_conflict,
+    "ids_at_random": ids_at_random,
+    "credited_by_tenant": credited_by_tenant,
+    "asks_for_too_much": asks_for_too_much,
+    "asks_for_nothing": asks_for_nothing,
 }

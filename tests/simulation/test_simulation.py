@@ -44,6 +44,10 @@ WITHIN = {
     "payments_refused": 50,
     "sound_is_out_of_shape": 50,
     "new_is_a_conflict": 50,
+    "ids_at_random": 20,
+    "credited_by_tenant": 600,
+    "asks_for_too_much": 20,
+    "asks_for_nothing": 20,
 }
 
 

@@ -1,0 +1,514 @@
+"""The auditor's own view of recharges: what was asked for, why, how much, and what became of it.
+
+Like the auditor it shares no code with what it audits. It is told what the topics of one partition
+hold, and judges only what they prove: what has left its topic, what an earlier audit has judged and
+what is not below the position yet it leaves alone.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import islice, takewhile
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from schemas import topics
+
+_NANOS: Final = 1_000_000_000
+_CREDITS: Final = {"recharge", "purchase", "orphan"}
+# What a currency's smallest coin is worth, where it is not a hundredth: decimals of ISO 4217.
+_DECIMALS: Final = {
+    0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF",
+    3: "BHD IQD JOD KWD LYD OMR TND",
+    4: "CLF UYW",
+}
+# The least that may be asked for at once, in whole units, and how often that at most.
+_LEAST: Final = {"JPY": 5_000, "KRW": 50_000, "HUF": 15_000, "TWD": 1_500}
+_LEAST_ELSEWHERE: Final = 50
+_MOST_TIMES: Final = 2_000
+# Notices that say that a request is answered.
+_ENDS: Final = {
+    "recharge_succeeded",
+    "orphan_payment",
+    "recharge_declined",
+    "recharge_ended",
+    "recharge_resolved",
+}
+_EVER: Final = datetime.min.replace(tzinfo=UTC)
+
+
+class Fault(Struct, frozen=True):
+    """What is wrong, or, unless it is `proven`, what could not be looked at."""
+
+    invariant: str
+    text: str
+    proven: bool = True
+
+
+class Moved(Struct, frozen=True, gc=False):
+    """An entry, as far as it matters here: `cause` is source and id in one word, `balance` what
+    is there after it."""
+
+    seq: int
+    kind: str
+    balance: int
+    booked_at: datetime
+    place: tuple[str, int, int]
+    cause: str
+    payment: str | None
+    recharge_id: str | None
+
+
+class Answer(Struct, frozen=True, gc=False):
+    """A result that was not refused."""
+
+    offset: int
+    status: str
+    cause: str
+
+
+class Told(Struct, frozen=True, gc=False):
+    """The last word about a recharge that was withheld."""
+
+    at: datetime
+    policy_version: int | None
+
+
+def decimals(currency: str) -> int:
+    """Decimals of a currency's smallest coin."""
+    return next((count for count, known in _DECIMALS.items() if currency in known.split()), 2)
+
+
+def least(currency: str) -> int:
+    """The least that may be asked for at once, in nanos."""
+    return _LEAST.get(currency, _LEAST_ELSEWHERE) * _NANOS
+
+
+def to_coins(amount: int, currency: str) -> int:
+    """Nanos, up to the next whole coin."""
+    coin: int = 10 ** (9 - decimals(currency))
+    return -(-amount // coin) * coin
+
+
+def _nanos(text: str | None) -> int:
+    whole, _, rest = (text or "0").lstrip("-").partition(".")
+    count = int(whole or "0") * _NANOS + int(rest.ljust(9, "0"))
+    return -count if (text or "").startswith("-") else count
+
+
+def _shown(amount: int) -> str:
+    sign, amount = ("-" if amount < 0 else ""), abs(amount)
+    rest = f"{amount % _NANOS:09}".rstrip("0")
+    return f"{sign}{amount // _NANOS}{'.' + rest if rest else ''}"
+
+
+def _at(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+class Policy(Struct, frozen=True):
+    """A policy as its command says it. `since` is when it came into force."""
+
+    said: dict[str, Any]
+    since: datetime
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything may be asked for."""
+        return bool(self.said.get("enabled"))
+
+    @property
+    def trigger(self) -> int:
+        """Below what money is asked for, in nanos."""
+        return _nanos(self.said.get("trigger"))
+
+    def below(self, available: int) -> bool:
+        """Whether that little is reason to ask."""
+        if self.said.get("compare") == "le":
+            return available <= self.trigger
+        return available < self.trigger
+
+    def amount(self, available: int, currency: str) -> int:
+        """How much to ask for."""
+        method = self.said.get("method") or "fixed"
+        one = _nanos(self.said.get("amount"))
+        missing = max(0, self.trigger - available)
+        if method == "target":
+            wanted = _nanos(self.said.get("target")) - available
+        elif method == "gap_plus_amount":
+            wanted = missing + one
+        elif method == "fixed_multiple":
+            wanted = one * max(1, -(-missing // max(1, one)))
+        else:
+            wanted = one
+        if self.said.get("min_amount") is not None:
+            wanted = max(wanted, _nanos(self.said["min_amount"]))
+        if self.said.get("max_amount") is not None and method != "target":
+            wanted = min(wanted, _nanos(self.said["max_amount"]))
+        return to_coins(wanted, currency)
+
+
+class Recharges:
+    """The recharges of one partition. Tell it what there is, then ask what is wrong.
+
+    `until` is the instant of the position: what was decided later may be there in part. `since`
+    says from when on a topic has everything. `trimmed` are sources whose first records are gone,
+    `whole` says that no record was left to an earlier audit.
+    """
+
+    def __init__(
+        self,
+        *,
+        until: datetime | None,
+        since: Mapping[str, datetime],
+        trimmed: Sequence[str],
+        whole: bool,
+        earlier: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._until = until or _EVER
+        self._since = since
+        self._trimmed = trimmed
+        self._whole = whole
+        # What an earlier audit has judged goes until then; one of before cannot say.
+        known = earlier if earlier is not None else {}
+        self._judged = _at(known["until"]) if "until" in known else _EVER
+        self._blind = not whole and "until" not in known
+        self._causes: dict[tuple[str, str], list[str]] = {}
+        self._results: dict[str, list[Answer]] = {}
+        self._named: dict[tuple[str, str], set[str]] = {}
+        self._asked: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        self._in_force: dict[tuple[str, int], list[tuple[str, datetime]]] = {}
+        self._funds: dict[tuple[str, str], int] = {}
+        self._applied: set[str] = set(known.get("applied", ()))
+        self._told: dict[str, dict[str, Any]] = dict(known.get("told", {}))
+        self._ends: dict[str, datetime] = {one: _at(at) for one, at in known.get("ends", ())}
+        self._end_causes: dict[str, set[str]] = {}
+        self._unseen: set[str] = set(known.get("unseen", ()))
+        self._withheld: dict[str, Told] = {
+            tenant: Told(_at(at), version) for tenant, at, version in known.get("withheld", ())
+        }
+        self._holding: set[str] = set()
+        self._behind = False
+        self._policies: dict[str, dict[int, Policy | None]] = {}
+        for tenant, version, said, since_then in known.get("policies", ()):
+            policy = Policy(said, _at(since_then))
+            self._policies.setdefault(tenant, {})[version] = policy
+
+    # what there is
+
+    def wants(self, requests: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+        """Requests whose causes are to be found among the records that follow."""
+        for tenant, of_tenant in requests.items():
+            for one in of_tenant.values():
+                cause = one.get("caused_by")
+                if cause is not None and self._is_due(one):
+                    self._causes.setdefault((tenant, cause), []).append(one["recharge_id"])
+
+    def record(
+        self,
+        place: tuple[str, int, int],
+        tenant: str,
+        cause: str,
+        body: Mapping[str, Any],
+        *,
+        refused: bool,
+        below: bool,
+    ) -> None:
+        """A record of a source topic that is an event."""
+        self._behind |= not below
+        if refused:
+            return
+        self._causes.pop((tenant, cause), None)
+        topic, _, offset = place
+        if topic == topics.RESULT:
+            asked, payment = str(body.get("recharge_id")), str(body.get("payment_id"))
+            self._named.setdefault((tenant, payment), set()).add(asked)
+            answer = Answer(offset, str(body.get("status")), cause)
+            self._results.setdefault(asked, []).append(answer)
+        elif topic == topics.COMMAND:
+            if not below:
+                return  # what it holds nobody has looked at yet
+            if body.get("command") == "settings" and body.get("policy") is not None:
+                self._asked.setdefault((tenant, cause), []).append(body["policy"])
+            elif body.get("command") == "fund":
+                amount = _nanos(body["amount"]["amount"])
+                self._funds.setdefault((tenant, cause), amount)
+        elif body.get("phase") in ("start", "progress"):
+            self._holding.add(tenant)
+
+    def behind(self) -> None:
+        """A record is there that is not booked yet."""
+        self._behind = True
+
+    def notice(self, tenant: str, notice: Mapping[str, Any]) -> None:
+        """A notice, in the order of the topic."""
+        kind, at = notice["notice"], notice.get("at")
+        if kind == "command_applied":
+            self._applied.add(str(notice["command_id"]))
+        if at is None:
+            return
+        asked = notice.get("recharge_id")
+        if kind == "recharge_requested" and asked is not None:
+            self._told.setdefault(
+                asked, {"tenant": tenant, "at": at, "amount": notice.get("amount")}
+            )
+        elif kind == "recharge_withheld":
+            self._withheld[tenant] = Told(_at(at), notice.get("policy_version"))
+        elif kind == "settings_changed" and notice.get("policy_version"):
+            in_force = self._in_force.setdefault((tenant, notice["policy_version"]), [])
+            in_force.append((str(notice.get("caused_by")), _at(at)))
+        elif kind in _ENDS and asked is not None:
+            self._end_causes.setdefault(asked, set()).add(str(notice.get("caused_by")))
+            self._note_end(asked, _at(at))
+
+    def _note_end(self, asked: str, at: datetime) -> None:
+        self._ends[asked] = min(at, self._ends.get(asked, at))
+
+    def _is_due(self, request: Mapping[str, Any]) -> bool:
+        """Whether a request is to be judged in this audit."""
+        return self._judged < _at(request["requested_at"]) <= self._until
+
+    def _complete(self, topic: str, at: datetime = _EVER) -> bool:
+        """Whether all that a topic was told from an instant on is known."""
+        return not self._blind and self._since.get(topic, _EVER) <= at
+
+    # what is wrong
+
+    def judge(
+        self,
+        requests: Mapping[str, Mapping[str, Mapping[str, Any]]],
+        moved: Mapping[str, Sequence[Moved]],
+        balances: Mapping[str, Mapping[str, Any]],
+        *,
+        settled: set[tuple[str, str]],
+        answered: Mapping[str, set[str]],
+    ) -> Iterator[Fault]:
+        """All faults. `moved` are the entries of each tenant in their order, `balances` what was
+        published last, `settled` payments that an earlier audit has seen, `answered` requests that
+        have any answer."""
+        self._pair_policies()
+        yield from self._without_cause()
+        for tenant, of_tenant in requests.items():
+            entries = moved.get(tenant, ())
+            for request in of_tenant.values():
+                if self._is_due(request):
+                    yield from self._right_amount(tenant, request)
+                    yield from self._right_balance(tenant, request, entries)
+        for tenant, entries in moved.items():
+            yield from self._was_requested(tenant, requests.get(tenant, {}), entries, settled)
+            self._note_ends(entries)
+        for tenant, public in balances.items():
+            entries = moved.get(tenant, ())
+            yield from self._asked_at_all(tenant, public, requests.get(tenant, {}), entries)
+
+    def _pair_policies(self) -> None:
+        """Which command set which version. One that cannot be told is not known."""
+        for (tenant, version), in_force in self._in_force.items():
+            said = [
+                Policy(dict(policy), at)
+                for cause, at in in_force
+                for policy in self._asked.get((tenant, cause), ())
+            ]
+            of_tenant = self._policies.setdefault(tenant, {})
+            if said and version not in of_tenant:
+                same = all(one == said[0] for one in said)
+                of_tenant[version] = said[0] if same else None
+
+    def _policy(self, tenant: str, version: int | None) -> Policy | None:
+        return self._policies.get(tenant, {}).get(version or 0)
+
+    def _without_cause(self) -> Iterator[Fault]:
+        for (tenant, cause), asked in self._causes.items():
+            if cause.startswith("tick/"):
+                continue
+            if self._trimmed:
+                text = f"{', '.join(self._trimmed)} do not begin at 0; requests name records before"
+                yield Fault("cause", text, proven=False)
+            elif self._whole:
+                yield Fault(
+                    "cause", f"request {asked[0]} of {tenant} names {cause}, which is not there"
+                )
+
+    def _right_amount(self, tenant: str, request: Mapping[str, Any]) -> Iterator[Fault]:
+        """What is asked for is needed, and as much as the policy says."""
+        name = f"request {request['recharge_id']} of {tenant}"
+        amount, currency = _nanos(request["amount"]), request.get("currency")
+        if "amount_minor" in request:
+            coin = 10 ** (9 - request["exponent"])
+            right = request["exponent"] == decimals(str(currency))
+            if not right or request["amount_minor"] * coin != amount:
+                yield Fault("recharge", f"{name} says {request['amount']} otherwise in minor units")
+        if request["epoch"] is None:
+            asked = self._funds.get((tenant, str(request.get("caused_by"))))
+            if asked is not None and currency and to_coins(asked, currency) != amount:
+                yield Fault(
+                    "recharge",
+                    f"{name} asks for {request['amount']}, its command for {_shown(asked)}",
+                )
+            return
+        if request.get("trigger") is None or "available" not in request:
+            return
+        trigger, available = _nanos(request["trigger"]), _nanos(request["available"])
+        if available > trigger:
+            yield Fault(
+                "recharge", f"{name} has {_shown(available)}, not below {request['trigger']}"
+            )
+        version = request.get("policy_version")
+        policy = self._policy(tenant, version)
+        if policy is None or currency is None:
+            return
+        at = _at(request["requested_at"])
+        following = self._policy(tenant, (version or 0) + 1)
+        if at < policy.since or (following is not None and following.since < at):
+            yield Fault("recharge", f"{name} goes by policy {version}, which was not in force")
+        if not policy.enabled:
+            yield Fault("recharge", f"{name} goes by policy {version}, which asks for nothing")
+            return
+        if trigger != policy.trigger:
+            yield Fault(
+                "recharge",
+                f"{name} has trigger {request['trigger']}, its policy {_shown(policy.trigger)}",
+            )
+        if not policy.below(available) and available <= trigger:
+            yield Fault("recharge", f"{name} has {_shown(available)}, which is enough")
+        wanted = policy.amount(available, currency)
+        if amount != wanted:
+            yield Fault(
+                "recharge",
+                f"{name} asks for {request['amount']} with {_shown(available)} there, its policy "
+                f"says {_shown(wanted)}",
+            )
+        too_little = amount < least(currency) and policy.said.get("method") != "target"
+        if too_little or amount > _MOST_TIMES * least(currency):
+            yield Fault("recharge", f"{name} asks for {request['amount']}, which nobody may")
+
+    def _right_balance(
+        self, tenant: str, request: Mapping[str, Any], entries: Sequence[Moved]
+    ) -> Iterator[Fault]:
+        """The balance it states is that of the ledger: after what caused it, or, when that moved
+        nothing, one of that instant."""
+        if "balance" not in request:
+            return
+        at = _at(request["requested_at"])
+        first = bisect_left(entries, at, key=lambda one: one.booked_at)
+        before = entries[max(0, first - 1) : first]
+        same = list(takewhile(lambda one: one.booked_at == at, islice(entries, first, None)))
+        if not before and not (same and same[0].seq == 1):
+            # Its entries may be among those that an earlier audit has read, or there are none.
+            if entries or not self._whole:
+                return
+        cause = str(request.get("caused_by"))
+        by_cause = [one for one in same if one.cause == cause]
+        possible = {one.balance for one in same} | {before[-1].balance if before else 0}
+        if by_cause and not cause.startswith("tick/"):
+            possible = {by_cause[-1].balance}
+        if _nanos(request["balance"]) not in possible:
+            yield Fault(
+                "recharge",
+                f"request {request['recharge_id']} of {tenant} states a balance of "
+                f"{request['balance']}, which the ledger had not",
+            )
+
+    def _was_requested(
+        self,
+        tenant: str,
+        requests: Mapping[str, Mapping[str, Any]],
+        entries: Sequence[Moved],
+        settled: set[tuple[str, str]],
+    ) -> Iterator[Fault]:
+        """A payment is a recharge by the request that it answers; later it may name another."""
+        for one in entries:
+            if one.payment is not None and one.recharge_id is not None:
+                self._named.setdefault((tenant, one.payment), set()).add(one.recharge_id)
+        auto = {name for name, asked in requests.items() if asked["epoch"] is not None}
+        for one in entries:
+            if one.kind != "recharge" or one.booked_at > self._until:
+                continue
+            names = {one.recharge_id}
+            if one.payment is not None:
+                if (tenant, one.payment) in settled:
+                    continue
+                names |= self._named.get((tenant, one.payment), set())
+            if names & auto:
+                continue
+            known = self._complete(topics.REQUESTED) and self._complete(topics.RESULT)
+            if known:
+                text = f"{tenant}/{one.seq} is a recharge {one.recharge_id}, never requested"
+                yield Fault("recharge", text)
+            else:
+                text = "requests that were credited are no longer there"
+                yield Fault("recharge", text, proven=False)
+
+    def _note_ends(self, entries: Sequence[Moved]) -> None:
+        for one in entries:
+            if one.kind in _CREDITS and one.recharge_id is not None:
+                self._end_causes.setdefault(one.recharge_id, set()).add(one.cause)
+                self._note_end(one.recharge_id, one.booked_at)
+
+    def _asked_at_all(
+        self,
+        tenant: str,
+        public: Mapping[str, Any],
+        requests: Mapping[str, Mapping[str, Any]],
+        entries: Sequence[Moved],
+    ) -> Iterator[Fault]:
+        """Who is below the trigger in the end has a request in flight, or was told why not."""
+        version = public.get("policy_version")
+        policy = self._policy(tenant, version)
+        if policy is None or self._behind or public.get("closed"):
+            return
+        if "as_of" not in public or "available" not in public:
+            return
+        if _at(public["as_of"]) > self._until or not policy.enabled:
+            return
+        available = _nanos(public["available"])
+        if not policy.below(available):
+            return
+        asked = public.get("recharge_id")
+        if public.get("recharge_state") == "requested" and asked is not None:
+            if asked not in requests and self._complete(topics.REQUESTED):
+                yield Fault("recharge", f"{tenant} waits for {asked}, never requested")
+            return
+        if not self._complete(topics.NOTIFICATION):
+            return
+        told = self._withheld.get(tenant)
+        enough = [] if tenant in self._holding or not self._whole else self._enough(policy, entries)
+        since = max(enough, default=_EVER)
+        if told is None or told.policy_version != version or told.at < since:
+            yield Fault(
+                "recharge",
+                f"{tenant} has {public['available']}, below its trigger of "
+                f"{_shown(policy.trigger)}; nothing is asked for, and no notice says why",
+            )
+
+    @staticmethod
+    def _enough(policy: Policy, entries: Sequence[Moved]) -> Iterator[datetime]:
+        """When an event has left enough on the account."""
+        for one, following in zip(entries, [*entries[1:], None], strict=True):
+            last = following is None or following.place != one.place or following.cause != one.cause
+            if last and not policy.below(one.balance):
+                yield one.booked_at
+
+    # what a later audit needs
+
+    def checkpoint(self) -> dict[str, Any]:
+        """What a later run needs to go on from here."""
+        return {
+            "until": max(self._until, self._judged).isoformat(),
+            "told": self._told,
+            "applied": sorted(self._applied),
+            "ends": [[one, at.isoformat()] for one, at in self._ends.items()],
+            "unseen": sorted(self._unseen),
+            "withheld": [
+                [tenant, told.at.isoformat(), told.policy_version]
+                for tenant, told in self._withheld.items()
+            ],
+            "policies": [
+                [tenant, version, msgspec.to_builtins(policy.said), policy.since.isoformat()]
+                for tenant, versions in self._policies.items()
+                for version, policy in versions.items()
+                if policy is not None
+            ],
+        }
