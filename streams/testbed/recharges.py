@@ -6,9 +6,9 @@ what is not below the position yet it leaves alone.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import islice, takewhile
+from itertools import islice, pairwise, takewhile
 from typing import Any, Final
 
 import msgspec
@@ -299,6 +299,8 @@ class Recharges:
         for tenant, entries in moved.items():
             yield from self._was_requested(tenant, requests.get(tenant, {}), entries, settled)
             self._note_ends(entries)
+        for tenant, of_tenant in requests.items():
+            yield from self._one_after_the_other(tenant, of_tenant.values(), answered)
         for tenant, public in balances.items():
             entries = moved.get(tenant, ())
             yield from self._asked_at_all(tenant, public, requests.get(tenant, {}), entries)
@@ -446,6 +448,48 @@ class Recharges:
             if one.kind in _CREDITS and one.recharge_id is not None:
                 self._end_causes.setdefault(one.recharge_id, set()).add(one.cause)
                 self._note_end(one.recharge_id, one.booked_at)
+
+    def _may_have_ended(self, request: Mapping[str, Any]) -> bool:
+        """Whether a request can have been answered without a trace: by a success of which all
+        money was booked before, or by what has left its topic."""
+        asked, at = request["recharge_id"], _at(request["requested_at"])
+        known = all(self._complete(one, at) for one in (topics.RESULT, topics.NOTIFICATION))
+        if asked in self._unseen or not known:
+            return True
+        for one in sorted(self._results.get(asked, ()), key=lambda one: one.offset):
+            if one.cause in self._end_causes.get(asked, ()):
+                return False
+            if one.status == "succeeded":
+                self._unseen.add(asked)
+                return True
+        return False
+
+    def _one_after_the_other(
+        self,
+        tenant: str,
+        requests: Iterable[Mapping[str, Any]],
+        answered: Mapping[str, set[str]],
+    ) -> Iterator[Fault]:
+        """A request is made when the one before it has ended, and not while it waits. That it
+        was answered at all is asked elsewhere."""
+        auto = [one for one in requests if one["epoch"] is not None]
+        auto.sort(key=lambda one: (one["epoch"], one["attempt"]))
+        # The last one, too: a later audit does not see its answers again.
+        vague = {one["recharge_id"] for one in auto if self._may_have_ended(one)}
+        for earlier, later in pairwise(auto):
+            if not answered.get(earlier["recharge_id"]) or not self._is_due(later):
+                continue
+            ended = self._ends.get(earlier["recharge_id"])
+            if earlier["recharge_id"] in vague:
+                continue
+            if ended is not None and ended <= _at(later["requested_at"]):
+                continue
+            when = "was not yet" if ended is None else f"at {ended.isoformat()} was"
+            yield Fault(
+                "one_request",
+                f"{tenant} was asked for {later['recharge_id']} at {later['requested_at']}, "
+                f"{earlier['recharge_id']} {when} answered",
+            )
 
     def _asked_at_all(
         self,

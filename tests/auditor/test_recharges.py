@@ -185,6 +185,26 @@ def by_no_record(books: Asking) -> None:
     books.second["caused_by"] = "pbx/e99"
 
 
+def answered_afterwards(books: Asking) -> None:
+    """The first was paid when the second had been asked for."""
+    books.entries[2]["booked_at"] = LATEST
+    for entry in books.entries[3:]:
+        entry["booked_at"] = LATEST
+    books.notices[3]["at"] = LATEST
+    books.second["caused_by"] = "tick/" + LATER
+    books.second |= {"balance": "99.4", "available": "99.4"}
+
+
+def answered_only_by_what_is_not_booked(books: Asking) -> None:
+    """The first was declined, but that is not booked yet."""
+    answered_by(books, "declined")
+    books.next[topics.RESULT] = 0
+
+
+def declined_without_a_trace(books: Asking) -> None:
+    answered_by(books, "declined")
+
+
 def answered_by(books: Asking, status: str) -> None:
     """The first was answered, with no money and no notice."""
     del books.entries[2]
@@ -225,6 +245,9 @@ BREACHES: list[tuple[Callable[[Asking], None], set[str]]] = [
     (waits_for_what_was_never_requested, {"recharge"}),
     (credited_without_a_request, {"recharge"}),
     (by_no_record, {"cause"}),
+    (answered_afterwards, {"one_request"}),
+    (answered_only_by_what_is_not_booked, {"one_request"}),
+    (declined_without_a_trace, {"one_request"}),
 ]
 
 

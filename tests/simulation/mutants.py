@@ -11,11 +11,15 @@ from contextlib import AbstractContextManager
 from typing import Any, Final
 from unittest import mock
 
+import msgspec
+
 from schemas.funding import Status
 from schemas.ledger import EntryKind
 from schemas.notices import DeadLetterReason
 from streams.billing import charging, commands, ledger, recharge, results
+from streams.billing.account import decode_row
 from streams.billing.booking import RefusedError
+from streams.billing.stages import Stage
 from streams.engine import batch, identity, originals, restore, rows, seen, shard, transaction
 from streams.engine.errors import FencedError, UnknownOutcomeError
 from streams.engine.position import SourcePosition
@@ -336,6 +340,32 @@ def ids_at_random() -> AbstractContextManager[Any]:
     )
 
 
+def _not_in_flight(account: Any) -> Any:
+    free = msgspec.structs.replace(account.recharging, stage=Stage.IDLE, asked=None)
+    return account.changed(recharging=free)
+
+
+def none_in_flight() -> AbstractContextManager[Any]:
+    """That a request waits for its answer is not remembered."""
+    request = recharge._request
+
+    def forgetful(draft: Any, *arguments: Any) -> None:
+        request(draft, *arguments)
+        draft.account = _not_in_flight(draft.account)
+
+    return _patched(recharge, "_request", forgetful)
+
+
+def in_flight_lost_on_restore() -> AbstractContextManager[Any]:
+    """That a request waits for its answer does not outlive the worker."""
+
+    def forgetful(value: bytes) -> Any:
+        account = decode_row(value)
+        return account if account.recharging.asked is None else _not_in_flight(account)
+
+    return _patched(batch, "decode_row", forgetful)
+
+
 def credited_by_tenant() -> AbstractContextManager[Any]:
     """Whatever is paid for a tenant is its last recharge, whoever asked for it."""
 
@@ -384,6 +414,8 @@ MUTANTS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "sound_is_out_of_shape": sound_is_out_of_shape,
     "new_is_a_conflict": new_is_a_conflict,
     "ids_at_random": ids_at_random,
+    "none_in_flight": none_in_flight,
+    "in_flight_lost_on_restore": in_flight_lost_on_restore,
     "credited_by_tenant": credited_by_tenant,
     "asks_for_too_much": asks_for_too_much,
     "asks_for_nothing": asks_for_nothing,

@@ -45,6 +45,8 @@ WITHIN = {
     "sound_is_out_of_shape": 50,
     "new_is_a_conflict": 50,
     "ids_at_random": 20,
+    "none_in_flight": 20,
+    "in_flight_lost_on_restore": 100,
     "credited_by_tenant": 600,
     "asks_for_too_much": 20,
     "asks_for_nothing": 20,
