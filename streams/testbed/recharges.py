@@ -296,11 +296,13 @@ class Recharges:
                 if self._is_due(request):
                     yield from self._right_amount(tenant, request)
                     yield from self._right_balance(tenant, request, entries)
+                    yield from self._was_told(tenant, request)
         for tenant, entries in moved.items():
             yield from self._was_requested(tenant, requests.get(tenant, {}), entries, settled)
             self._note_ends(entries)
         for tenant, of_tenant in requests.items():
             yield from self._one_after_the_other(tenant, of_tenant.values(), answered)
+        yield from self._told_and_not_asked(requests)
         for tenant, public in balances.items():
             entries = moved.get(tenant, ())
             yield from self._asked_at_all(tenant, public, requests.get(tenant, {}), entries)
@@ -490,6 +492,30 @@ class Recharges:
                 f"{tenant} was asked for {later['recharge_id']} at {later['requested_at']}, "
                 f"{earlier['recharge_id']} {when} answered",
             )
+
+    def _was_told(self, tenant: str, request: Mapping[str, Any]) -> Iterator[Fault]:
+        """Every request comes with its notice, or, by hand, with its command's answer."""
+        asked = request["recharge_id"]
+        if not self._complete(topics.NOTIFICATION, _at(request["requested_at"])):
+            return
+        if request["epoch"] is None:
+            if asked not in self._applied:
+                yield Fault("recharge", f"request {asked} of {tenant} is of no command applied")
+            return
+        told = self._told.get(asked)
+        if told is None or told["tenant"] != tenant:
+            yield Fault("recharge", f"request {asked} of {tenant} is in no notice")
+        elif told["amount"] is not None and _nanos(told["amount"]) != _nanos(request["amount"]):
+            yield Fault("recharge", f"request {asked} of {tenant} was told as {told['amount']}")
+
+    def _told_and_not_asked(
+        self, requests: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    ) -> Iterator[Fault]:
+        for asked, told in self._told.items():
+            at = _at(told["at"])
+            due = self._judged < at <= self._until and self._complete(topics.REQUESTED, at)
+            if due and asked not in requests.get(told["tenant"], {}):
+                yield Fault("recharge", f"{told['tenant']} was told of {asked}, never requested")
 
     def _asked_at_all(
         self,

@@ -228,6 +228,19 @@ def requested_without_a_word(books: Asking) -> None:
     books.notices.pop()
 
 
+def told_another_amount(books: Asking) -> None:
+    books.notices[-1]["amount"] = "60"
+
+
+def funded_by_no_command(books: Asking) -> None:
+    books.first = {}
+    books.notices = [one for one in books.notices if one.get("recharge_id") != RECHARGE]
+    books.entries[2] |= {"kind": "purchase"}
+    fund = books.request(1, 1, RECHARGE) | {"epoch": None, "attempt": None}
+    books.records[topics.REQUESTED].append(record(topics.REQUESTED, 2, fund))
+    books.first = fund
+
+
 BREACHES: list[tuple[Callable[[Asking], None], set[str]]] = [
     (ten_times_too_much, {"recharge"}),
     (not_the_policys_trigger, {"recharge"}),
@@ -248,6 +261,10 @@ BREACHES: list[tuple[Callable[[Asking], None], set[str]]] = [
     (answered_afterwards, {"one_request"}),
     (answered_only_by_what_is_not_booked, {"one_request"}),
     (declined_without_a_trace, {"one_request"}),
+    (told_of_and_never_requested, {"recharge"}),
+    (requested_without_a_word, {"recharge"}),
+    (told_another_amount, {"recharge"}),
+    (funded_by_no_command, {"recharge"}),
 ]
 
 
@@ -377,6 +394,7 @@ class AskingOnce(Asking):
         (ten_times_too_much, {"recharge"}),
         (another_balance, set()),
         (never_asked, {"recharge"}),
+        (requested_without_a_word, {"recharge"}),
     ],
 )
 def test_a_checkpoint_knows_policies_and_what_was_told(

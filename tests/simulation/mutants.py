@@ -387,6 +387,18 @@ def asks_for_nothing() -> AbstractContextManager[Any]:
     return _patched(recharge, "consider", lambda *_, **__: None)
 
 
+def asks_without_a_word() -> AbstractContextManager[Any]:
+    """A request goes out without its notice."""
+    request = recharge._request
+
+    def silent(draft: Any, *arguments: Any) -> None:
+        told = draft.notices
+        request(draft, *arguments)
+        draft.notices = told
+
+    return _patched(recharge, "_request", silent)
+
+
 MUTANTS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "no_fence": no_fence,
     "fence_last": fence_last,
@@ -419,4 +431,5 @@ MUTANTS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "credited_by_tenant": credited_by_tenant,
     "asks_for_too_much": asks_for_too_much,
     "asks_for_nothing": asks_for_nothing,
+    "asks_without_a_word": asks_without_a_word,
 }

@@ -50,6 +50,7 @@ WITHIN = {
     "credited_by_tenant": 600,
     "asks_for_too_much": 20,
     "asks_for_nothing": 20,
+    "asks_without_a_word": 20,
 }
 
 
