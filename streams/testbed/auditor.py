@@ -925,6 +925,8 @@ class _Partition:
         self.identities: set[int] = set()
         self.foreign_deck: str | None = None
         self.paid: dict[tuple[str, ...], dict[str, int]] = {}
+        # Of payments that commands have booked, how much.
+        self.by_hand: dict[tuple[str, str], int] = {}
         # Payments that cannot be reckoned: what was asked for, or answered, has left its topic.
         self.gone: set[tuple[str, str]] = set()
         # Corrections by identity: those that were neither refused nor strayed, and those refused.
@@ -946,6 +948,9 @@ class _Partition:
                 self.used.setdefault(tenant, {})[pool, month] = minutes
             self.requests = {tenant: dict(known) for tenant, known in earlier["requests"].items()}
             self.answers = {one: set(said) for one, said in earlier["answers"].items()}
+            self.by_hand = {
+                (tenant, payment): amount for tenant, payment, amount in earlier.get("by_hand", ())
+            }
             self.paid = {tuple(key.split("\0")): said for key, said in earlier["paid"].items()}
             self.by_payment = {
                 (tenant, payment, group): int(amount)
@@ -1689,6 +1694,9 @@ class _Partition:
             most = int(since is None or answered_at is None or since <= answered_at)
         elif word == "void":
             most = 1
+        if body.get("payment_id") and asked is not None:
+            # Refunds and disputes of it come as results, and so may its success.
+            self.by_hand[event.tenant, body["payment_id"]] = asked
         kinds = _OF_COMMAND.get(word, set())
         booked = [one for one in entries if one.kind in kinds]
         for one in entries:
@@ -1802,7 +1810,13 @@ class _Partition:
                 if asked is None and self.log.gone(topics.REQUESTED):
                     self.gone.add((event.tenant, body["payment_id"]))
                 amount = nanos(asked["amount"]) if asked else 0
-            of_payment = paid.setdefault((event.tenant, body["payment_id"]), {})
+            key = (event.tenant, body["payment_id"])
+            of_payment = paid.setdefault(
+                key, {"succeeded": self.by_hand[key]} if key in self.by_hand else {}
+            )
+            if not body.get("amount") and str(body["status"]).startswith("dispute_"):
+                # All of what was paid.
+                amount = of_payment.get("succeeded", 0)
             of_payment[body["status"]] = max(of_payment.get(body["status"], 0), amount)
         self._compare_payments()
         self._one_in_flight()
@@ -2444,6 +2458,7 @@ class _Partition:
             ],
             "requests": self.requests,
             "answers": {one: sorted(said) for one, said in self.answers.items()},
+            "by_hand": [[*key, amount] for key, amount in self.by_hand.items()],
             "paid": {"\0".join(key): said for key, said in self.paid.items()},
             "booked": [[*key, str(amount)] for key, amount in self.by_payment.items()],
             "tenants": {

@@ -137,6 +137,9 @@ class Policy(Struct, frozen=True):
         missing = max(0, self.trigger - available)
         if method == "target":
             wanted = _nanos(self.said.get("target")) - available
+            if wanted <= 0:
+                return 0
+            wanted = max(wanted, least(currency))
         elif method == "gap_plus_amount":
             wanted = missing + one
         elif method == "fixed_multiple":

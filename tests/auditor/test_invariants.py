@@ -877,6 +877,31 @@ def test_a_payment_of_which_something_is_gone_is_unknown_and_no_violation(
     assert report.findings["credit_once"].unknown
 
 
+@pytest.mark.parametrize(
+    ("status", "amount", "kind", "gone"),
+    [
+        ("refunded", {"amount": "2", "currency": "USD"}, "refund", "-2"),
+        ("dispute_opened", None, "dispute_opened", "-5"),
+    ],
+)
+@pytest.mark.parametrize("right", [True, False])
+def test_a_payment_that_was_booked_by_hand_may_go_back_by_a_result(
+    status: str, amount: Any, kind: str, gone: str, right: bool
+) -> None:
+    books = Books()
+    paid_elsewhere(books)
+    back = books.result("r2", status=status, amount=amount, payment_id="px", recharge_id="theirs")
+    books.records[topics.RESULT].append(record(topics.RESULT, 1, back))
+    books.next[topics.RESULT] = 2
+    gone = gone if right else "-1"
+    after = f"{154.4 + float(gone):.1f}"
+    cause = (topics.RESULT, 1, "pay", "r2")
+    books.entries.append(
+        books.entry(5, kind, gone, after, cause, recharge_id="theirs", payment_id="px")
+    )
+    assert violated(books.audited()) == (set() if right else {"credit_once"})
+
+
 def test_an_answer_that_may_be_gone_is_unknown_and_one_that_cannot_be_is_missing() -> None:
     books = Books()
     two_in_flight(books)

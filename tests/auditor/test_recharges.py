@@ -440,7 +440,10 @@ def test_own_reckoning_of_a_policy_agrees_with_what_is_asked(
         "max_amount": None if most is None else recharges._shown(most),
     }  # fmt: skip
     policy = Policy(said, recharges._EVER)
-    assert policy.amount(available, currency) == recharge.wanted(theirs, available, currency)
+    wanted = recharge.wanted(theirs, available, currency)
+    if method is Method.TARGET and wanted > 0:
+        wanted = max(wanted, recharge.minimum_recharge_nanos(currency))
+    assert policy.amount(available, currency) == wanted
     assert policy.below(available) == recharge.below_trigger(theirs, available)
     assert recharges._nanos(recharges._shown(available)) == available
 
