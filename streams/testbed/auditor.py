@@ -148,6 +148,7 @@ _OF_COMMAND: Final[Mapping[str, Set[str]]] = {
     "void": {"void"},
     "resolve_recharge": {"recharge", "purchase"},
 }
+_OF_PAYMENTS: Final = {"book_payment", "resolve_recharge"}
 # A worker may not book by a view of the decks that is older, and a batch takes its time.
 _SEEN_WITHIN: Final = timedelta(minutes=6)
 # An id is remembered to the end of its week, and 35 days.
@@ -714,7 +715,9 @@ def is_sound(record: Record, event: Event) -> bool:
     )
     if outer:
         said = (outer.get("id"), outer.get("source"), outer.get("subject"))
-        if not said[0] or not said[1] or said[2] == "":
+        if not all(isinstance(one, str) and one for one in said if one is not None):
+            return False
+        if said[0] is None or said[1] is None:
             return False
         if any(one not in (None, other) for one, other in zip(inner[:2], said[:2], strict=True)):
             return False
@@ -1706,13 +1709,15 @@ class _Partition:
             self.report.violate(
                 "cause", f"{event.id} of {event.tenant} ({word}) was booked {len(booked)} times"
             )
-        if self._differs(event.tenant, (body.get("amount") or {}).get("currency")):
+        money = body.get("amount") if word in _OF_COMMAND or word == "fund" else None
+        if isinstance(money, dict) and self._differs(event.tenant, money.get("currency")):
             self.report.violate("cause", f"{event.id} of {event.tenant} is in another currency")
         for one in booked:
             if asked is not None and one.amount != asked:
                 self._uncaused(one, f"is not the {Fraction(asked, 10**9)} that were asked for")
-            if one.payment != body.get("payment_id"):
-                self._uncaused(one, f"is of the payment {one.payment}, not of the one asked for")
+            named = body.get("payment_id") if word in _OF_PAYMENTS else None
+            if one.payment != named:
+                self._uncaused(one, f"is of the payment {one.payment}, not of {named}")
             if word == "void" and (one.amount > 0 or one.lots != (body["grant_id"],)):
                 self._uncaused(one, f"takes {one.lots}, not {body['grant_id']}")
             if word == "grant" and (one.amount <= 0 or one.lots[-1:] != (_lot_of(event),)):
@@ -2163,8 +2168,7 @@ class _Partition:
             try:
                 right = self._right(record, event, reason)
             except (KeyError, TypeError, ValueError):
-                # It has not what it is said to be refused for.
-                right = False
+                right = None  # it has not what it is said to be refused for, as far as we see
             if right is None:
                 self.report.unknown(
                     "at_least_once",

@@ -15,7 +15,8 @@ from streams.billing.parts import AccountRow, Hold
 from streams.settings import Settings
 from streams.testbed import auditor
 from streams.testbed.auditor import HOLDS, INVARIANTS, UNKNOWN, VIOLATED, Deck, Options, Report
-from tests.auditor.books import AT, DECK, NAMES, RECHARGE, Books, record, usage, violated
+from streams.testbed.load import VARIETIES, Variety
+from tests.auditor.books import AT, DECK, NAMES, RECHARGE, TENANT, Books, record, usage, violated
 from tests.billing.builders import NOW
 
 
@@ -549,6 +550,27 @@ def test_a_record_that_is_rightly_refused_is_sound_books(
     refused(books, topic, value, reason)
     report = books.audited()
     assert report.exit_code == HOLDS, report.lines()
+
+
+@pytest.mark.parametrize("variety", VARIETIES, ids=lambda one: one.name)
+def test_every_variety_of_nonsense_is_rightly_refused(variety: Variety) -> None:
+    if variety.reason is None:
+        return
+    books = Books()
+    key, value = variety.make(usage("odd"), TENANT.encode())
+    refused(books, topics.CALL_USAGE, value or b"", variety.reason.value)
+    for topic in (topics.CALL_USAGE, topics.dead_letters_of(topics.CALL_USAGE)):
+        last = books.records[topic][-1]
+        books.records[topic][-1] = msgspec.structs.replace(last, key=key, value=value)
+    report = books.audited()
+    assert report.exit_code == HOLDS, report.lines()
+
+
+def test_a_member_that_a_command_does_not_know_says_nothing() -> None:
+    books = Books()
+    entry = by_command(4, "adjustment", "5", "154.4")
+    commanded(books, "adjustment", entry, amount=FIVE, reason="gift", payment_id="px")
+    assert books.audited().exit_code == HOLDS
 
 
 def test_a_tenant_that_was_opened_afterwards_was_unknown() -> None:
