@@ -924,6 +924,20 @@ def test_a_payment_that_was_booked_by_hand_may_go_back_by_a_result(
     assert violated(books.audited()) == (set() if right else {"credit_once"})
 
 
+def test_a_record_that_is_replayed_and_refused_again_keeps_its_bytes() -> None:
+    books = Books()
+    books.records[topics.CALL_USAGE][2] = record(
+        topics.CALL_USAGE, 2, b"{broken", credits_dlq_attempt="2", traceparent="00-1-2-01"
+    )
+    [letter] = books.records[topics.dead_letters_of(topics.CALL_USAGE)]
+    again = (*letter.headers, ("credits-dlq-attempt", b"2"))
+    kinds: list[tuple[tuple[tuple[str, bytes], ...], set[str]]]
+    kinds = [((("traceparent", b"00-1-2-01"),), set()), ((), {"at_least_once"})]
+    for kept, red in kinds:
+        books.records[letter.topic] = [msgspec.structs.replace(letter, headers=(*kept, *again))]
+        assert violated(books.audited()) == red
+
+
 def test_an_answer_that_may_be_gone_is_unknown_and_one_that_cannot_be_is_missing() -> None:
     books = Books()
     two_in_flight(books)
