@@ -844,7 +844,7 @@ _SAID_AS: Final = (
 
 class Log(Struct, kw_only=True):
     """What was read of one partition. `rows` is the fold of the changelog, read before the rest;
-    `starts` the log starts of the source topics, of the requests and of the notices, `begun` the
+    `starts` the log starts of the topics that do not keep their records, `begun` the
     offsets at which an earlier audit has ended."""
 
     partition: int
@@ -860,7 +860,7 @@ class Log(Struct, kw_only=True):
     def complete_since(self, topic: str) -> datetime:
         """From when on everything that was written to a topic has been read."""
         if not self.gone(topic):
-            return datetime.min.replace(tzinfo=UTC)
+            return _FIRST
         first = next(iter(self.records.get(topic, ())), None)
         if first is None:
             return datetime.max.replace(tzinfo=UTC)
@@ -897,7 +897,6 @@ class _Partition:
         self.licences: dict[str, list[Licence]] = {}
         self.calls: dict[tuple[str, int, int], Call] = {}
         self.used: dict[str, dict[tuple[str, str], int]] = {}
-        self.licences_known = earlier is not None or not log.starts.get(topics.COMMAND)
         self.rows: dict[str, list[Any]] = {}
         self.held: dict[str, list[int]] = {}
         self.position: dict[str, Any] = {}
@@ -908,7 +907,6 @@ class _Partition:
         # Lots by tenant and name: the entries that put them in, and what was asked for.
         self.granted: dict[tuple[str, str], list[Entry]] = {}
         self.asked: dict[tuple[str, str], Asked] = {}
-        self.asked_known = not log.gone(topics.COMMAND)
         # The answers to commands by the offset of each, and what was answered when to those that
         # do not say it.
         self.answered: dict[int, tuple[str, datetime | None]] = {}
@@ -932,6 +930,9 @@ class _Partition:
         self.by_hand: dict[tuple[str, str], int] = {}
         # Payments that cannot be reckoned: what was asked for, or answered, has left its topic.
         self.gone: set[tuple[str, str]] = set()
+        self._since: dict[str, datetime] = {}
+        # Records whose dead letter, if there was one, has left its topic.
+        self.lost: set[tuple[str, int, int]] = set()
         # Corrections by identity: those that were neither refused nor strayed, and those refused.
         self.corrections: dict[tuple[str, str], list[Event]] = {}
         self.refused: list[tuple[Event, datetime]] = []
@@ -959,11 +960,17 @@ class _Partition:
                 (tenant, payment, group): int(amount)
                 for tenant, payment, group, amount in earlier["booked"]
             }
+            if "by_hand" not in earlier:
+                # What no result had said was booked by hand.
+                self.by_hand = {
+                    (tenant, payment): amount
+                    for (tenant, payment, group), amount in self.by_payment.items()
+                    if group == "credit" and (tenant, payment) not in self.paid
+                }
             self.asked = {
                 (tenant, made): msgspec.convert(one, Asked)
                 for tenant, made, one in earlier.get("asked", ())
             }
-            self.asked_known &= "asked" in earlier
             self.settled = {(key[0], key[1]) for key in (*self.paid, *self.by_payment)}
             known = [msgspec.convert(one, Charge) for one in earlier.get("charges", ())]
             self.charges = {(one.tenant, one.seq): one for one in known}
@@ -983,6 +990,23 @@ class _Partition:
                 for tenant, (seq, balance, overdraft, head, lots) in earlier["tenants"].items()
             }
             self.known_since = dict.fromkeys(self.heads, _FIRST)
+
+    def complete_since(self, topic: str) -> datetime:
+        """From when on everything that was written to a topic has been read, in this audit or in an
+        earlier one; one that did not say so had not read all of it."""
+        found = self._since.get(topic)
+        if found is None:
+            earlier = _FIRST
+            if self.earlier is not None and "since" in self.earlier:
+                earlier = _utc(self.earlier["since"].get(topic, _FIRST.isoformat()))
+            elif self.earlier is not None and self.position:
+                earlier = _utc(self.position["now"])
+            found = self._since[topic] = max(earlier, self.log.complete_since(topic))
+        return found
+
+    def complete(self, topic: str) -> bool:
+        """Whether everything that was ever written to a topic has been read."""
+        return self.complete_since(topic) == _FIRST
 
     def wanted(self, tenant: str) -> bool:
         """Whether this tenant is looked at."""
@@ -1345,7 +1369,7 @@ class _Partition:
             asked = self.asked.get((tenant, made))
             if asked is None:
                 by_time = [one for one in entries if one.place[0] == "tick"]
-                if by_time and self.asked_known:
+                if by_time and self.complete(topics.COMMAND):
                     self._uncaused(by_time[0], f"puts in {made}, which nobody asked for")
                 elif by_time:
                     self.report.unknown("cause", "the commands that gave lots are no longer there")
@@ -1544,7 +1568,7 @@ class _Partition:
         asked = (topics.REQUESTED, topics.RESULT, topics.NOTIFICATION)
         self.recharges = Recharges(
             until=_utc(self.position["now"]) if self.position else None,
-            since={topic: log.complete_since(topic) for topic in asked},
+            since={topic: self.complete_since(topic) for topic in asked},
             trimmed=[self.names[topic] for topic in topics.SOURCES if log.gone(topic)],
             whole=self.earlier is None and not log.begun,
             earlier=None if self.earlier is None else self.earlier.get("recharges"),
@@ -1645,8 +1669,9 @@ class _Partition:
             if reasons - {"conflict"}:
                 continue
             least, most = expected.get((event.tenant, event.id), (0, 0))
-            expected[event.tenant, event.id] = (least + below, most + 1)
             self._bytes_kept(record, event.place)
+            answered = below and event.place not in self.lost
+            expected[event.tenant, event.id] = (least + answered, most + 1)
             answer, answered_at = self._answer_to(event)
             if below:
                 self._commanded(event, answer, answered_at)
@@ -1780,6 +1805,9 @@ class _Partition:
 
     def _results(self) -> None:
         paid = self.paid
+        for key, amount in self.by_hand.items():
+            if key in paid:
+                paid[key]["succeeded"] = max(paid[key].get("succeeded", 0), amount)
         for record, event, below in self._source(topics.RESULT):
             if isinstance(event, str):
                 self._must_be_letter(record, topics.RESULT, below, event)
@@ -1802,6 +1830,10 @@ class _Partition:
                 self.answers.setdefault(body["recharge_id"], set()).add(body["status"])
             if not below:
                 continue
+            if event.place in self.lost and body["status"] in _OF_RESULT:
+                if event.place not in self.entries:
+                    self.gone.add((event.tenant, body["payment_id"]))
+                    continue
             amount = 0
             if body.get("amount"):
                 amount = nanos(body["amount"]["amount"])
@@ -1812,13 +1844,12 @@ class _Partition:
                     )
             elif body["status"] == "succeeded":
                 asked = self.requests.get(event.tenant, {}).get(body["recharge_id"])
-                if asked is None and self.log.gone(topics.REQUESTED):
+                if asked is None and not self.complete(topics.REQUESTED):
                     self.gone.add((event.tenant, body["payment_id"]))
                 amount = nanos(asked["amount"]) if asked else 0
             key = (event.tenant, body["payment_id"])
-            of_payment = paid.setdefault(
-                key, {"succeeded": self.by_hand[key]} if key in self.by_hand else {}
-            )
+            by_hand = {"succeeded": self.by_hand[key]} if key in self.by_hand else {}
+            of_payment = paid.setdefault(key, by_hand)
             if not body.get("amount") and str(body["status"]).startswith("dispute_"):
                 # All of what was paid.
                 amount = of_payment.get("succeeded", 0)
@@ -1842,7 +1873,7 @@ class _Partition:
                 self.report.unknown(
                     "credit_once",
                     f"{self.names[topic]}/{self.log.partition} begins at offset "
-                    f"{self.log.starts[topic]}; records of {len(of_topic)} payments are before it",
+                    f"{self.log.starts.get(topic, 0)}; {len(of_topic)} payments are known in part",
                 )
         gone = self.gone | answered
         unsaid = {key: booked for key, booked in self.by_payment.items() if key[:2] not in gone}
@@ -1879,17 +1910,14 @@ class _Partition:
                 )
 
     def _one_in_flight(self) -> None:
-        # Answers to what was asked for before the first one that is left may be gone.
-        first = next(iter(self.log.records.get(topics.RESULT, ())), None)
-        trimmed = bool(self.log.gone(topics.RESULT))
+        since = self.complete_since(topics.RESULT)
         for tenant, of_tenant in self.requests.items():
             auto = [one for one in of_tenant.values() if one["epoch"] is not None]
             auto.sort(key=lambda one: (one["epoch"], one["attempt"]))
             for earlier, later in pairwise(auto):
                 if self.answers.get(earlier["recharge_id"]):
                     continue
-                asked_ms = _utc(earlier["requested_at"]).timestamp() * 1_000
-                if trimmed and (first is None or asked_ms < first.timestamp):
+                if _utc(earlier["requested_at"]) < since:
                     self.report.unknown(
                         "one_request", f"answers to requests of {tenant} are no longer there"
                     )
@@ -1913,6 +1941,10 @@ class _Partition:
         letters = self.letters.get(place, [])
         if len(letters) > 1:
             self.report.violate("at_least_once", f"{len(letters)} dead letters of {place}")
+        if not letters:
+            since = self.complete_since(topics.dead_letters_of(place[0]))
+            if _EPOCH + timedelta(milliseconds=record.timestamp) < since:
+                self.lost.add(place)
         for letter in letters:
             # A record that is replayed bears the number of its attempts, which its letter has anew.
             kept, sent = (
@@ -1944,11 +1976,16 @@ class _Partition:
             "key": {"key_mismatch", "malformed_json", "schema_violation"},
         }[why]
         if not reasons & allowed:
-            self.report.violate(
-                "at_least_once", f"{place} is no event ({why}), and no dead letter says so"
-            )
+            self._unrefused(place, f"{place} is no event ({why}), and no dead letter says so")
         if place in self.entries:
             self.report.violate("at_most_once", f"{place} is no event, but was booked")
+
+    def _unrefused(self, place: tuple[str, int, int], what: str) -> None:
+        """A record has come to nothing, and is no dead letter as far as those are left."""
+        if place in self.lost:
+            self.report.unknown("at_least_once", f"dead letters of {place[0]} are no longer there")
+        else:
+            self.report.violate("at_least_once", what)
 
     def _is_misplaced(self, record: Record) -> bool:
         return record.key is not None and home(record.key, self.partitions) != record.partition
@@ -1973,8 +2010,8 @@ class _Partition:
         for identity, event in unbooked.items():
             if identity in booked or _number(identity) in self.identities:
                 continue
-            self.report.violate(
-                "at_least_once",
+            self._unrefused(
+                event.place,
                 f"{event.id} of {event.tenant} at {event.place} was neither booked nor refused",
             )
         for identity, times in charged.items():
@@ -2026,8 +2063,8 @@ class _Partition:
             if charges:
                 self.report.violate("price", f"{event.place} cannot be priced, but was charged")
             else:
-                self.report.violate(
-                    "at_least_once", f"{event.place} cannot be booked, and no dead letter says so"
+                self._unrefused(
+                    event.place, f"{event.place} cannot be booked, and no dead letter says so"
                 )
             return
         if charges:
@@ -2044,8 +2081,8 @@ class _Partition:
             return
         earlier = booked.get(identity)
         if earlier is not None and earlier != event.says():
-            self.report.violate(
-                "at_least_once", f"{event.place} contradicts an event with its id, unreported"
+            self._unrefused(
+                event.place, f"{event.place} contradicts an event with its id, unreported"
             )
         elif not cost:
             booked.setdefault(identity, event.says())
@@ -2086,7 +2123,8 @@ class _Partition:
                         )
                     )
         for tenant, booked in of_tenant.items():
-            if not self.licences_known:
+            complete = self.complete(topics.COMMAND)
+            if not complete and self.earlier is None:
                 self.report.unknown("pools", "the commands that gave licences are no longer there")
             reckoning = Reckoning(
                 self.coverage,
@@ -2094,7 +2132,7 @@ class _Partition:
                 self.licences.get(tenant, []),
                 self.used.get(tenant),
             )
-            for fault in reckoning.judge(booked, complete=self.licences_known):
+            for fault in reckoning.judge(booked, complete=complete):
                 self.report.violate("pools", f"{tenant}/{fault}")
             self.used[tenant] = reckoning.used
             self.report.count("included minutes", sum(reckoning.used.values()))
@@ -2466,6 +2504,11 @@ class _Partition:
             ],
             "requests": self.requests,
             "answers": {one: sorted(said) for one, said in self.answers.items()},
+            "since": {
+                topic: since.isoformat()
+                for topic in self.names
+                if (since := self.complete_since(topic)) != _FIRST
+            },
             "by_hand": [[*key, amount] for key, amount in self.by_hand.items()],
             "paid": {"\0".join(key): said for key, said in self.paid.items()},
             "booked": [[*key, str(amount)] for key, amount in self.by_payment.items()],
@@ -2765,11 +2808,7 @@ async def _verify(settings: Settings, options: Options, reader: _Reader, report:
                 partition=number,
                 rows=rows[number],
                 records=dict(records),
-                starts={
-                    name: starts[tp]
-                    for tp, name in tps.items()
-                    if name in (*topics.SOURCES, topics.REQUESTED, topics.NOTIFICATION)
-                },
+                starts={name: starts[tp] for tp, name in tps.items() if name != topics.LEDGER},
                 begun=begun.get(str(number), {}),
             )
         )

@@ -547,7 +547,9 @@ class Recharges:
         if not self._complete(topics.NOTIFICATION):
             return
         told = self._withheld.get(tenant)
-        enough = [] if tenant in self._holding or not self._whole else self._enough(policy, entries)
+        # What open calls held nobody can say when they may have left their topic.
+        vague = tenant in self._holding or self._trimmed or not self._whole
+        enough = [] if vague else self._enough(policy, entries)
         since = max(enough, default=_EVER)
         if told is None or told.policy_version != version or told.at < since:
             yield Fault(

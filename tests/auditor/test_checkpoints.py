@@ -1,0 +1,188 @@
+"""Audits that go on from one another, and what topics have let go before any of them."""
+
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from schemas import topics
+from streams.testbed.auditor import UNKNOWN, Report
+from tests.auditor.books import AT, NAMESPACE, RECHARGE, TENANT, Books, record, usage
+
+BEGUN: Mapping[str, int] = {
+    topics.COMMAND: 1,
+    topics.NOTIFICATION: 2,
+    topics.CALL_USAGE: 4,
+    topics.RESULT: 1,
+    topics.LEDGER: 3,
+    topics.BALANCE: 0,
+    topics.REQUESTED: 1,
+}
+LATER = "2026-04-20T10:00:00Z"
+FIVE = {"amount": "5", "currency": "USD"}
+
+
+def violated(report: Report) -> set[str]:
+    return {name for name, found in report.findings.items() if found.violations}
+
+
+def unknown(report: Report) -> set[str]:
+    return {name for name, found in report.findings.items() if found.unknown}
+
+
+def told(books: Books, **notice: Any) -> None:
+    known = books.records[topics.NOTIFICATION]
+    known.append(record(topics.NOTIFICATION, len(known), {"tenant_id": TENANT, "at": AT, **notice}))
+
+
+def commanded(books: Books, **command: Any) -> None:
+    books.records[topics.COMMAND].append(
+        record(topics.COMMAND, 1, {"source": "cli", "issued_at": AT, **command})
+    )
+    books.next[topics.COMMAND] = 2
+    told(books, notice="command_applied", command_id=command["command_id"])
+
+
+def asked_again(books: Books) -> None:
+    """Weeks later the next request goes out."""
+    name = str(uuid.uuid5(NAMESPACE, f"{TENANT}/2/1"))
+    books.position_changes = {"now": LATER}
+    call = record(topics.CALL_USAGE, 4, usage("e9", started_at=LATER))
+    books.records[topics.CALL_USAGE].append(call)
+    books.next[topics.CALL_USAGE] = 5
+    charge = books.charge(4, 4, "e9", "-0.6", "148.8") | {"at": LATER, "booked_at": LATER}
+    books.entries.append(charge)
+    request = books.request(2, 1, name, caused_by="pbx/e9", requested_at=LATER)
+    books.records[topics.REQUESTED].append(record(topics.REQUESTED, 1, request))
+    told(books, **json.loads(books.told(name, at=LATER).value or b""))
+
+
+def test_a_payment_that_an_earlier_audit_knows_may_be_booked_by_hand_after_it() -> None:
+    books = Books()
+    books.entries = books.entries[:2]
+    waits = books.result("r1", status="needs_action")
+    del waits["amount"]
+    books.records[topics.RESULT] = [record(topics.RESULT, 0, waits)]
+    earlier = books.checkpoint()
+    commanded(
+        books, command="resolve_recharge", command_id="res", recharge_id=RECHARGE, paid=True,
+        payment_id="p1", amount={"amount": "50", "currency": "USD"},
+    )  # fmt: skip
+    cause = (topics.COMMAND, 1, "cli", "res")
+    books.entries.append(
+        books.entry(3, "recharge", "50", "149.4", cause, recharge_id=RECHARGE, payment_id="p1")
+    )
+    assert violated(books.audited()) == set()
+    report, _ = books.audited_from({**BEGUN, topics.LEDGER: 2}, earlier)
+    assert violated(report) == set(), report.lines()
+
+
+def test_a_refund_that_an_earlier_audit_knows_may_precede_its_payment() -> None:
+    books = Books()
+    back = books.result("r2", status="refunded", payment_id="p7", recharge_id="zz", amount=FIVE)
+    books.records[topics.RESULT].append(record(topics.RESULT, 1, back))
+    books.next[topics.RESULT] = 2
+    books.entries.append(
+        books.entry(
+            4, "refund", "-5", "144.4", (topics.RESULT, 1, "pay", "r2"),
+            recharge_id="zz", payment_id="p7",
+        )
+    )  # fmt: skip
+    earlier = books.checkpoint()
+    commanded(books, command="book_payment", command_id="bp", payment_id="p7", amount=FIVE)
+    cause = (topics.COMMAND, 1, "cli", "bp")
+    books.entries.append(books.entry(5, "purchase", "5", "149.4", cause, payment_id="p7"))
+    report, _ = books.audited_from({**BEGUN, topics.LEDGER: 4, topics.RESULT: 2}, earlier)
+    assert violated(report) == set(), report.lines()
+
+
+def test_an_answer_that_was_gone_before_the_first_audit_is_unknown_in_the_next() -> None:
+    books = Books()
+    books.starts = {topics.RESULT: 1}
+    books.records[topics.RESULT] = []
+    earlier = books.checkpoint()
+    asked_again(books)
+    report, _ = books.audited_from(BEGUN, earlier)
+    assert (violated(report), unknown(report)) == (set(), {"one_request"}), report.lines()
+
+
+@pytest.mark.parametrize("amount", [{"amount": "50", "currency": "USD"}, None])
+def test_a_late_success_of_what_was_asked_for_before_the_first_audit_is_unknown(
+    amount: Any,
+) -> None:
+    books = Books()
+    books.entries = books.entries[:2]
+    books.records[topics.RESULT] = []
+    books.records[topics.REQUESTED] = []
+    books.next[topics.RESULT] = 0
+    books.starts = {topics.REQUESTED: 1}
+    earlier = books.checkpoint()
+    books.position_changes = {"now": LATER}
+    paid = books.result("r1", occurred_at=LATER, amount=amount)
+    books.records[topics.RESULT] = [record(topics.RESULT, 0, paid)]
+    books.next[topics.RESULT] = 1
+    cause = (topics.RESULT, 0, "pay", "r1")
+    entry = books.entry(3, "recharge", "50", "149.4", cause, recharge_id=RECHARGE, payment_id="p1")
+    books.entries.append(entry | {"at": LATER, "booked_at": LATER})
+    begun = {**BEGUN, topics.LEDGER: 2, topics.RESULT: 0}
+    report, _ = books.audited_from(begun, earlier)
+    assert violated(report) == set(), report.lines()
+    assert "recharge" in unknown(report)
+
+
+def test_a_lot_that_was_asked_for_before_the_first_audit_is_unknown_when_it_comes() -> None:
+    books = Books()
+    books.starts = {topics.COMMAND: 1}
+    books.records[topics.COMMAND] = []
+    earlier = books.checkpoint()
+    books.position_changes = {"now": LATER}
+    lot = [{"id": "cabc", "amount": "10", "left": "10"}]
+    entry = books.entry(4, "grant", "10", "159.4", ("tick", -1, "tick", LATER), grants=lot)
+    entry["caused_by"]["partition"] = -1
+    books.entries.append(entry | {"at": LATER, "booked_at": LATER})
+    report, _ = books.audited_from(BEGUN, earlier)
+    assert "cause" in unknown(report) - violated(report), report.lines()
+
+
+def old(earlier: dict[str, Any]) -> None:
+    """As it was written before audits said what they had not seen."""
+    for known in earlier.values():
+        for member in ("recharges", "since", "asked", "by_hand"):
+            known.pop(member, None)
+
+
+def test_a_checkpoint_that_says_less_is_gone_on_from_twice_without_an_alarm() -> None:
+    books = Books()
+    earlier = books.checkpoint()
+    old(earlier)
+    books.position_changes = {"now": "2026-03-09T10:00:00Z"}
+    report, earlier = books.audited_from(BEGUN, earlier)
+    assert violated(report) == set(), report.lines()
+    asked_again(books)
+    report, _ = books.audited_from(BEGUN, earlier)
+    assert violated(report) == set(), report.lines()
+
+
+def letters_are_gone(books: Books) -> None:
+    letters = topics.dead_letters_of(topics.CALL_USAGE)
+    books.records[letters] = []
+    books.starts = {letters: 1}
+
+
+def letters_were_never_there(books: Books) -> None:
+    books.records[topics.dead_letters_of(topics.CALL_USAGE)] = []
+
+
+@pytest.mark.parametrize(
+    ("breach", "red"), [(letters_are_gone, set()), (letters_were_never_there, {"at_least_once"})]
+)
+def test_a_dead_letter_that_went_before_its_record_is_unknown(
+    breach: Callable[[Books], None], red: set[str]
+) -> None:
+    books = Books()
+    breach(books)
+    report = books.audited()
+    assert violated(report) == red, report.lines()
+    assert red or report.exit_code == UNKNOWN
