@@ -2481,6 +2481,9 @@ class _Partition:
     def checkpoint(self) -> dict[str, Any]:
         """What a later run needs to go on from here."""
         tenants = {**self.heads, **self.folds}
+        until = _FIRST
+        if self.position:
+            until = _utc(self.position["now"]) + timedelta(microseconds=1)
         last = max((one.booked_at for one in self.charges.values()), default=None)
         return {
             "recharges": self.recharges.checkpoint(),
@@ -2507,7 +2510,8 @@ class _Partition:
             "since": {
                 topic: since.isoformat()
                 for topic in self.names
-                if (since := self.complete_since(topic)) != _FIRST
+                # What comes after this audit is seen, also where nothing at all is left.
+                if (since := min(self.complete_since(topic), until)) != _FIRST
             },
             "by_hand": [[*key, amount] for key, amount in self.by_hand.items()],
             "paid": {"\0".join(key): said for key, said in self.paid.items()},

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from schemas import topics
 from streams.testbed.auditor import UNKNOWN, Report
@@ -169,6 +170,21 @@ def letters_are_gone(books: Books) -> None:
     letters = topics.dead_letters_of(topics.CALL_USAGE)
     books.records[letters] = []
     books.starts = {letters: 1}
+
+
+def test_where_nothing_at_all_is_left_what_comes_later_is_seen() -> None:
+    books = Books()
+    letters_are_gone(books)
+    earlier = books.checkpoint()
+    books.position_changes = {"now": LATER}
+    later_ms = 1_776_000_000_000
+    books.records[topics.CALL_USAGE].append(
+        replace(record(topics.CALL_USAGE, 4, b"{broken"), timestamp=later_ms)
+    )
+    books.next[topics.CALL_USAGE] = 5
+    letters = topics.dead_letters_of(topics.CALL_USAGE)
+    report, _ = books.audited_from({**BEGUN, letters: 1}, earlier)
+    assert violated(report) == {"at_least_once"}, report.lines()
 
 
 def letters_were_never_there(books: Books) -> None:
