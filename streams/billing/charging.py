@@ -53,7 +53,7 @@ def charge(
     if kind is None:
         raise RefusedError(DeadLetterReason.SCHEMA_VIOLATION, "$.kind")
     free = terms.coverage.free
-    by_country = event.kind is None and coverage.depends_on_country(event, kind)
+    by_country = coverage.depends_on_country(event, kind)
     if kind in free and not by_country:
         return "open" if is_open else "free"
     if is_open:

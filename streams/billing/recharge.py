@@ -671,65 +671,30 @@ def _declined(draft: Draft, code: str | None) -> None:
     )
     another = next(following, None)
     terminal = code in TERMINAL_CODES or (code == EXPIRED_CARD and methods == 1)
-    declines = _count_decline(account, recharging.asked.method or "", draft.now)
+    _move(
+        draft,
+        asked=None,
+        declines_in_row=in_row,
+        declines=_count_decline(account, recharging.asked.method or "", draft.now),
+        withheld=None,
+    )
     if terminal or in_row >= PAUSE_AFTER_DECLINES:
-        _move(
-            draft,
-            stage=Stage.PAUSED,
-            asked=None,
-            until=None,
-            retry=False,
-            declines_in_row=in_row,
-            declines=declines,
-            withheld=None,
-            approved=False,
-        )
+        _move(draft, stage=Stage.PAUSED, until=None, retry=False, approved=False)
         draft.notify(
             NoticeKind.RECHARGE_PAUSED,
             recharge_id=recharging.asked.recharge_id,
             decline_code=code,
             rule="terminal_decline" if terminal else "declines_in_row",
         )
-        return
-    if recharging.covered:
-        _move(
-            draft,
-            stage=Stage.IDLE,
-            asked=None,
-            retry=False,
-            method_index=0,
-            declines_in_row=in_row,
-            declines=declines,
-            withheld=None,
-            approved=False,
-        )
-        return
-    if another is not None:
+    elif recharging.covered:
+        _move(draft, stage=Stage.IDLE, retry=False, method_index=0, approved=False)
+    elif another is not None:
         # Idle with `retry` set: the attempt that follows belongs to the same epoch.
-        _move(
-            draft,
-            stage=Stage.IDLE,
-            asked=None,
-            retry=True,
-            method_index=another,
-            declines_in_row=in_row,
-            declines=declines,
-            withheld=None,
-        )
-        return
-    rounds = recharging.rounds + 1
-    _move(
-        draft,
-        stage=Stage.COOLING,
-        asked=None,
-        until=draft.now + BACKOFF * 2 ** (rounds - 1),
-        retry=True,
-        method_index=0,
-        rounds=rounds,
-        declines_in_row=in_row,
-        declines=declines,
-        withheld=None,
-    )
+        _move(draft, stage=Stage.IDLE, retry=True, method_index=another)
+    else:
+        rounds = recharging.rounds + 1
+        until = draft.now + BACKOFF * 2 ** (rounds - 1)
+        _move(draft, stage=Stage.COOLING, until=until, retry=True, method_index=0, rounds=rounds)
 
 
 def _count_decline(account: Account, method: str, now: datetime) -> tuple[Declines, ...]:

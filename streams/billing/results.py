@@ -73,16 +73,17 @@ def answer(draft: Draft, event: ResultEvent) -> str:
     elif attempt is None and succeeded and draft.moved:
         # Nobody's request, but a card that pays is not the one that was declined.
         recharge.paid_by_hand(draft)
-    if (is_current or fund is not None) and succeeded and not draft.moved:
-        _tell_known_money(draft, event)
-    elif (is_current or fund is not None) and result.status in _NOTICES:
-        draft.notify(
-            _NOTICES[result.status],
-            recharge_id=result.recharge_id,
-            payment_id=result.payment_id,
-            decline_code=result.decline_code,
-            retry_at=draft.account.recharging.until,
-        )
+    if is_current or fund is not None:
+        if succeeded and not draft.moved:
+            _tell_known_money(draft, event)
+        elif result.status in _NOTICES:
+            draft.notify(
+                _NOTICES[result.status],
+                recharge_id=result.recharge_id,
+                payment_id=result.payment_id,
+                decline_code=result.decline_code,
+                retry_at=draft.account.recharging.until,
+            )
     return "credited" if draft.moved else "answered"
 
 

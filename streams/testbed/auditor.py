@@ -844,8 +844,8 @@ _SAID_AS: Final = (
 
 class Log(Struct, kw_only=True):
     """What was read of one partition. `rows` is the fold of the changelog, read before the rest;
-    `starts` the log starts of the topics that do not keep their records, `begun` the
-    offsets at which an earlier audit has ended."""
+    `starts` the log starts of the topics that do not keep their records, `begun` the offsets at
+    which an earlier audit has ended."""
 
     partition: int
     rows: dict[bytes, bytes]
@@ -1563,7 +1563,7 @@ class _Partition:
     # recharges
 
     def _begin_recharges(self) -> None:
-        """The notices, and which requests look for their causes."""
+        """Which requests look for their causes."""
         log = self.log
         asked = (topics.REQUESTED, topics.RESULT, topics.NOTIFICATION)
         self.recharges = Recharges(
@@ -1574,10 +1574,6 @@ class _Partition:
             earlier=None if self.earlier is None else self.earlier.get("recharges"),
         )
         self.recharges.wants(self.requests)
-        for record in log.records.get(topics.NOTIFICATION, ()):
-            tenant = (record.key or b"").decode()
-            if self.wanted(tenant):
-                self.recharges.notice(tenant, json.loads(record.value or b""))
 
     def _note_source(self, record: Record, event: Event | str, below: bool) -> None:
         """What a source record has to do with recharges."""
@@ -1626,14 +1622,17 @@ class _Partition:
                 self.report.unknown(fault.invariant, fault.text)
 
     def _notices(self) -> dict[tuple[str, str], int]:
-        """Read the answers to commands; how many there are by tenant and command."""
+        """Read what was told, the answers to commands among it; how many of these there are by
+        tenant and command."""
         counts: dict[tuple[str, str], int] = {}
         for record in self.log.records.get(topics.NOTIFICATION, ()):
             self._misplaced(record, "notice")
-            notice = json.loads(record.value or b"")
+            tenant, notice = (record.key or b"").decode(), json.loads(record.value or b"")
+            if self.wanted(tenant):
+                self.recharges.notice(tenant, notice)
             if not notice["notice"].startswith("command_"):
                 continue
-            key = ((record.key or b"").decode(), notice["command_id"])
+            key = (tenant, notice["command_id"])
             counts[key] = counts.get(key, 0) + 1
             at = _utc(notice["at"]) if notice.get("at") else None
             answer = (notice["notice"], at)
@@ -1805,9 +1804,6 @@ class _Partition:
 
     def _results(self) -> None:
         paid = self.paid
-        for key, amount in self.by_hand.items():
-            if key in paid:
-                paid[key]["succeeded"] = max(paid[key].get("succeeded", 0), amount)
         for record, event, below in self._source(topics.RESULT):
             if isinstance(event, str):
                 self._must_be_letter(record, topics.RESULT, below, event)
@@ -1848,14 +1844,17 @@ class _Partition:
                     self.gone.add((event.tenant, body["payment_id"]))
                 amount = nanos(asked["amount"]) if asked else 0
             key = (event.tenant, body["payment_id"])
-            by_hand = {"succeeded": self.by_hand[key]} if key in self.by_hand else {}
-            of_payment = paid.setdefault(key, by_hand)
+            of_payment = paid.setdefault(key, {})
             if not body.get("amount") and str(body["status"]).startswith("dispute_"):
                 # All of what was paid.
-                amount = of_payment.get("succeeded", 0)
+                amount = self._paid(key)
             of_payment[body["status"]] = max(of_payment.get(body["status"], 0), amount)
         self._compare_payments()
         self._one_in_flight()
+
+    def _paid(self, key: tuple[str, str]) -> int:
+        """How much of a payment has come, by what results or commands say."""
+        return max(self.paid[key].get("succeeded", 0), self.by_hand.get(key, 0))
 
     def _compare_payments(self) -> None:
         of_results = [
@@ -1884,7 +1883,7 @@ class _Partition:
             open_still = said.get("dispute_opened", 0) - said.get("dispute_won", 0)
             held = max(0, open_still, said.get("dispute_lost", 0))
             for group, wanted in (
-                ("credit", said.get("succeeded", 0)),
+                ("credit", self._paid((tenant, payment))),
                 ("refund", -refunded),
                 ("dispute", -held),
             ):
@@ -2296,7 +2295,8 @@ class _Partition:
                     continue
                 if not others and _number(identity) in self.identities:
                     continue  # an earlier audit has read it
-                if self.options.checkpoint_from is not None or any(self.log.starts.values()):
+                trimmed = any(self.log.gone(topic) for topic in topics.SOURCES)
+                if self.options.checkpoint_from is not None or trimmed:
                     self.report.unknown(
                         "at_least_once", "what conflicts contradict is no longer there"
                     )

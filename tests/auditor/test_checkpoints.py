@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from schemas import topics
 from streams.testbed.auditor import UNKNOWN, Report
-from tests.auditor.books import AT, NAMESPACE, RECHARGE, TENANT, Books, record, usage
+from tests.auditor.books import AT, NAMESPACE, RECHARGE, TENANT, Books, record, usage, violated
 
 BEGUN: Mapping[str, int] = {
     topics.COMMAND: 1,
@@ -23,10 +23,6 @@ BEGUN: Mapping[str, int] = {
 }
 LATER = "2026-04-20T10:00:00Z"
 FIVE = {"amount": "5", "currency": "USD"}
-
-
-def violated(report: Report) -> set[str]:
-    return {name for name, found in report.findings.items() if found.violations}
 
 
 def unknown(report: Report) -> set[str]:
