@@ -4,7 +4,7 @@ Rows are msgpack arrays behind eight bytes that say when the row wants to be loo
 carries its version; an older one is lifted when it is read, a newer one is refused.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol, TypeVar, final
 
@@ -12,6 +12,7 @@ import msgspec
 from msgspec.structs import astuple
 from mypy_extensions import mypyc_attr
 
+from schemas.notices import Withheld
 from streams.billing.parts import (
     AHEAD,
     VERSION,
@@ -33,6 +34,7 @@ from streams.billing.parts import (
     overdue_at,
 )
 
+_IN_FLIGHT: Final = Withheld.IN_FLIGHT
 NEVER: Final = b"\xff" * 8
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -44,42 +46,39 @@ class NewerRowError(Exception):
 
 @final
 @mypyc_attr(acyclic=True)
-class Account:
-    """One tenant: the members of an `AccountRow`, where they are explained, and what they come to:
-    `balance_nanos` is what is left in the active grants, minus what was overdrawn.
+class Standing:
+    """What nearly every charge leaves as it is, so that an account shares it with the one before:
+    the members of an `AccountRow` but those of `Account`, and what they come to.
 
-    A class and not a struct (see `events`), which nobody changes once it is made. `tail` are the
-    bytes of its row behind the grants, once they were needed: nearly every charge leaves them.
+    While the balance is above `quiet_above_nanos` and below `quiet_below_nanos`, a charge that
+    leaves the standing alone has nothing to ask for and nothing to tell. `due` is when time alone
+    will change it. `tail` are its bytes in a row, once they were needed.
     """
 
     __slots__ = (
         "alert_levels",
-        "balance_nanos",
         "billing_from",
         "closed_at",
-        "currency",
         "decks",
+        "due",
         "exposure_nanos",
         "former",
         "funds",
-        "grants",
-        "head",
         "holds",
         "holds_told",
         "lapsed",
         "opened_at",
         "overdraft_floor_nanos",
-        "overdraft_nanos",
         "payment_methods",
         "planned",
         "policy",
         "pools",
+        "quiet_above_nanos",
+        "quiet_below_nanos",
         "recharging",
-        "seq",
         "settings_version",
         "spent",
         "tail",
-        "tenant_id",
         "time_zone",
         "unpaid_funds",
         "version",
@@ -89,12 +88,6 @@ class Account:
     def __init__(
         self,
         version: int,
-        tenant_id: str,
-        currency: str,
-        seq: int,
-        head: bytes,
-        overdraft_nanos: int,
-        grants: tuple[Grant, ...],
         opened_at: datetime,
         billing_from: datetime,
         closed_at: datetime | None,
@@ -119,12 +112,6 @@ class Account:
         holds_told: bool,
     ) -> None:
         self.version = version
-        self.tenant_id = tenant_id
-        self.currency = currency
-        self.seq = seq
-        self.head = head
-        self.overdraft_nanos = overdraft_nanos
-        self.grants = grants
         self.opened_at = opened_at
         self.billing_from = billing_from
         self.closed_at = closed_at
@@ -148,21 +135,22 @@ class Account:
         self.holds = holds
         self.holds_told = holds_told
         self.tail: bytes | None = None
-        balance_nanos = -overdraft_nanos
-        for grant in grants:
-            balance_nanos += grant.left_nanos
-        self.balance_nanos = balance_nanos
+        self.due = self._due()
+        self.quiet_above_nanos = watch.fall_nanos
+        self.quiet_below_nanos = watch.rise_nanos
+        trigger_nanos = policy.trigger_nanos + exposure_nanos
+        withheld = recharging.withheld
+        if withheld is None and recharging.stage == "idle":
+            self.quiet_above_nanos = max(self.quiet_above_nanos, trigger_nanos)
+        elif withheld is _IN_FLIGHT:
+            # Told already: the guards would say it again.
+            self.quiet_below_nanos = min(self.quiet_below_nanos, trigger_nanos)
+        else:
+            self.quiet_above_nanos = self.quiet_below_nanos  # look at everything
 
     def members(self) -> tuple[Any, ...]:
-        """What its row says, in the row's order."""
+        """What a row says of it behind the grants, in the row's order."""
         return (
-            self.version,
-            self.tenant_id,
-            self.currency,
-            self.seq,
-            self.head,
-            self.overdraft_nanos,
-            self.grants,
             self.opened_at,
             self.billing_from,
             self.closed_at,
@@ -187,76 +175,9 @@ class Account:
             self.holds_told,
         )
 
-    def changed(self, **members: Any) -> "Account":
-        """The same account with other members."""
-        values = list(self.members())
-        for name, value in members.items():
-            values[_PLACES[name]] = value
-        return Account(*values)
-
-    def booked(
-        self, seq: int, head: bytes, overdraft_nanos: int, grants: tuple[Grant, ...]
-    ) -> "Account":
-        """The same account with one entry more: what every charge changes, and nothing else."""
-        after = Account(
-            self.version,
-            self.tenant_id,
-            self.currency,
-            seq,
-            head,
-            overdraft_nanos,
-            grants,
-            self.opened_at,
-            self.billing_from,
-            self.closed_at,
-            self.time_zone,
-            self.settings_version,
-            self.overdraft_floor_nanos,
-            self.policy,
-            self.payment_methods,
-            self.recharging,
-            self.funds,
-            self.unpaid_funds,
-            self.former,
-            self.decks,
-            self.watch,
-            self.planned,
-            self.lapsed,
-            self.alert_levels,
-            self.spent,
-            self.pools,
-            self.exposure_nanos,
-            self.holds,
-            self.holds_told,
-        )
-        after.tail = self.tail
-        return after
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Account) and self.members() == other.members()
-
-    def __repr__(self) -> str:
-        return repr(AccountRow(**dict(zip(_PLACES, self.members(), strict=True))))
-
-    @property
-    def state(self) -> str:
-        """The label of `credits_tenants`: the recharge stage, or closed."""
-        return self.recharging.stage if self.closed_at is None else "closed"
-
-    def next_due(self) -> datetime | None:
-        """When time alone will change this account; None when it will not."""
-        due: datetime | None = None
-        for grant in self.grants:
-            at = grant.expires_at
-            if at is not None:
-                warnings = grant.warnings
-                if warnings:
-                    at -= AHEAD[warnings]
-                if due is None or at < due:
-                    due = at
+    def _due(self) -> datetime | None:
         recharging = self.recharging
-        due = _earlier(due, recharging.until)
-        due = _earlier(due, recharging.opens_at)
+        due = _earlier(recharging.until, recharging.opens_at)
         due = _earlier(due, self.watch.renew_at)
         for planned in self.planned:
             due = _earlier(due, planned.at)
@@ -270,13 +191,119 @@ class Account:
         return due
 
 
+@final
+@mypyc_attr(acyclic=True)
+class Account:
+    """One tenant: what every charge changes, and its standing. `balance_nanos` is what is left in
+    the active grants, minus what was overdrawn.
+
+    A class and not a struct (see `events`), which nobody changes once it is made.
+    """
+
+    __slots__ = (
+        "balance_nanos",
+        "currency",
+        "grants",
+        "head",
+        "overdraft_nanos",
+        "seq",
+        "standing",
+        "tenant_id",
+    )
+
+    def __init__(
+        self,
+        tenant_id: str,
+        currency: str,
+        seq: int,
+        head: bytes,
+        overdraft_nanos: int,
+        grants: tuple[Grant, ...],
+        standing: Standing,
+    ) -> None:
+        self.tenant_id = tenant_id
+        self.currency = currency
+        self.seq = seq
+        self.head = head
+        self.overdraft_nanos = overdraft_nanos
+        self.grants = grants
+        self.standing = standing
+        balance_nanos = -overdraft_nanos
+        for grant in grants:
+            balance_nanos += grant.left_nanos
+        self.balance_nanos = balance_nanos
+
+    def members(self) -> tuple[Any, ...]:
+        """What its row says, in the row's order."""
+        return (
+            self.standing.version,
+            self.tenant_id,
+            self.currency,
+            self.seq,
+            self.head,
+            self.overdraft_nanos,
+            self.grants,
+            *self.standing.members(),
+        )
+
+    def changed(self, **members: Any) -> "Account":
+        """The same account with other members of its row."""
+        values = list(self.members())
+        for name, value in members.items():
+            values[_PLACES[name]] = value
+        return _account(values)
+
+    def booked(
+        self, seq: int, head: bytes, overdraft_nanos: int, grants: tuple[Grant, ...]
+    ) -> "Account":
+        """The same account with one entry more."""
+        return Account(
+            self.tenant_id, self.currency, seq, head, overdraft_nanos, grants, self.standing
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Account) and self.members() == other.members()
+
+    def __repr__(self) -> str:
+        return repr(AccountRow(**dict(zip(_PLACES, self.members(), strict=True))))
+
+    @property
+    def state(self) -> str:
+        """The label of `credits_tenants`: the recharge stage, or closed."""
+        standing = self.standing
+        return standing.recharging.stage if standing.closed_at is None else "closed"
+
+    def next_due(self) -> datetime | None:
+        """When time alone will change this account; None when it will not."""
+        due = self.standing.due
+        for grant in self.grants:
+            at = grant.expires_at
+            if at is not None:
+                warnings = grant.warnings
+                if warnings:
+                    at -= AHEAD[warnings]
+                if due is None or at < due:
+                    due = at
+        return due
+
+
 # Where a row has which member.
 _PLACES: Final = {name: place for place, name in enumerate(AccountRow.__struct_fields__)}
 
 
+# Those of a standing begin here, behind the version and those of an account.
+_STANDING: Final = 7
+
+
 def account_from(row: AccountRow) -> Account:
     """The account a row holds."""
-    return Account(*astuple(row))
+    return _account(astuple(row))
+
+
+def _account(values: Sequence[Any]) -> Account:
+    version, tenant_id, currency, seq, head, overdraft_nanos, grants = values[:_STANDING]
+    standing = Standing(version, *values[_STANDING:])
+    return Account(tenant_id, currency, seq, head, overdraft_nanos, grants, standing)
 
 
 def _earlier(one: datetime | None, other: datetime | None) -> datetime | None:
@@ -300,12 +327,13 @@ def _due_bytes(due: datetime | None) -> bytes:
 
 def encode_row(account: Account) -> bytes:
     """A tenant's row as the changelog keeps it."""
-    tail = account.tail
+    standing = account.standing
+    tail = standing.tail
     if tail is None:
-        tail = account.tail = _encode(account.members()[7:])[3:]
+        tail = standing.tail = _encode(standing.members())[3:]
     head = _encode(
         (
-            account.version,
+            standing.version,
             account.tenant_id,
             account.currency,
             account.seq,

@@ -69,7 +69,7 @@ def review(draft: Draft, free: Set[Kind]) -> None:
     """Tell what the balance has crossed, suspend or resume, and set the band anew. `free` are the
     kinds of usage that need no money."""
     account = draft.account
-    watch = account.watch
+    watch = account.standing.watch
     funding_nanos = watch.funding_nanos
     funded = False
     for kind, nanos in draft.moved:
@@ -79,7 +79,7 @@ def review(draft: Draft, free: Set[Kind]) -> None:
     watch = _levels(draft, watch)
     watch = _runway(draft, watch, funded=funded)
     watch = _suspension(draft, watch, free)
-    if watch != account.watch:
+    if watch != account.standing.watch:
         draft.account = draft.account.changed(watch=watch)
 
 
@@ -87,22 +87,22 @@ def arm_levels(draft: Draft) -> None:
     """The alert levels are others now: those the balance has reached will be told when it falls
     below them; those it is below already are armed as ever, above them."""
     account = draft.account
-    armed = account.watch.armed & ~_EVERY_LEVEL
-    for percent, bit in zip(account.alert_levels, _LEVELS, strict=False):
-        if draft.balance_nanos * 100 >= account.watch.funding_nanos * percent:
+    armed = account.standing.watch.armed & ~_EVERY_LEVEL
+    for percent, bit in zip(account.standing.alert_levels, _LEVELS, strict=False):
+        if draft.balance_nanos * 100 >= account.standing.watch.funding_nanos * percent:
             armed |= bit
-    draft.account = account.changed(watch=replace(account.watch, armed=armed))
+    draft.account = account.changed(watch=replace(account.standing.watch, armed=armed))
 
 
 def _levels_of(account: Account, funding_nanos: int) -> list[tuple[int, int, int]]:
     """Bit, greatest balance that is told, least that arms it again; from the top down."""
     levels = []
     if funding_nanos:
-        for percent, bit in zip(account.alert_levels, _LEVELS, strict=False):
+        for percent, bit in zip(account.standing.alert_levels, _LEVELS, strict=False):
             level_nanos = funding_nanos * percent // 100
             levels.append((bit, level_nanos - 1, _above(level_nanos)))
-    policy = account.policy
-    if policy.enabled and account.closed_at is None:
+    policy = account.standing.policy
+    if policy.enabled and account.standing.closed_at is None:
         at = policy.trigger_nanos - (policy.compare is Compare.LT)
         levels.append((_TRIGGER, at, _above(policy.trigger_nanos)))
     above_zero = max(1, funding_nanos * REARM_PERCENT // 100)
@@ -135,14 +135,14 @@ def _levels(draft: Draft, watch: Watch) -> Watch:
 def _tell(draft: Draft, bit: int, funding_nanos: int) -> None:
     balance = text_from(draft.balance_nanos)
     if bit == _TRIGGER:
-        level = text_from(draft.account.policy.trigger_nanos)
+        level = text_from(draft.account.standing.policy.trigger_nanos)
         draft.notify(NoticeKind.BALANCE_BELOW_TRIGGER, balance=balance, level=level)
     elif bit == _EXHAUSTED:
         draft.notify(NoticeKind.BALANCE_EXHAUSTED, balance=balance)
     elif bit == _NEGATIVE:
         draft.notify(NoticeKind.BALANCE_NEGATIVE, balance=balance)
     else:
-        percent = draft.account.alert_levels[_LEVELS.index(bit)]
+        percent = draft.account.standing.alert_levels[_LEVELS.index(bit)]
         level = text_from(funding_nanos * percent // 100)
         draft.notify(NoticeKind.BALANCE_LOW, balance=balance, level=level, percent=percent)
 
@@ -196,9 +196,9 @@ def _suspension(draft: Draft, watch: Watch, free: Set[Kind]) -> Watch:
     """The signal for those who admit calls. Whatever changes, all of it is told anew, so that
     the highest version a reader has seen is all it needs."""
     account, balance_nanos = draft.account, draft.balance_nanos
-    closed = account.closed_at is not None
+    closed = account.standing.closed_at is not None
     # What open calls hold is not there for others: it lifts the end of all that needs credits.
-    paid_ends = account.exposure_nanos - account.overdraft_floor_nanos
+    paid_ends = account.standing.exposure_nanos - account.standing.overdraft_floor_nanos
     ends = ((_TOLL_FREE, 0), (_PAID, paid_ends))
     held = _CLOSED if closed else 0
     fall_nanos, rise_nanos = watch.fall_nanos, watch.rise_nanos

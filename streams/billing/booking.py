@@ -237,7 +237,7 @@ class Draft:
         if merged:
             burnt = Burnt(burnt.grants, burnt.overdraft_nanos, merged + burnt.touched)
         self.book(kind, amount_nanos, burnt, at, {"expires_at": grant.expires_at, **details})
-        if self.account.spent:
+        if self.account.standing.spent:
             self.account = grants.trimmed(self.account)
 
     def debit(
@@ -255,7 +255,7 @@ class Draft:
         if first:
             burnt = grants.burn_first(self.account, first, amount_nanos, at, self.now)
         else:
-            if self.account.lapsed:
+            if self.account.standing.lapsed:
                 self._reopen(amount_nanos, at)
             burnt = grants.burn(self.account, amount_nanos, at, self.now)
         self.book(kind, -amount_nanos, burnt, at, details, told)
@@ -267,7 +267,7 @@ class Draft:
             rest = replace(lapsed, left_nanos=lapsed.left_nanos - nanos)
             kept = tuple(
                 rest if one is lapsed else one
-                for one in self.account.lapsed
+                for one in self.account.standing.lapsed
                 if one is not lapsed or rest.left_nanos
             )
             self.account = self.account.changed(lapsed=kept)
@@ -294,11 +294,11 @@ class Draft:
     @property
     def available_nanos(self) -> int:
         """The balance without what open calls hold."""
-        return self.balance_nanos - self.account.exposure_nanos
+        return self.balance_nanos - self.account.standing.exposure_nanos
 
     def exposed(self) -> dict[str, str]:
         """What a notice about the balance says of open calls, when there are any."""
-        exposure_nanos = self.account.exposure_nanos
+        exposure_nanos = self.account.standing.exposure_nanos
         if not exposure_nanos:
             return {}
         return {

@@ -69,7 +69,7 @@ def charge(
     if not priced.amount_nanos:
         return "free"
     taken: tuple[PoolUsed, ...] = ()
-    if account.pools:
+    if account.standing.pools:
         taken = pools.take(draft, event, duration_s, kind, rate, terms.coverage)
         if taken:
             priced = _cost(tariff, rate, digits, event, duration_s, pools.minutes_of(taken))
@@ -125,7 +125,7 @@ def _priced(
 ) -> tuple[Tariff, str, Charge]:
     """The deck in force, the digits of the number, and what so many seconds of a leg cost. Raises
     RefusedError when nothing says it."""
-    if terms.decks is None and not account.decks:
+    if terms.decks is None and not account.standing.decks:
         tariff = terms.tariff
     else:
         tariff = _tariff_of(account, event, terms, duration_s)
@@ -170,7 +170,7 @@ def _hold(draft: Draft, event: UsageEvent, terms: Terms, duration_s: int, kind: 
         kind = coverage.towards(event, kind, priced.rate.country)
         if kind in terms.coverage.free:
             return "open"
-    if account.pools:
+    if account.standing.pools:
         apart = Draft(account, event.cause, draft.now)
         rate = priced.rate
         taken = pools.take(apart, event, duration_s, kind, rate, terms.coverage)
@@ -185,7 +185,7 @@ def _tariff_of(account: Account, event: UsageEvent, terms: Terms, duration_s: in
     RefusedError while the tenant's deck is not published: another's prices would be wrong."""
     started_at = event.started_at
     deck = terms.tariff.deck
-    for assigned in account.decks:
+    for assigned in account.standing.decks:
         if assigned.effective_from <= started_at:
             deck = assigned.deck
     found: Tariff | None = None
@@ -209,8 +209,9 @@ def unrated(tariff: Tariff, digits: str, duration_s: int, path: str = "$.callee"
 
 def billable(account: Account, started_at: datetime) -> bool:
     """Whether usage that started then is this account's: it was open then, now or formerly."""
-    if started_at >= account.billing_from and (
-        account.closed_at is None or started_at < account.closed_at
+    standing = account.standing
+    if started_at >= standing.billing_from and (
+        standing.closed_at is None or started_at < standing.closed_at
     ):
         return True
-    return any(one.since <= started_at < one.until for one in account.former)
+    return any(one.since <= started_at < one.until for one in standing.former)

@@ -110,15 +110,15 @@ def obey(draft: Draft, event: CommandEvent, terms: Terms) -> None:
     draft.notify(
         NoticeKind.COMMAND_APPLIED,
         command_id=draft.cause.id,
-        version=draft.account.settings_version,
+        version=draft.account.standing.settings_version,
         balance=text_from(draft.account.balance_nanos),
         grant_id=grant_id,
     )
     if isinstance(command, Settings):
         draft.notify(
             NoticeKind.SETTINGS_CHANGED,
-            version=draft.account.settings_version,
-            policy_version=draft.account.policy.version,
+            version=draft.account.standing.settings_version,
+            policy_version=draft.account.standing.policy.version,
         )
     elif isinstance(command, TariffAssignment):
         draft.notify(
@@ -174,13 +174,13 @@ def refuse(draft: Draft, refused: CommandRefusedError) -> None:
         command_id=draft.cause.id,
         rule=refused.rule,
         fix=refused.fix,
-        version=draft.account.settings_version,
+        version=draft.account.standing.settings_version,
     )
 
 
 def _reopen(draft: Draft, command: OpenTenant) -> None:
     account = draft.account
-    if account.closed_at is None:
+    if account.standing.closed_at is None:
         raise CommandRefusedError("already_open", f"{account.tenant_id} is open already.")
     if command.currency != account.currency:
         raise CommandRefusedError(
@@ -194,27 +194,27 @@ def _reopen(draft: Draft, command: OpenTenant) -> None:
         )
     billing_from = draft.now if command.billing_from is None else utc(command.billing_from)
     # Usage of before the closing may still come: it is billed as if nothing had been closed.
-    kept = tuple(one for one in account.former if one.until > draft.now - FORMER_KEPT)
-    former = (*kept, Period(account.billing_from, account.closed_at))
+    kept = tuple(one for one in account.standing.former if one.until > draft.now - FORMER_KEPT)
+    former = (*kept, Period(account.standing.billing_from, account.standing.closed_at))
     draft.account = account.changed(closed_at=None, billing_from=billing_from, former=former)
 
 
 def _close(draft: Draft) -> None:
-    if draft.account.closed_at is not None:
+    if draft.account.standing.closed_at is not None:
         raise CommandRefusedError("already_closed", "The account is closed already.")
     draft.account = draft.account.changed(closed_at=draft.now)
 
 
 def _settings(draft: Draft, command: Settings) -> None:
     account = draft.account
-    if command.expected_version != account.settings_version:
+    if command.expected_version != account.standing.settings_version:
         raise CommandRefusedError(
             "version_conflict",
-            f"The settings are at version {account.settings_version}, changed since you read "
-            f"version {command.expected_version}; read them again and repeat your change.",
+            f"The settings are at version {account.standing.settings_version}, changed since you "
+            f"read version {command.expected_version}; read them again and repeat your change.",
         )
-    changes: dict[str, object] = {"settings_version": account.settings_version + 1}
-    recharging = account.recharging
+    changes: dict[str, object] = {"settings_version": account.standing.settings_version + 1}
+    recharging = account.standing.recharging
     if command.policy is not None:
         changes["policy"] = _policy(command.policy, account)
         recharging = replace(recharging, withheld=None)
@@ -230,9 +230,9 @@ def _settings(draft: Draft, command: Settings) -> None:
             raise CommandRefusedError("alert_levels", "Name every alert level once.")
         changes["alert_levels"] = tuple(sorted(command.alert_levels, reverse=True))
     draft.account = account.changed(recharging=recharging, **changes)
-    if draft.account.alert_levels != account.alert_levels:
+    if draft.account.standing.alert_levels != account.standing.alert_levels:
         alerts.arm_levels(draft)
-    if set(draft.account.payment_methods) - set(account.payment_methods):
+    if set(draft.account.standing.payment_methods) - set(account.standing.payment_methods):
         recharge.new_method(draft)
 
 
@@ -256,7 +256,7 @@ def _policy(wire: RechargePolicy, account: Account) -> Policy:
     currency = account.currency
     trigger_nanos = nanos_from(wire.trigger)
     policy = Policy(
-        version=account.policy.version + 1,
+        version=account.standing.policy.version + 1,
         enabled=wire.enabled,
         trigger_nanos=trigger_nanos,
         compare=wire.compare,
@@ -357,7 +357,7 @@ def _money(money: Money, account: Account) -> int:
 
 def _fund(draft: Draft, command: Fund, result_timeout_s: int) -> None:
     account = draft.account
-    if account.closed_at is not None:
+    if account.standing.closed_at is not None:
         raise CommandRefusedError("closed", "The account is closed; open it again first.")
     amount_nanos = _money(command.amount, account)
     minimum_nanos = minimum_recharge_nanos(account.currency)
@@ -370,25 +370,25 @@ def _fund(draft: Draft, command: Fund, result_timeout_s: int) -> None:
         raise CommandRefusedError(
             "amount_maximum", f"Add at most {shown(ceiling_nanos, account.currency)} at a time."
         )
-    if len(account.funds) >= MOST_OPEN_FUNDS:
+    if len(account.standing.funds) >= MOST_OPEN_FUNDS:
         raise CommandRefusedError(
             "too_many_open",
             f"{MOST_OPEN_FUNDS} fundings wait for an answer; wait for one of them.",
         )
-    methods = account.payment_methods
+    methods = account.standing.payment_methods
     asked = Asked(
         recharge_id=draft.cause.id,
         amount_nanos=rounded_up(amount_nanos, account.currency),
         method=command.payment_method or (methods[0] if methods else None),
-        policy_version=account.policy.version,
+        policy_version=account.standing.policy.version,
         reason=Reason.FUND,
         balance_nanos=account.balance_nanos,
-        exposure_nanos=account.exposure_nanos,
+        exposure_nanos=account.standing.exposure_nanos,
         caused_by=draft.caused_by,
         requested_at=draft.now,
         expires_at=draft.now + timedelta(seconds=result_timeout_s),
     )
-    draft.account = account.changed(funds=(*account.funds, asked))
+    draft.account = account.changed(funds=(*account.standing.funds, asked))
     recharge.publish(draft, asked)
 
 
@@ -460,7 +460,7 @@ def _assign_deck(draft: Draft, command: TariffAssignment) -> None:
             "effective_from", "A deck is assigned from an instant of the last 35 days, or later."
         )
     changed = Assignment(command.deck, since)
-    kept = _with_change(account.decks, changed, lambda one: one.effective_from, now)
+    kept = _with_change(account.standing.decks, changed, lambda one: one.effective_from, now)
     if len(kept) > MOST_ASSIGNMENTS:
         raise CommandRefusedError(
             "too_many_assignments",
@@ -479,7 +479,7 @@ def _licences(draft: Draft, command: Licences, coverage: Coverage) -> None:
         )
     held = Licensed(command.capability, command.country, ())
     others: list[Licensed] = []
-    for one in account.pools:
+    for one in account.standing.pools:
         if (one.plan, one.country) == (held.plan, held.country):
             held = one
         else:
@@ -551,13 +551,14 @@ def _deny(draft: Draft) -> None:
 
 
 def _not_closed(draft: Draft) -> None:
-    if draft.account.closed_at is not None:
+    if draft.account.standing.closed_at is not None:
         raise CommandRefusedError("closed", "The account is closed; open it again first.")
 
 
 def _nothing_waits(draft: Draft) -> str:
+    stage = draft.account.standing.recharging.stage
     return (
-        f"No recharge waits for approval; auto-recharge is {draft.account.recharging.stage}. "
+        f"No recharge waits for approval; auto-recharge is {stage}. "
         "A pause ends with money or a new payment method."
     )
 
@@ -565,8 +566,10 @@ def _nothing_waits(draft: Draft) -> str:
 def _resolve(draft: Draft, command: ResolveRecharge, payment: Payment | None) -> None:
     """A person's word about a request nobody answered: paid, with its payment, or not paid."""
     account = draft.account
-    current = account.recharging.asked
-    fund = next((one for one in account.funds if one.recharge_id == command.recharge_id), None)
+    current = account.standing.recharging.asked
+    fund = next(
+        (one for one in account.standing.funds if one.recharge_id == command.recharge_id), None
+    )
     if current is not None and current.recharge_id == command.recharge_id:
         asked = current
     elif fund is not None:
@@ -594,7 +597,7 @@ def _resolve(draft: Draft, command: ResolveRecharge, payment: Payment | None) ->
     if fund is None:
         recharge.resolve(draft, paid=command.paid)
     else:
-        left = tuple(one for one in draft.account.funds if one is not fund)
+        left = tuple(one for one in draft.account.standing.funds if one is not fund)
         draft.account = draft.account.changed(funds=left)
         if command.paid:
             recharge.paid_by_hand(draft)

@@ -51,7 +51,7 @@ def take_back(draft: Draft, event: UsageEvent) -> Back:
     links = Links(corrects)
     total_nanos = 0
     booked_at: datetime | None = None
-    voided = frozenset(one.grant.id for one in draft.account.spent if one.voided)
+    voided = frozenset(one.grant.id for one in draft.account.standing.spent if one.voided)
     for entry in original:
         if entry.kind is not EntryKind.CHARGE and entry.kind is not EntryKind.POOL:
             continue

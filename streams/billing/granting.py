@@ -87,16 +87,16 @@ def check_end(expires_at: datetime | None, now: datetime) -> None:
 
 def _plan(draft: Draft, planned: Planned) -> None:
     account = draft.account
-    if len(account.planned) >= MOST_PLANNED:
+    if len(account.standing.planned) >= MOST_PLANNED:
         raise CommandRefusedError(
             "too_many_planned",
             f"{MOST_PLANNED} grants of this tenant are still to come; void one of them first.",
         )
     if grants.lots_of(account) >= grants.MOST_LOTS:
-        if not account.lapsed:
+        if not account.standing.lapsed:
             raise _full()
         account, _ = grants.make_room(account)
-    draft.account = grants.trimmed(account.changed(planned=(*account.planned, planned)))
+    draft.account = grants.trimmed(account.changed(planned=(*account.standing.planned, planned)))
 
 
 def _full() -> CommandRefusedError:
@@ -156,10 +156,10 @@ def void(draft: Draft, command: Void) -> str:
     CommandRefusedError."""
     account = draft.account
     grant_id = command.grant_id
-    planned = tuple(one for one in account.planned if one.id != grant_id)
+    planned = tuple(one for one in account.standing.planned if one.id != grant_id)
     lot = next((one for one in account.grants if one.id == grant_id), None)
-    if lot is None and len(planned) == len(account.planned):
-        if any(one.id == grant_id for one in account.lapsed):
+    if lot is None and len(planned) == len(account.standing.planned):
+        if any(one.id == grant_id for one in account.standing.lapsed):
             raise CommandRefusedError(
                 "grant_expired", f"{grant_id} has expired; there is nothing left to take."
             )
@@ -192,7 +192,7 @@ def expire(draft: Draft, lot: Grant) -> None:
     assert lot.expires_at is not None
     take(draft, EntryKind.EXPIRY, lot, lot.expires_at)
     if draft.now < forgotten_at(lot):
-        lapsed = draft.account.lapsed
+        lapsed = draft.account.standing.lapsed
         # What a correction has given back to it joins what was left before.
         rest_nanos = sum(one.left_nanos for one in lapsed if one.id == lot.id)
         kept = tuple(one for one in lapsed if one.id != lot.id)
@@ -215,25 +215,27 @@ def pass_time(draft: Draft, at: datetime) -> None:
     """Lots that have ended by an instant, those that begin, and what is needed no more."""
     for lot in grants.expired(draft.account.grants, at):
         expire(draft, lot)
-    if draft.account.planned:
+    if draft.account.standing.planned:
         _begin(draft, at)
-    if any(forgotten_at(one) <= at for one in draft.account.lapsed):
-        kept = tuple(one for one in draft.account.lapsed if forgotten_at(one) > at)
+    if any(forgotten_at(one) <= at for one in draft.account.standing.lapsed):
+        kept = tuple(one for one in draft.account.standing.lapsed if forgotten_at(one) > at)
         draft.account = draft.account.changed(lapsed=kept)
 
 
 def _begin(draft: Draft, at: datetime) -> None:
     """Put in what begins, in burn order, and plan the next period. An allowance rests while the
     account is closed."""
-    due = [one for one in draft.account.planned if one.at <= at]
+    due = [one for one in draft.account.standing.planned if one.at <= at]
     for planned in sorted(due, key=lambda one: grants.burn_order(_lot(one, draft.now))):
-        others = tuple(one for one in draft.account.planned if one.id != planned.id)
+        others = tuple(one for one in draft.account.standing.planned if one.id != planned.id)
         following = _following(planned, planned.at)
         later = others if following is None else (*others, following)
         draft.account = draft.account.changed(planned=later)
         lot = _lot(planned, draft.now)
         has = next((one.left_nanos for one in draft.account.grants if one.id == lot.id), 0)
-        rests = draft.account.closed_at is not None and (planned.every_days or planned.every_months)
+        rests = draft.account.standing.closed_at is not None and (
+            planned.every_days or planned.every_months
+        )
         if rests or has == lot.left_nanos:
             continue
         draft.put_in(EntryKind.GRANT, lot, planned.at)

@@ -125,7 +125,7 @@ def reopened(
 ) -> list[tuple[Grant, int]]:
     """What usage that ended at `at` needs of lots that have expired since, in burn order."""
     lots = [(one, False) for one in account.grants]
-    lots += [(one, True) for one in account.lapsed if now < forgotten_at(one)]
+    lots += [(one, True) for one in account.standing.lapsed if now < forgotten_at(one)]
     needs = []
     left_nanos = amount_nanos
     for lot, has_lapsed in sorted(lots, key=lambda one: burn_order(one[0])):
@@ -141,14 +141,14 @@ def reopened(
 
 def lots_of(account: Account) -> int:
     """How many lots a row holds, whatever they are."""
-    return len(account.grants) + len(account.planned) + len(account.lapsed)
+    return len(account.grants) + len(account.standing.planned) + len(account.standing.lapsed)
 
 
 def has_room(account: Account) -> bool:
     """Whether one more lot fits, letting go or merging what may be."""
     return (
         lots_of(account) < MOST_LOTS
-        or bool(account.lapsed)
+        or bool(account.standing.lapsed)
         or _nearest(account, alike=True) is not None
     )
 
@@ -156,9 +156,9 @@ def has_room(account: Account) -> bool:
 def make_room(account: Account) -> tuple[Account, tuple[tuple[Grant, int], ...]]:
     """A full row with one lot less, and what moved between lots. Of no kind and priority there may
     be two: then the nearest of all become one."""
-    if account.lapsed:
-        soonest = min(account.lapsed, key=forgotten_at)
-        lapsed = tuple(one for one in account.lapsed if one is not soonest)
+    if account.standing.lapsed:
+        soonest = min(account.standing.lapsed, key=forgotten_at)
+        lapsed = tuple(one for one in account.standing.lapsed if one is not soonest)
         return account.changed(lapsed=lapsed), ()
     pair = _nearest(account, alike=True) or _nearest(account, alike=False)
     assert pair is not None, "lots to come are too few to fill a row"
@@ -178,7 +178,7 @@ def make_room(account: Account) -> tuple[Account, tuple[tuple[Grant, int], ...]]
 def _nearest(account: Account, *, alike: bool) -> tuple[Grant, Grant] | None:
     """The two lots that expire nearest to each other, the sooner first; of equals, those that burn
     first. One that is set back to its amount stays alone."""
-    recurring = {one.id for one in account.planned}
+    recurring = {one.id for one in account.standing.planned}
     lots = [one for one in account.grants if one.id not in recurring]
     lots.sort(key=lambda one: one.expires_at or _LAST)
     pairs = (
@@ -200,11 +200,11 @@ def with_spent(
     whatever becomes of what a correction gives back to it."""
     here = {grant.id for grant in account.grants}
     left = [grant for grant in before if grant.id not in here]
-    voided = {one.grant.id for one in account.spent if one.voided}
+    voided = {one.grant.id for one in account.standing.spent if one.voided}
     gone = {grant.id for grant in left}
     today = microseconds(now) // _DAY
     first = today - SPENT_KEPT.days
-    kept = [one for one in account.spent if one.day > first and one.grant.id not in gone]
+    kept = [one for one in account.standing.spent if one.day > first and one.grant.id not in gone]
     for grant in left:
         bare = replace(grant, left_nanos=0, warnings=0)
         kept.append(Spent(bare, today, void or grant.id in voided))
@@ -215,10 +215,10 @@ def trimmed(account: Account) -> Account:
     """No lot remembered that is back in the row, and no more than have place beside those of the
     row: the last that left it. What an older one burnt comes back as a lot of its own."""
     here = {grant.id for grant in account.grants}
-    spent = tuple(one for one in account.spent if one.grant.id not in here)
+    spent = tuple(one for one in account.standing.spent if one.grant.id not in here)
     room = max(0, MOST_LOTS - lots_of(account))
     spent = spent[max(0, len(spent) - room) :]
-    return account if len(spent) == len(account.spent) else account.changed(spent=spent)
+    return account if len(spent) == len(account.standing.spent) else account.changed(spent=spent)
 
 
 def give_back(
@@ -237,7 +237,7 @@ def give_back(
     now = fresh.effective_at
     lots = {
         one.grant.id: replace(one.grant, warnings=warnings_left(one.grant.expires_at, now))
-        for one in account.spent
+        for one in account.standing.spent
     }
     lots.update((grant.id, grant) for grant in account.grants)
     got: dict[str, int] = {}

@@ -54,7 +54,7 @@ def place(draft: Draft, event: UsageEvent, nanos: int) -> None:
     if hold is None:
         if not nanos:
             return
-        if account.holds >= MOST_HOLDS:
+        if account.standing.holds >= MOST_HOLDS:
             _tell_of_many(draft)
             return
     elif elapsed_s < hold.elapsed_s:
@@ -63,12 +63,12 @@ def place(draft: Draft, event: UsageEvent, nanos: int) -> None:
     if placed == hold:
         return
     draft.hold = placed
-    exposure_nanos = account.exposure_nanos + nanos - (0 if hold is None else hold.nanos)
+    exposure_nanos = account.standing.exposure_nanos + nanos - (0 if hold is None else hold.nanos)
     if exposure_nanos > MOST_HELD_NANOS:
         raise RefusedError(DeadLetterReason.OVERFLOW)
-    if hold is None or exposure_nanos != account.exposure_nanos:
+    if hold is None or exposure_nanos != account.standing.exposure_nanos:
         draft.account = account.changed(
-            exposure_nanos=exposure_nanos, holds=account.holds + (hold is None)
+            exposure_nanos=exposure_nanos, holds=account.standing.holds + (hold is None)
         )
 
 
@@ -99,20 +99,20 @@ def _until(draft: Draft, event: UsageEvent) -> datetime:
 
 def _release(draft: Draft, hold: Hold) -> None:
     account = draft.account
-    holds = account.holds - 1
-    exposure_nanos = account.exposure_nanos - hold.nanos
+    holds = account.standing.holds - 1
+    exposure_nanos = account.standing.exposure_nanos - hold.nanos
     assert holds >= 0, "more holds are released than there were"
     assert exposure_nanos >= 0, "more is released than was held"
     draft.account = account.changed(
         holds=holds,
         exposure_nanos=exposure_nanos,
-        holds_told=account.holds_told and holds > _ROOM_AGAIN,
+        holds_told=account.standing.holds_told and holds > _ROOM_AGAIN,
     )
 
 
 def _tell_of_many(draft: Draft) -> None:
     account = draft.account
-    if account.holds_told:
+    if account.standing.holds_told:
         return
     draft.notify(
         NoticeKind.HOLDS_EXCEEDED,

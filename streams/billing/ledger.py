@@ -76,14 +76,14 @@ def apply(account: Account | None, event: Event, terms: Terms, now: datetime) ->
                 label = "ticked"
             case _:
                 assert_never(event)
-        recharge.consider(draft, stale=terms.stale, result_timeout_s=terms.result_timeout_s)
-        watch = draft.account.watch
-        if (
-            not watch.fall_nanos < draft.balance_nanos < watch.rise_nanos
-            or draft.account.exposure_nanos != account.exposure_nanos
-            or not isinstance(event, UsageEvent)
+        standing = account.standing
+        if not (
+            # Nearly every event ends here.
+            draft.account.standing is standing
+            and standing.quiet_above_nanos < draft.balance_nanos < standing.quiet_below_nanos
+            and isinstance(event, UsageEvent)
         ):
-            alerts.review(draft, terms.coverage.free)
+            _look_around(draft, event, terms)
     except RefusedError as error:
         return _refused(account, event, error.refused, now)
     except CommandRefusedError as refusal:  # a name of its own: mypyc types a name once
@@ -92,6 +92,18 @@ def apply(account: Account | None, event: Event, terms: Terms, now: datetime) ->
         label = "refused"
     draft.check_books()
     return draft.outcome(label)
+
+
+def _look_around(draft: Draft, event: Event, terms: Terms) -> None:
+    """Ask for money if it is time to, and tell people what the balance has crossed."""
+    recharge.consider(draft, stale=terms.stale, result_timeout_s=terms.result_timeout_s)
+    watch = draft.account.standing.watch
+    if (
+        not watch.fall_nanos < draft.balance_nanos < watch.rise_nanos
+        or draft.account.standing.exposure_nanos != draft.before.standing.exposure_nanos
+        or not isinstance(event, UsageEvent)
+    ):
+        alerts.review(draft, terms.coverage.free)
 
 
 def _without_account(event: Event, terms: Terms, now: datetime) -> Outcome:
@@ -249,9 +261,9 @@ def _canonical(name: str, value: Any) -> Any:
 
 def public_balance(account: Account, now: datetime, coverage: Coverage) -> Balance:
     """What everybody may read of an account."""
-    asked = account.recharging.asked
+    asked = account.standing.recharging.asked
     balance_nanos = account.balance_nanos
-    exposure_nanos = account.exposure_nanos
+    exposure_nanos = account.standing.exposure_nanos
     overdraft_nanos = account.overdraft_nanos
     balance = text_from(balance_nanos)
     available = text_from(balance_nanos - exposure_nanos) if exposure_nanos else balance
@@ -264,13 +276,13 @@ def public_balance(account: Account, now: datetime, coverage: Coverage) -> Balan
         overdraft=text_from(overdraft_nanos) if overdraft_nanos else "0",
         seq=account.seq,
         hash=account.head.hex(),
-        recharge_state=account.recharging.stage,
+        recharge_state=account.standing.recharging.stage,
         recharge_id=None if asked is None else asked.recharge_id,
-        settings_version=account.settings_version,
-        policy_version=account.policy.version,
-        closed=account.closed_at is not None,
-        pools=pools.states(account, now, coverage) if account.pools else [],
+        settings_version=account.standing.settings_version,
+        policy_version=account.standing.policy.version,
+        closed=account.standing.closed_at is not None,
+        pools=pools.states(account, now, coverage) if account.standing.pools else [],
         as_of=now,
         exposure=text_from(exposure_nanos) if exposure_nanos else "0",
-        holds=account.holds,
+        holds=account.standing.holds,
     )

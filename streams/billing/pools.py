@@ -73,16 +73,16 @@ def take(
     if sources is None:
         return ()
     account = draft.account
-    month = month_of(event.started_at, account.time_zone)
-    if draft.now > closes_at(month, account.time_zone):
+    month = month_of(event.started_at, account.standing.time_zone)
+    if draft.now > closes_at(month, account.standing.time_zone):
         return ()
     rest_s = duration_s
     taken: tuple[PoolUsed, ...] = ()
     for pool in sources:
         if not coverage.reaches[pool].covers(rate.country, rate.type):
             continue
-        for at in range(len(account.pools)):
-            held = draft.account.pools[at]
+        for at in range(len(account.standing.pools)):
+            held = draft.account.standing.pools[at]
             plan = coverage.plans.get(held.plan)
             if plan is None or not _draws_on(account, held, plan, event):
                 continue
@@ -113,7 +113,7 @@ def give_back(draft: Draft, taken: Iterable[PoolUsed]) -> tuple[PoolUsed, ...]:
     for one in taken:
         year, _, number = one.month.partition("-")
         month = int(year) * 100 + int(number)
-        for at, held in enumerate(draft.account.pools):
+        for at, held in enumerate(draft.account.standing.pools):
             for used in kept(draft.account, held, draft.now):
                 if used.month == month and name_of(used.pool, held) == one.pool:
                     minutes = min(one.minutes, used.minutes)
@@ -133,14 +133,16 @@ def licences(held: Licensed, at: datetime) -> int:
 
 def kept(account: Account, held: Licensed, now: datetime) -> tuple[Used, ...]:
     """The use of those months that are not over for good."""
-    return tuple(one for one in held.uses if now <= closes_at(one.month, account.time_zone))
+    return tuple(
+        one for one in held.uses if now <= closes_at(one.month, account.standing.time_zone)
+    )
 
 
 def states(account: Account, now: datetime, coverage: Coverage) -> list[PoolState]:
     """All pools as they are now, for everybody to read."""
-    month = month_of(now, account.time_zone)
+    month = month_of(now, account.standing.time_zone)
     found = []
-    for held in account.pools:
+    for held in account.standing.pools:
         plan = coverage.plans.get(held.plan)
         for pool in () if plan is None else plan.minutes:
             assert plan is not None
@@ -163,7 +165,7 @@ def _draws_on(account: Account, held: Licensed, plan: Plan, event: UsageEvent) -
     if event.user_country is not None:
         return event.user_country == held.country
     countries = 0
-    for one in account.pools:
+    for one in account.standing.pools:
         if one.plan == held.plan and licences(one, event.started_at):
             countries += 1
     return countries == 1
@@ -193,7 +195,7 @@ def _move(
 ) -> PoolUsed:
     """Add to a month's use, tell what it has crossed, forget months that are over."""
     account = draft.account
-    held = account.pools[at]
+    held = account.standing.pools[at]
     before = _used(held, pool, month)
     after, told = before.minutes + minutes, before.told
     name, shown = name_of(pool, held), shown_month(month)
@@ -203,6 +205,10 @@ def _move(
             draft.notify(NoticeKind.POOL_USED, pool=name, month=shown, percent=percent)
     others = tuple(one for one in kept(account, held, draft.now) if one != before)
     used = used_from((*others, Used(pool, month, after, told)))
-    pools = (*account.pools[:at], replace(held, used=used), *account.pools[at + 1 :])
+    pools = (
+        *account.standing.pools[:at],
+        replace(held, used=used),
+        *account.standing.pools[at + 1 :],
+    )
     draft.account = account.changed(pools=pools)
     return PoolUsed(name, shown, minutes, after, included)

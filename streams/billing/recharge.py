@@ -83,10 +83,10 @@ def amount_of(ask: Ask) -> int:
 def unneeded(account: Account, since: datetime, nanos: int) -> tuple[Attempt, ...]:
     """The auto-recharges asked for at an instant or later that would not have been with that much
     more on the account, as the policy compares now."""
-    le = account.policy.compare is Compare.LE
+    le = account.standing.policy.compare is Compare.LE
     return tuple(
         one
-        for one in account.recharging.attempts
+        for one in account.standing.recharging.attempts
         if one.requested_at is not None
         and one.requested_at >= since
         and (one.short_nanos < nanos if le else one.short_nanos <= nanos)
@@ -119,7 +119,7 @@ def recharge_id(tenant_id: str, epoch: int, attempt: int) -> str:
 
 def attempt_of(account: Account, wanted: str) -> Attempt | None:
     """The auto-recharge of an id, when it is still known."""
-    for one in reversed(account.recharging.attempts):
+    for one in reversed(account.standing.recharging.attempts):
         if recharge_id(account.tenant_id, one.epoch, one.attempt) == wanted:
             return one
     return None
@@ -157,8 +157,10 @@ def wanted(policy: Policy, available_nanos: int, currency: str) -> int:
 
 
 def _in_flight_nanos(account: Account) -> int:
-    asked = account.recharging.asked
-    return (asked.amount_nanos if asked else 0) + sum(fund.amount_nanos for fund in account.funds)
+    asked = account.standing.recharging.asked
+    return (asked.amount_nanos if asked else 0) + sum(
+        fund.amount_nanos for fund in account.standing.funds
+    )
 
 
 def _cap(ask: Ask, cap_nanos: int | None, spent_nanos: int) -> Finding:
@@ -171,20 +173,20 @@ def _cap(ask: Ask, cap_nanos: int | None, spent_nanos: int) -> Finding:
 
 def _last_hours(ask: Ask) -> list[Sum]:
     first = (ask.now - _EPOCH) // _HOUR - 24
-    return [one for one in sums_of(ask.account.recharging.hours) if one.at >= first]
+    return [one for one in sums_of(ask.account.standing.recharging.hours) if one.at >= first]
 
 
 def _last_days(ask: Ask, days: int) -> list[Sum]:
     first = (ask.now - _EPOCH) // _DAY - days
-    return [one for one in sums_of(ask.account.recharging.days) if one.at >= first]
+    return [one for one in sums_of(ask.account.standing.recharging.days) if one.at >= first]
 
 
 def _next_index(account: Account, now: datetime) -> int:
     """Which payment method is asked next: a new epoch begins with the first one. One that was
     declined as often as it may be is passed over; when all were, it stays with the first."""
-    recharging = account.recharging
+    recharging = account.standing.recharging
     first = recharging.method_index if recharging.retry else 0
-    methods = max(1, len(account.payment_methods))
+    methods = max(1, len(account.standing.payment_methods))
     for index in range(first, first + methods):
         if not _worn_out(account, index % methods, now):
             return index % methods
@@ -195,7 +197,12 @@ def _declines_of(account: Account, index: int, now: datetime) -> list[int]:
     """The days of a payment method's declines."""
     method = short(_method(account, index) or "")
     first = (now - _EPOCH) // _DAY - DECLINE_DAYS
-    days = [day for one in account.recharging.declines if one.method == method for day in one.days]
+    days = [
+        day
+        for one in account.standing.recharging.declines
+        if one.method == method
+        for day in one.days
+    ]
     return [day for day in days if day >= first]
 
 
@@ -207,7 +214,7 @@ _OFF: Final = Finding(False)
 
 
 def _disabled(ask: Ask) -> Finding:
-    closed_at = ask.account.closed_at
+    closed_at = ask.account.standing.closed_at
     if closed_at is not None:
         return Finding(True, "closed", closed_at)
     return Finding(not ask.policy.enabled, "enabled" if ask.policy.enabled else "disabled")
@@ -220,7 +227,7 @@ def _above_trigger(ask: Ask) -> Finding:
 
 
 def _in_flight(ask: Ask) -> Finding:
-    asked = ask.account.recharging.asked
+    asked = ask.account.standing.recharging.asked
     return _OFF if asked is None else Finding(True, asked.recharge_id)
 
 
@@ -230,7 +237,7 @@ def _stale(ask: Ask) -> Finding:
 
 def _stage(stage: Stage) -> Callable[[Ask], Finding]:
     def guard(ask: Ask) -> Finding:
-        recharging = ask.account.recharging
+        recharging = ask.account.standing.recharging
         return Finding(recharging.stage == stage, recharging.stage, recharging.until)
 
     return guard
@@ -243,7 +250,7 @@ def _exhausted(ask: Ask) -> Finding:
 
 def _too_often(ask: Ask) -> Finding:
     settled = sum(one.count for one in _last_hours(ask))
-    found = settled + len(ask.account.funds)
+    found = settled + len(ask.account.standing.funds)
     return Finding(found >= ask.policy.max_per_day, found, ask.policy.max_per_day)
 
 
@@ -265,7 +272,7 @@ def _monthly(ask: Ask) -> Finding:
 def _velocity(ask: Ask) -> Finding:
     """Above its limit a risk class of destinations looks like fraud: a person has to say that it
     is none. What was approved stays so until the epoch ends."""
-    recharging = ask.account.recharging
+    recharging = ask.account.standing.recharging
     if recharging.approved:
         return Finding(False, "approved by a person")
     worst = _OFF
@@ -339,7 +346,7 @@ def _opens_at(ask: Ask, reason: Withheld) -> datetime | None:
     match reason:
         case Withheld.ATTEMPTS_EXHAUSTED:
             unit, length = _DAY, DECLINE_DAYS
-            methods = range(max(1, len(ask.account.payment_methods)))
+            methods = range(max(1, len(ask.account.standing.payment_methods)))
             counted = [day for at in methods for day in _declines_of(ask.account, at, ask.now)]
         case Withheld.DAILY_COUNT | Withheld.DAILY_AMOUNT:
             unit, length = _HOUR, 24
@@ -355,9 +362,9 @@ def _opens_at(ask: Ask, reason: Withheld) -> datetime | None:
 def consider(draft: Draft, *, stale: bool, result_timeout_s: int) -> None:
     """Ask for money if it is time to, after any event that may have changed the answer."""
     account = draft.account
-    policy = account.policy
-    recharging = account.recharging
-    available_nanos = draft.balance_nanos - account.exposure_nanos
+    policy = account.standing.policy
+    recharging = account.standing.recharging
+    available_nanos = draft.balance_nanos - account.standing.exposure_nanos
     if available_nanos > policy.trigger_nanos or not below_trigger(policy, available_nanos):
         # Nearly every event ends here. Money that is there again ends an epoch between tries.
         stage = recharging.stage
@@ -374,7 +381,7 @@ def consider(draft: Draft, *, stale: bool, result_timeout_s: int) -> None:
         recharging.withheld is Withheld.IN_FLIGHT
         and recharging.asked is not None
         and policy.enabled
-        and account.closed_at is None
+        and account.standing.closed_at is None
     ):
         return  # told already; the guards would say it again
     ask = Ask(account, policy, available_nanos, draft.now, stale)
@@ -391,14 +398,14 @@ def consider(draft: Draft, *, stale: bool, result_timeout_s: int) -> None:
 def _money_came(draft: Draft) -> bool:
     """Whether there is more money than when the request in flight was made: what an open call
     sets free is none."""
-    asked = draft.account.recharging.asked
+    asked = draft.account.standing.recharging.asked
     return asked is not None and draft.balance_nanos > asked.balance_nanos
 
 
 def _covered(draft: Draft) -> None:
     """The balance is there again: an epoch between two tries has ended, or ends with a decline of
     the try in flight, and nothing is missing that a person would have to approve."""
-    recharging = draft.account.recharging
+    recharging = draft.account.standing.recharging
     step = step_of(recharging.stage, Occasion.COVERED)
     free = step is Step.FREE or (step is Step.END and recharging.retry)
     _move(
@@ -416,7 +423,7 @@ def _withhold(
     draft: Draft, ask: Ask, reason: Withheld, findings: list[tuple[Withheld, Finding]]
 ) -> None:
     """Tell why nothing is asked, when it is another reason than before."""
-    recharging = draft.account.recharging
+    recharging = draft.account.standing.recharging
     if reason is not recharging.withheld:
         asked = [_told(guard, finding) for guard, finding in findings]
         if reason is Withheld.VELOCITY:
@@ -441,20 +448,20 @@ def _withhold(
         )
         _move(draft, withheld=reason)
     opens_at = _opens_at(ask, reason)
-    if opens_at != draft.account.recharging.opens_at:
+    if opens_at != draft.account.standing.recharging.opens_at:
         _move(draft, opens_at=opens_at)
 
 
 def _move(draft: Draft, **changes: object) -> Recharging:
     if "withheld" in changes:
         changes.setdefault("opens_at", None)
-    recharging = replace(draft.account.recharging, **changes)
+    recharging = replace(draft.account.standing.recharging, **changes)
     draft.account = draft.account.changed(recharging=recharging)
     return recharging
 
 
 def _method(account: Account, index: int) -> str | None:
-    methods = account.payment_methods
+    methods = account.standing.payment_methods
     return methods[index % len(methods)] if methods else None
 
 
@@ -465,7 +472,7 @@ def _request(
     result_timeout_s: int,
 ) -> None:
     account = draft.account
-    recharging = account.recharging
+    recharging = account.standing.recharging
     step = step_of(recharging.stage, Occasion.SHORT)
     assert step is Step.REQUEST
     again = recharging.retry
@@ -478,16 +485,16 @@ def _request(
         epoch=epoch,
         attempt=attempt,
         method=_method(account, index),
-        policy_version=account.policy.version,
+        policy_version=account.standing.policy.version,
         reason=_reason(recharging),
-        trigger_nanos=account.policy.trigger_nanos,
+        trigger_nanos=account.standing.policy.trigger_nanos,
         balance_nanos=draft.balance_nanos,
-        exposure_nanos=account.exposure_nanos,
+        exposure_nanos=account.standing.exposure_nanos,
         caused_by=draft.caused_by,
         requested_at=draft.now,
         expires_at=draft.now + timedelta(seconds=result_timeout_s),
     )
-    short_nanos = account.policy.trigger_nanos - draft.available_nanos
+    short_nanos = account.standing.policy.trigger_nanos - draft.available_nanos
     made = Attempt(epoch, attempt, amount_nanos, draft.now, short_nanos)
     _move(
         draft,
@@ -510,7 +517,7 @@ def _request(
         amount=text_from(amount_nanos),
         balance=text_from(draft.balance_nanos),
         guards=[_told(guard, finding) for guard, finding in findings],
-        policy_version=account.policy.version,
+        policy_version=account.standing.policy.version,
         epoch=epoch,
         attempt=attempt,
         payment_method=asked.method,
@@ -554,7 +561,7 @@ def publish(draft: Draft, asked: Asked) -> None:
 
 def answered(draft: Draft, status: Status, decline_code: str | None) -> None:
     """The request in flight was answered."""
-    recharging = draft.account.recharging
+    recharging = draft.account.standing.recharging
     assert recharging.asked is not None
     match step_of(recharging.stage, Occasion(status.value)):
         case Step.COOL:
@@ -569,7 +576,7 @@ def answered(draft: Draft, status: Status, decline_code: str | None) -> None:
 
 def late_success(draft: Draft) -> None:
     """An earlier attempt was paid after all; a request in flight stays in flight."""
-    if step_of(draft.account.recharging.stage, Occasion.EARLIER_SUCCEEDED) is Step.COOL:
+    if step_of(draft.account.standing.recharging.stage, Occasion.EARLIER_SUCCEEDED) is Step.COOL:
         _cool(draft, succeeded=True)
     else:
         _move(draft, declines_in_row=0)
@@ -577,25 +584,25 @@ def late_success(draft: Draft) -> None:
 
 def paid_by_hand(draft: Draft) -> None:
     """Funding by hand succeeded: whatever made the card fail is over."""
-    free = step_of(draft.account.recharging.stage, Occasion.PAID_BY_HAND) is Step.FREE
+    free = step_of(draft.account.standing.recharging.stage, Occasion.PAID_BY_HAND) is Step.FREE
     _free(draft, free=free)
 
 
 def new_method(draft: Draft) -> None:
     """A payment method was added: what made the old ones fail no longer matters."""
-    free = step_of(draft.account.recharging.stage, Occasion.NEW_METHOD) is Step.FREE
+    free = step_of(draft.account.standing.recharging.stage, Occasion.NEW_METHOD) is Step.FREE
     _free(draft, free=free, method_index=0)
 
 
 def _free(draft: Draft, *, free: bool, **changes: object) -> None:
-    stage = Stage.IDLE if free else draft.account.recharging.stage
+    stage = Stage.IDLE if free else draft.account.standing.recharging.stage
     _move(draft, declines_in_row=0, stage=stage, withheld=None, **changes)
 
 
 def approve(draft: Draft) -> bool:
     """A person says that it is no fraud; what is missing is asked for, in this epoch without
     looking at velocity again. False when nothing waits for approval."""
-    if step_of(draft.account.recharging.stage, Occasion.APPROVE) is Step.REFUSE:
+    if step_of(draft.account.standing.recharging.stage, Occasion.APPROVE) is Step.REFUSE:
         return False
     _move(draft, stage=Stage.IDLE, approved=True, withheld=None)
     return True
@@ -604,7 +611,7 @@ def approve(draft: Draft) -> bool:
 def deny(draft: Draft) -> bool:
     """A person says no: nothing is asked until money comes or a method is added. False when
     nothing waits for approval."""
-    if step_of(draft.account.recharging.stage, Occasion.DENY) is Step.REFUSE:
+    if step_of(draft.account.standing.recharging.stage, Occasion.DENY) is Step.REFUSE:
         return False
     _move(draft, stage=Stage.PAUSED, retry=False, withheld=None)
     draft.notify(NoticeKind.RECHARGE_PAUSED, rule="denied")
@@ -613,7 +620,7 @@ def deny(draft: Draft) -> bool:
 
 def resolve(draft: Draft, *, paid: bool) -> None:
     """A person has decided what became of the request in flight: the epoch is over."""
-    step = step_of(draft.account.recharging.stage, Occasion.RESOLVE)
+    step = step_of(draft.account.standing.recharging.stage, Occasion.RESOLVE)
     assert step is Step.COOL
     _cool(draft, succeeded=paid)
 
@@ -621,11 +628,11 @@ def resolve(draft: Draft, *, paid: bool) -> None:
 def spent(draft: Draft, risk_class: str, amount_nanos: int) -> None:
     """Count money charged for a destination of a risk class, for `velocity`: for a day, in whole
     blocks of four hours, the oldest in full, and only for classes that have a limit."""
-    limited = [name for name, _ in draft.account.policy.velocity]
+    limited = [name for name, _ in draft.account.standing.policy.velocity]
     if risk_class not in limited:
         return
     block = (draft.now - _EPOCH) // _BLOCK
-    risks = draft.account.recharging.risks
+    risks = draft.account.standing.recharging.risks
     found = next((one for one in risks if one.name == risk_class), Risk(risk_class, ()))
     # How often money was spent nobody asks.
     blocks = _added(found.blocks, block, block - _BLOCKS, 0, amount_nanos)
@@ -641,12 +648,12 @@ def _spent_on(recharging: Recharging, risk_class: str, first: int) -> int:
 
 
 def _cool(draft: Draft, *, succeeded: bool) -> None:
-    recharging = draft.account.recharging
+    recharging = draft.account.standing.recharging
     _move(
         draft,
         stage=Stage.COOLING,
         asked=None,
-        until=draft.now + timedelta(seconds=draft.account.policy.cooldown_s),
+        until=draft.now + timedelta(seconds=draft.account.standing.policy.cooldown_s),
         retry=False,
         method_index=0,
         rounds=0,
@@ -660,10 +667,10 @@ def _declined(draft: Draft, code: str | None) -> None:
     """The next payment method is asked at once; when all have declined, later; or not at all.
     Where money has come meanwhile the epoch is over, and what is missing now begins another."""
     account = draft.account
-    recharging = account.recharging
+    recharging = account.standing.recharging
     assert recharging.asked is not None
     in_row = recharging.declines_in_row + 1
-    methods = max(1, len(account.payment_methods))
+    methods = max(1, len(account.standing.payment_methods))
     following = (
         index
         for index in range(recharging.method_index + 1, methods)
@@ -701,11 +708,11 @@ def _count_decline(account: Account, method: str, now: datetime) -> tuple[Declin
     """Declines with one more. Each method's are kept for their days and up to the ceiling; what
     is not among the tenant's methods any more goes first, the longest ago of it."""
     day = (now - _EPOCH) // _DAY
-    named = {short(one) for one in account.payment_methods}
+    named = {short(one) for one in account.standing.payment_methods}
     changed = short(method)
     kept: list[Declines] = []
     days: list[int] = []
-    for one in account.recharging.declines:
+    for one in account.standing.recharging.declines:
         last = [at for at in one.days if at >= day - DECLINE_DAYS]
         if one.method == changed:
             days = last
@@ -727,7 +734,7 @@ def count_money(draft: Draft, amount_nanos: int, *, again: bool = False) -> None
 
     `again`: more of a payment that is counted already, such as its second partial capture.
     """
-    recharging = draft.account.recharging
+    recharging = draft.account.standing.recharging
     count = 0 if again else 1
     hour = (draft.now - _EPOCH) // _HOUR
     day = (draft.now - _EPOCH) // _DAY
@@ -749,25 +756,25 @@ def _added(sums: Sums, at: int, first: int, count: int, nanos: int) -> Sums:
 
 def time_passed(draft: Draft, at: datetime, result_timeout_s: int) -> None:
     """Ends of cooldowns and back-offs, windows of caps, requests without an answer."""
-    recharging = draft.account.recharging
+    recharging = draft.account.standing.recharging
     if recharging.until is not None and recharging.until <= at:
         assert step_of(recharging.stage, Occasion.TIME_UP) is Step.FREE
         recharging = _move(draft, stage=Stage.IDLE, until=None, withheld=None)
     if recharging.opens_at is not None and recharging.opens_at <= at:
         # A cap's window has moved on; `consider`, which follows, asks the guards again.
         recharging = _move(draft, opens_at=None)
-    if draft.account.closed_at is not None:
+    if draft.account.standing.closed_at is not None:
         return
     asked = recharging.asked
     if asked is not None and _is_overdue(asked, at):
         assert step_of(recharging.stage, Occasion.OVERDUE) is Step.PUBLISH
         renewed = _renewed(draft, asked, result_timeout_s)
         _move(draft, asked=renewed)
-    if any(_is_overdue(fund, at) for fund in draft.account.funds):
+    if any(_is_overdue(fund, at) for fund in draft.account.standing.funds):
         draft.account = draft.account.changed(
             funds=tuple(
                 _renewed(draft, fund, result_timeout_s) if _is_overdue(fund, at) else fund
-                for fund in draft.account.funds
+                for fund in draft.account.standing.funds
             ),
         )
 

@@ -43,14 +43,14 @@ def answer(draft: Draft, event: ResultEvent) -> str:
     """Book an answer and move the state; returns the outcome's label. Raises RefusedError."""
     result = event.result
     account = draft.account
-    current = account.recharging.asked
-    fund = _by_id(account.funds, result.recharge_id)
+    current = account.standing.recharging.asked
+    fund = _by_id(account.standing.funds, result.recharge_id)
     is_current = current is not None and current.recharge_id == result.recharge_id
     attempt = recharge.attempt_of(account, result.recharge_id)
     unpaid = None
-    if account.unpaid_funds:
+    if account.standing.unpaid_funds:
         known = short(result.recharge_id)
-        unpaid = next((one for one in account.unpaid_funds if one.id == known), None)
+        unpaid = next((one for one in account.standing.unpaid_funds if one.id == known), None)
     succeeded = result.status is Status.SUCCEEDED
     if result.status in _MONEY:
         if attempt is not None:
@@ -82,7 +82,7 @@ def answer(draft: Draft, event: ResultEvent) -> str:
                 recharge_id=result.recharge_id,
                 payment_id=result.payment_id,
                 decline_code=result.decline_code,
-                retry_at=draft.account.recharging.until,
+                retry_at=draft.account.standing.recharging.until,
             )
     return "credited" if draft.moved else "answered"
 
@@ -189,7 +189,9 @@ def _dispute(draft: Draft, payment: Payment, status: Status, links: dict[str, An
 
 def _answer_fund(draft: Draft, fund: Asked, status: Status) -> None:
     """Funding by hand has no epoch: an answer ends it, or leaves it waiting for a person."""
-    others = tuple(one for one in draft.account.funds if one.recharge_id != fund.recharge_id)
+    others = tuple(
+        one for one in draft.account.standing.funds if one.recharge_id != fund.recharge_id
+    )
     match status:
         case Status.NEEDS_ACTION:
             waiting = replace(fund, needs_action=True)
@@ -206,13 +208,13 @@ def _answer_fund(draft: Draft, fund: Asked, status: Status) -> None:
 
 def keep_unpaid(draft: Draft, fund: Asked) -> None:
     """Remember funding by hand that came to nothing: a late success is still its payment."""
-    kept = draft.account.unpaid_funds[-(KEPT_UNPAID - 1) :]
+    kept = draft.account.standing.unpaid_funds[-(KEPT_UNPAID - 1) :]
     unpaid = UnpaidFund(short(fund.recharge_id), fund.amount_nanos)
     draft.account = draft.account.changed(unpaid_funds=(*kept, unpaid))
 
 
 def _paid_after_all(draft: Draft, fund: UnpaidFund) -> None:
     """A success contradicts the decline of funding by hand. Once: a second payment is an orphan."""
-    left = tuple(one for one in draft.account.unpaid_funds if one != fund)
+    left = tuple(one for one in draft.account.standing.unpaid_funds if one != fund)
     draft.account = draft.account.changed(unpaid_funds=left)
     recharge.paid_by_hand(draft)

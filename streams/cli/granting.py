@@ -117,7 +117,7 @@ def grants(context: typer.Context, tenant: Tenant) -> None:
             "effective_at": planned.at,
             "expires_at": planned.expires_at,
         }
-        for planned in sorted(account.planned, key=lambda one: one.at)
+        for planned in sorted(account.standing.planned, key=lambda one: one.at)
     ]
     output_of(context).table(rows, f"{tenant} has no money, and none to come.")
 

@@ -153,19 +153,20 @@ def _sentence(policy: dict[str, Any], currency: str) -> str:
 def show_settings(context: typer.Context, tenant: Tenant) -> None:
     """Auto-recharge and payment methods of a tenant, as they are in force."""
     account = account_known(tenant)
-    policy = _wire_of(account.policy)
+    policy = _wire_of(account.standing.policy)
     output = output_of(context)
     output.row(
         {
             "tenant_id": tenant,
-            "settings_version": account.settings_version,
+            "settings_version": account.standing.settings_version,
             **policy,
-            "payment_methods": list(account.payment_methods),
+            "payment_methods": list(account.standing.payment_methods),
             "decks": [
-                {"deck": one.deck, "effective_from": one.effective_from} for one in account.decks
+                {"deck": one.deck, "effective_from": one.effective_from}
+                for one in account.standing.decks
             ],
-            "overdraft_floor": text_from(account.overdraft_floor_nanos),
-            "alert_levels": list(account.alert_levels),
+            "overdraft_floor": text_from(account.standing.overdraft_floor_nanos),
+            "alert_levels": list(account.standing.alert_levels),
             "recharge_state": account.state,
         }
     )
@@ -248,7 +249,7 @@ def set_settings(
     account = account_known(tenant)
     command: dict[str, Any] = {
         "command": "settings",
-        "expected_version": account.settings_version
+        "expected_version": account.standing.settings_version
         if expected_version is None
         else expected_version,
         "payment_methods": payment_method or None,
@@ -256,13 +257,13 @@ def set_settings(
         "alert_levels": levels,
     }
     if changed:
-        if account.policy.version == 0:
+        if account.standing.policy.version == 0:
             # The first policy is meant to work, unless somebody says otherwise.
             changed.setdefault("enabled", True)
         if target is not None:
             changed.setdefault("method", Method.TARGET)
         # A policy is set as a whole, so what stays goes along.
-        whole = {**_wire_of(account.policy), **changed}
+        whole = {**_wire_of(account.standing.policy), **changed}
         to_level = whole["method"] == Method.TARGET
         if (amount is not None and to_level) or (target is not None and not to_level):
             fail(

@@ -80,7 +80,7 @@ from streams.settings import Settings
 
 # One account's ticks at one instant: more means that its due time does not move.
 MOST_TICKS_OF_ONE: Final = 100
-# Decoded accounts cost ten times their rows' bytes, and most of those once more (`Account.tail`);
+# Decoded accounts cost ten times their rows' bytes, and most of those once more (`Standing.tail`);
 # to decode one costs as much as to price several calls.
 MOST_RECENT: Final = 3_000
 DEFECT_RETRY_US: Final = 3_600_000_000
@@ -336,7 +336,9 @@ class Decider:
                         week = identity.week_of(event.ended_at)
                         # An end without a leg id, of a tenant without open calls, ends none.
                         if account is not None and (
-                            account.holds or event.leg_id is not None or event.phase is not _END
+                            account.standing.holds
+                            or event.leg_id is not None
+                            or event.phase is not _END
                         ):
                             event = self._with_hold(work, event, key)
                             leg = event.leg
@@ -537,7 +539,7 @@ class Decider:
                 fix="This id was used for another command; make a new one."
                 if conflict
                 else "The first answer stands.",
-                version=None if account is None else account.settings_version,
+                version=None if account is None else account.standing.settings_version,
             )
             self._notify(work, record.key, notice, cause)
         return "conflict" if conflict else "duplicate"

@@ -100,10 +100,10 @@ class Totals:
             sums = self.balances[account.currency] = [0, 0]
         balance_nanos = account.balance_nanos
         sums[0 if balance_nanos >= 0 else 1] += sign * balance_nanos
-        if account.holds:
-            self.holds += sign * account.holds
+        if account.standing.holds:
+            self.holds += sign * account.standing.holds
             held_nanos = self.exposures.get(account.currency, 0)
-            self.exposures[account.currency] = held_nanos + sign * account.exposure_nanos
+            self.exposures[account.currency] = held_nanos + sign * account.standing.exposure_nanos
 
     def position(
         self,

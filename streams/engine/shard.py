@@ -468,7 +468,7 @@ class Shard:
         self._unanswered.stale.difference_update(work.caught_up)
         for key, account in work.accounts.items():
             before = work.before[key]
-            if before is not None and account.recharging is before.recharging:
+            if before is not None and account.standing.recharging is before.standing.recharging:
                 continue
             requested_at = self._unanswered.follow(key, account)
             if requested_at is not None:

@@ -34,7 +34,7 @@ class Unanswered:
     def follow(self, key: bytes, account: Account) -> datetime | None:
         """Take an account as it is now. When the request that was in flight has been answered:
         the instant it was made."""
-        recharging = account.recharging
+        recharging = account.standing.recharging
         if recharging.withheld is Withheld.STALE:
             self.stale.add(key)
         else:

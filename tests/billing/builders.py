@@ -119,7 +119,7 @@ def with_policy(account: Account, methods: list[str] | None = None, **policy: An
     command = Settings(
         tenant_id="t-1",
         issued_at=NOW,
-        expected_version=account.settings_version,
+        expected_version=account.standing.settings_version,
         policy=RechargePolicy(**members),
         payment_methods=methods,
     )
@@ -156,6 +156,18 @@ def apply(account: Account | None, event: Event, now: datetime = NOW, **terms: A
     return ledger.apply(account, event, some_terms(**terms), now)
 
 
+def _looked_around(
+    account: Account, outcome: Outcome, event: Event, now: datetime, terms: Any
+) -> None:
+    """A balance within its quiet band has nothing to ask for and nothing to tell: an account that
+    has no such band decides the same."""
+    watchful = account.changed()
+    watchful.standing.quiet_above_nanos = watchful.standing.quiet_below_nanos
+    decided = apply(watchful, event, now, **terms)
+    for name in ("account", "label", "entries", "requests", "notices", "withheld", "hold"):
+        assert getattr(decided, name) == getattr(outcome, name), name
+
+
 class Book:
     """A shard in miniature: one tenant, its payments, its open calls and its ledger."""
 
@@ -184,7 +196,7 @@ class Book:
 
     def _with_hold(self, event: UsageEvent) -> UsageEvent:
         assert self.account is not None
-        if event.phase is Phase.END and not self.account.holds and event.leg_id is None:
+        if event.phase is Phase.END and not self.account.standing.holds and event.leg_id is None:
             return event
         leg = holds.leg_of(event)
         return event.about(leg, self.holds.get(leg))
@@ -201,6 +213,8 @@ class Book:
         elif isinstance(event, UsageEvent) and self.account is not None:
             event = self._with_hold(event)
         outcome = apply(self.account, event, now, **terms)
+        if isinstance(event, UsageEvent) and self.account is not None:
+            _looked_around(self.account, outcome, event, now, terms)
         self.account = outcome.account
         if outcome.payment is not None:
             self.payments[outcome.payment.payment_id] = outcome.payment
@@ -222,7 +236,7 @@ class Book:
     @property
     def stage(self) -> str:
         assert self.account is not None
-        return self.account.recharging.stage
+        return self.account.standing.recharging.stage
 
 
 def entries_of(entries: Iterable[bytes], name: str) -> tuple[LedgerEntry, ...]:

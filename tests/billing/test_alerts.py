@@ -152,7 +152,7 @@ def test_a_tiny_use_of_much_money_lasts_beyond_any_calendar() -> None:
     at = NOW + timedelta(days=300)
     book.feed(a_call(callee="+33140000000", started_at=at, duration_s=1), at)
     assert book.account is not None
-    assert book.account.watch.mark_at == at
+    assert book.account.standing.watch.mark_at == at
 
 
 # -- suspension -----------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_an_account_without_money_is_suspended_from_its_opening_on() -> None:
     assert toll_free.lease_until == NOW + timedelta(minutes=10)
     # Whatever brings the balance above zero again, such as a correction, leaves the band.
     assert outcome.account is not None
-    assert outcome.account.watch.rise_nanos == 1
+    assert outcome.account.standing.watch.rise_nanos == 1
 
 
 @given(closed=st.booleans(), balance=st.integers(-5, 5), floor=st.integers(0, 5))
@@ -192,7 +192,7 @@ def test_every_kind_but_emergency_is_in_one_scope() -> None:
 
 
 def with_floor(account: Account, floor: str) -> Account:
-    command = settings(account.settings_version, overdraft_floor=floor)
+    command = settings(account.standing.settings_version, overdraft_floor=floor)
     outcome = apply(account, a_command(command))
     assert outcome.account is not None
     return outcome.account
@@ -215,7 +215,7 @@ def test_money_resumes_in_the_same_outcome_with_a_higher_version() -> None:
     assert {one.signal_version for one in resumed} == {2}
     assert all(one.lease_until is None for one in resumed)
     assert book.account is not None
-    assert book.account.watch.renew_at is None
+    assert book.account.standing.watch.renew_at is None
 
 
 def test_a_suspension_is_renewed_before_its_lease_ends_while_it_holds() -> None:
@@ -314,7 +314,7 @@ def test_inside_the_band_a_review_would_tell_nothing(steps: list[tuple[str, int]
             case "pay":
                 book.feed(a_command(a_payment(str(size), f"w-{at}")), now)
             case "floor":
-                change = settings(account.settings_version, overdraft_floor=str(size))
+                change = settings(account.standing.settings_version, overdraft_floor=str(size))
                 book.feed(a_command(change), now)
             case "trigger":
                 book.account = with_policy(account, trigger=str(size))
@@ -323,7 +323,9 @@ def test_inside_the_band_a_review_would_tell_nothing(steps: list[tuple[str, int]
                 book.feed(a_call(kind="free", started_at=now, duration_s=0), now)
         after = book.account
         assert after is not None
-        assert after.watch.fall_nanos < after.balance_nanos < after.watch.rise_nanos
+        assert (
+            after.standing.watch.fall_nanos < after.balance_nanos < after.standing.watch.rise_nanos
+        )
         draft = Draft(after, a_cause(), now)
         alerts.review(draft, FREE_KINDS)
         assert draft.notices == ()
@@ -357,9 +359,9 @@ def test_rows_of_before_the_members_that_came_later_are_read() -> None:
     asked = recharging[[field.name for field in msgspec.structs.fields(Recharging)].index("asked")]
     del asked[-1], recharging[-2:]
     older = decode_row(value[:8] + msgspec.msgpack.encode(row))
-    assert older.watch == Watch()
+    assert older.standing.watch == Watch()
     assert older.balance_nanos == book.account.balance_nanos
-    assert older.recharging.asked == book.account.recharging.asked
+    assert older.standing.recharging.asked == book.account.standing.recharging.asked
     # The first event looks at it as if it were new: armed where it stands, and nothing told.
     outcome = apply(older, a_call(kind="free"))
     assert not LEVELS & {one.notice for one in outcome.notices}
@@ -372,7 +374,7 @@ def test_spend_on_risk_classes_is_kept_for_a_day_and_no_longer() -> None:
     for hour in range(100):
         draft.now = NOW + timedelta(hours=hour)
         recharge.spent(draft, "a", 1)
-    (risk,) = draft.account.recharging.risks
+    (risk,) = draft.account.standing.recharging.risks
     blocks = sums_of(risk.blocks)
     assert len(blocks) == 7
     assert 24 <= sum(one.nanos for one in blocks) <= 28

@@ -183,7 +183,7 @@ def test_a_former_opening_is_kept_as_long_as_its_usage_may_come() -> None:
         book.feed(a_command(closing()), NOW + timedelta(days=days))
         book.feed(a_command(opening(billing_from=None)), NOW + timedelta(days=days))
     assert book.account is not None
-    assert [one.until for one in book.account.former] == [
+    assert [one.until for one in book.account.standing.former] == [
         NOW + timedelta(days=60),
         NOW + timedelta(days=67),
     ]

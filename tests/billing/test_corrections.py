@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from schemas.ledger import EntryKind, LedgerEntry
 from schemas.nanos import NANOS, text_from
-from schemas.notices import DeadLetterReason, NoticeKind
+from schemas.notices import DeadLetterReason, NoticeKind, Withheld
 from schemas.usage import Kind, Phase
 from streams.billing import explain, grants, statement
 from streams.billing.account import Account, decode_row, encode_row
@@ -307,11 +307,11 @@ def test_lots_that_left_the_row_are_kept_for_43_days_and_never_too_many() -> Non
     a_lot = Grant("g", LotKind.PAID, 100, 1, 1, NOW, None, NOW)
     for number in range(grants.MOST_LOTS + 5):
         account = grants.with_spent(account, (replace(a_lot, id=f"g{number}"),), NOW, void=False)
-    assert grants.lots_of(account) + len(account.spent) == grants.MOST_LOTS
-    assert account.spent[-1].grant.id == f"g{grants.MOST_LOTS + 4}"
+    assert grants.lots_of(account) + len(account.standing.spent) == grants.MOST_LOTS
+    assert account.standing.spent[-1].grant.id == f"g{grants.MOST_LOTS + 4}"
     later = NOW + grants.SPENT_KEPT
     account = grants.with_spent(account, (replace(a_lot, id="x"),), later, void=False)
-    assert [one.grant.id for one in account.spent] == ["x"]
+    assert [one.grant.id for one in account.standing.spent] == ["x"]
 
 
 # -- recharge ------------------------------------------------------------------------------------
@@ -365,6 +365,19 @@ def test_a_call_of_no_length_needs_no_price_to_take_the_first_one_back() -> None
     assert book.feed(nothing).label == "free"
     outcome = book.feed(corrected(nothing, "c1", book.entries, "c2"))
     assert (outcome.label, book.balance_nanos) == ("corrected", 100 * NANOS)
+
+
+@pytest.mark.parametrize(
+    ("enabled", "reason"), [(False, Withheld.DISABLED), (True, Withheld.IN_FLIGHT)]
+)
+def test_money_given_back_ends_what_was_withheld(enabled: bool, reason: Withheld) -> None:
+    book = Book(an_account("101", trigger="100", amount="200", enabled=enabled))
+    book.feed(named("c1", minutes=3))
+    book.feed(named("c2", minutes=1))
+    assert book.account is not None
+    assert book.account.standing.recharging.withheld is reason
+    book.feed(a_correction("c1", book.entries, minutes=0))
+    assert book.account.standing.recharging.withheld is None
 
 
 def test_new_content_that_costs_more_asks_for_money() -> None:

@@ -236,8 +236,8 @@ def test_funding_by_hand_is_resolved_too() -> None:
     assert book.feed(a_command(paid)).moved == ((EntryKind.PURCHASE, usd("75")),)
     book.feed(a_command(a_resolution("two", paid=False)), NOW + DAY)
     assert book.account is not None
-    assert book.account.funds == ()
-    assert [one.id for one in book.account.unpaid_funds] == [short("two")]
+    assert book.account.standing.funds == ()
+    assert [one.id for one in book.account.standing.unpaid_funds] == [short("two")]
 
 
 def test_a_closed_accounts_request_can_be_resolved() -> None:

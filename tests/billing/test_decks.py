@@ -114,11 +114,11 @@ def test_assignments_are_kept_in_the_row_for_as_long_as_calls_may_come() -> None
     account = an_account("100")
     for days in (35, 34, 33):
         account = assigned(account, f"d{days}", NOW - timedelta(days=days))
-    assert decode_row(encode_row(account)).decks == account.decks
+    assert decode_row(encode_row(account)).standing.decks == account.standing.decks
     command = TariffAssignment(tenant_id="t-1", issued_at=NOW, deck="late")
     later = apply(account, a_command(command), NOW + timedelta(days=33)).account
     assert later is not None
-    assert [one.deck for one in later.decks] == ["d34", "d33", "late"]
+    assert [one.deck for one in later.standing.decks] == ["d34", "d33", "late"]
 
 
 def test_a_row_of_before_there_were_decks_is_read() -> None:
@@ -145,4 +145,4 @@ def test_an_assignment_that_makes_no_sense_is_refused(since: datetime, rule: str
     outcome = apply(account, a_command(command))
     assert [(one.notice.value, one.rule) for one in outcome.notices] == [("command_refused", rule)]
     assert outcome.account is not None
-    assert outcome.account.decks == account.decks
+    assert outcome.account.standing.decks == account.standing.decks

@@ -86,7 +86,7 @@ def test_partial_captures_of_one_payment_count_as_one_recharge() -> None:
     for captured in ("50", "100", "200"):
         book.feed(a_result(request.recharge_id, amount=captured))
     assert book.account is not None
-    assert [one.count for one in sums_of(book.account.recharging.hours)] == [1]
+    assert [one.count for one in sums_of(book.account.standing.recharging.hours)] == [1]
     assert [decoded(entry)["amount"] for entry in book.entries] == ["-1", "50", "50", "100"][1:]
 
 

@@ -171,7 +171,9 @@ def withheld(reason: Withheld) -> Outcome:
             return book.feed(a_result(name, Status.DECLINED, decline_code=code))
         case Withheld.ATTEMPTS_EXHAUSTED:
             day = (NOW - datetime(1970, 1, 1, tzinfo=UTC)).days
-            worn = replace(account.recharging, declines=(Declines(short(""), (day, *[0] * 14)),))
+            worn = replace(
+                account.standing.recharging, declines=(Declines(short(""), (day, *[0] * 14)),)
+            )
             return apply(account.changed(recharging=worn), a_call())
         case Withheld.VELOCITY:
             suspect = an_account("100", trigger="100", velocity={"premium": "20"})

@@ -173,7 +173,11 @@ def test_a_grant_to_come_that_is_over_before_anybody_looks_comes_and_goes() -> N
     book.feed(a_call(kind="free"), NOW + 9 * DAY)
     assert booked(book) == [("grant", "5"), ("expiry", "-5")]
     assert book.account is not None
-    assert (book.balance_nanos, book.account.lapsed, book.account.planned) == (usd("10"), (), ())
+    assert (book.balance_nanos, book.account.standing.lapsed, book.account.standing.planned) == (
+        usd("10"),
+        (),
+        (),
+    )
 
 
 def test_so_many_grants_may_be_to_come_and_no_more() -> None:
@@ -214,7 +218,7 @@ def test_an_allowance_ends_with_its_expiry() -> None:
     assert booked(book)[-1] == ("charge", "-1")
     assert [kind for kind, _ in booked(book)].count("grant") == 3
     assert book.account is not None
-    assert (book.balance_nanos, book.account.planned) == (usd("-1"), ())
+    assert (book.balance_nanos, book.account.standing.planned) == (usd("-1"), ())
 
 
 def test_an_allowance_rests_while_the_account_is_closed() -> None:
@@ -327,7 +331,7 @@ def test_a_lot_is_reopened_until_it_is_empty_and_then_the_others_pay() -> None:
     ]  # fmt: skip
     assert book.balance_nanos == usd("3")
     assert book.account is not None
-    assert book.account.lapsed == ()
+    assert book.account.standing.lapsed == ()
 
 
 def test_what_would_have_burnt_before_the_expired_lot_still_does() -> None:
@@ -361,9 +365,9 @@ def test_the_rest_of_an_expired_lot_leaves_the_row_after_two_days() -> None:
     given(book, "10", expires_at=NOW + HOUR)
     book.feed(a_call(kind="free"), NOW + HOUR + timedelta(hours=48) - timedelta(microseconds=1))
     assert book.account is not None
-    assert [lot.left_nanos for lot in book.account.lapsed] == [usd("10")]
+    assert [lot.left_nanos for lot in book.account.standing.lapsed] == [usd("10")]
     book.feed(a_call(kind="free"), NOW + HOUR + timedelta(hours=48))
-    assert book.account.lapsed == ()
+    assert book.account.standing.lapsed == ()
 
 
 # -- a full row -----------------------------------------------------------------------------------
@@ -400,7 +404,7 @@ def test_what_is_left_of_expired_lots_goes_before_any_two_become_one() -> None:
     at = NOW + 10 * DAY
     given_id = book.feed(a_command(a_grant("1")), at).notices[0].grant_id
     assert book.account is not None
-    assert (first in lots(book), book.account.lapsed) == (False, ())
+    assert (first in lots(book), book.account.standing.lapsed) == (False, ())
     assert lots_of(book.account) == MOST_LOTS
     assert given_id in lots(book)
 

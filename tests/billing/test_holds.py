@@ -112,7 +112,7 @@ def test_the_fee_is_held_too() -> None:
     )
     outcome = apply(an_account("20"), as_known(a_start()), tariff=deck)
     assert outcome.account is not None
-    assert outcome.account.exposure_nanos == usd("1.5")
+    assert outcome.account.standing.exposure_nanos == usd("1.5")
 
 
 def as_known(event: UsageEvent) -> UsageEvent:
@@ -128,7 +128,7 @@ def test_the_deck_in_force_when_the_call_started_prices_its_hold() -> None:
         event = as_known(progress(120, started_at=began))
         outcome = apply(an_account("50"), event, began + 2 * MINUTE, decks=decks)
         assert outcome.account is not None
-        assert outcome.account.exposure_nanos == usd(exposure)
+        assert outcome.account.standing.exposure_nanos == usd(exposure)
 
 
 def test_the_tenants_own_deck_prices_its_holds() -> None:
@@ -307,7 +307,7 @@ def test_rows_with_steps_windows_and_a_maximum_price_holds_as_they_price_calls()
     for callee, exposure in (("+4420", "7.5"), ("+3312", "2"), ("+4912", "0")):
         outcome = apply(an_account("20"), as_known(progress(120, callee=callee)), tariff=deck)
         assert outcome.account is not None
-        assert outcome.account.exposure_nanos == usd(exposure)
+        assert outcome.account.standing.exposure_nanos == usd(exposure)
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def test_holds_that_no_amount_can_show_are_refused() -> None:
     calls = Calls(an_account("20"))
     calls.feed(a_start(), tariff=dear)
     assert calls.account is not None
-    assert calls.account.exposure_nanos == MOST_HELD_NANOS
+    assert calls.account.standing.exposure_nanos == MOST_HELD_NANOS
     refused = calls.feed(a_start(call_id="c-2"), tariff=dear).refused
     assert refused is not None
     assert refused.reason is DeadLetterReason.OVERFLOW
@@ -367,7 +367,7 @@ def test_beyond_five_thousand_the_sum_is_kept_and_people_are_told_once() -> None
     assert (told(first), first.hold) == (["holds_exceeded"], None)
     assert first.notices[0].exposure == "5000"
     assert first.account is not None
-    assert first.account.exposure_nanos == crowded.exposure_nanos
+    assert first.account.standing.exposure_nanos == crowded.standing.exposure_nanos
     second = apply(first.account, as_known(a_start(call_id="c-2")))
     assert (told(second), second.hold) == ([], None)
     # Those that hold already go on, and are told again only after there was room.
@@ -377,13 +377,13 @@ def test_beyond_five_thousand_the_sum_is_kept_and_people_are_told_once() -> None
     assert second.account is not None
     outcome = apply(second.account, moved)
     assert outcome.account is not None
-    assert outcome.account.exposure_nanos == crowded.exposure_nanos + usd("1")
+    assert outcome.account.standing.exposure_nanos == crowded.standing.exposure_nanos + usd("1")
     ended = changed(as_known(an_end(60)), hold=hold)
     for held, stays in ((MOST_HOLDS, True), (4_751, False)):
         before = second.account.changed(holds=held)
         after = apply(before, ended).account
         assert after is not None
-        assert after.holds_told is stays
+        assert after.standing.holds_told is stays
 
 
 # -- what it does to what is available -------------------------------------------------------------
@@ -396,6 +396,14 @@ def test_the_recharge_fires_during_the_call() -> None:
     [request] = calls.at(130, progress(130)).requests
     assert (request.balance, request.available, request.exposure) == ("103", "99", "4")
     assert (request.trigger, request.amount) == ("100", "200")
+
+
+def test_what_another_call_costs_is_asked_for_while_a_call_is_open() -> None:
+    calls = Calls(an_account("102.5", trigger="100", amount="200"))
+    assert calls.at(0, a_start()).requests == ()
+    outcome = calls.at(1, minutes(2))
+    assert calls.balance_nanos == usd("100.5"), "above the trigger, but a dollar of it is held"
+    assert len(outcome.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -453,9 +461,9 @@ def test_a_call_that_ends_below_what_it_held_covers_the_trigger_again() -> None:
     calls = Calls(an_account("100.5", trigger="100", amount="200", enabled=False))
     calls.at(0, a_start())
     assert calls.account is not None
-    assert calls.account.recharging.withheld == "disabled"
+    assert calls.account.standing.recharging.withheld == "disabled"
     calls.at(0, an_end(0))
-    assert calls.account.recharging.withheld is None
+    assert calls.account.standing.recharging.withheld is None
 
 
 def test_a_hold_that_dies_makes_its_money_available_again() -> None:

@@ -13,7 +13,7 @@ from schemas.commands import Licences, Method, RechargePolicy
 from schemas.funding import Status
 from schemas.ledger import LedgerEntry
 from schemas.money import Money
-from schemas.notices import DeadLetterReason, NoticeKind
+from schemas.notices import DeadLetterReason, NoticeKind, Withheld
 from schemas.usage import Kind, Phase
 from streams.billing import account as rows
 from streams.billing import granting, grants
@@ -431,8 +431,8 @@ def _event(book: Book, number: int, what: str, value: Any, now: datetime) -> Eve
         case "void", int(back):
             account = book.account
             assert account is not None
-            known = [one.id for one in (*account.grants, *account.lapsed)]
-            known += [one.id for one in account.planned]
+            known = [one.id for one in (*account.grants, *account.standing.lapsed)]
+            known += [one.id for one in account.standing.planned]
             return a_command(a_void(known[back % len(known)] if known else "g1"), name)
         case "correct", (back, count):
             return _correction(book, back, count, now)
@@ -472,7 +472,7 @@ def _event(book: Book, number: int, what: str, value: Any, now: datetime) -> Eve
             )
         case "settings", int(trigger):
             assert book.account is not None
-            version = book.account.settings_version
+            version = book.account.standing.settings_version
             return a_command(settings(version, policy=policy(trigger=str(trigger))), name)
         case _:
             return a_call(kind="free", **at)
@@ -503,21 +503,30 @@ def check_laws(book: Book) -> None:
     if account.overdraft_nanos:
         assert not account.grants, "overdrawn beside a lot that could pay"
     assert grants.lots_of(account) <= grants.MOST_LOTS
-    assert len(account.planned) <= granting.MOST_PLANNED
-    assert all(lapsed.left_nanos > 0 for lapsed in account.lapsed)
+    assert len(account.standing.planned) <= granting.MOST_PLANNED
+    assert all(lapsed.left_nanos > 0 for lapsed in account.standing.lapsed)
     assert account.seq == len(book.entries)
-    for held in account.pools:
+    for held in account.standing.pools:
         most = max(one.count for one in held.changes) * 240
         assert all(0 <= one.minutes <= most for one in held.uses), "more than was included"
         assert len(held.uses) <= 3, "a month that is over for good"
     row = encode_row(account)
     assert decode_row(row) == account
     assert row[8:] == msgspec.msgpack.encode(account.members()), "as if it were written anew"
-    unanswered = account.recharging.asked
-    assert (unanswered is not None) == (account.recharging.stage == "requested")
+    recharging = account.standing.recharging
+    assert (recharging.asked is not None) == (recharging.stage == "requested")
+    if recharging.withheld is Withheld.IN_FLIGHT:
+        assert recharging.asked is not None, "a quiet balance would not ask again"
+        assert account.standing.policy.enabled, "a quiet balance would not tell why"
+        assert account.standing.closed_at is None, "a quiet balance would not tell why"
+    if recharging.stage == "idle" and recharging.withheld is None:
+        assert not recharging.retry, "a quiet balance would forget a retry"
+        assert not recharging.approved, "a quiet balance would forget an approval"
     alive = [hold for hold in book.holds.values() if not hold.ended]
-    assert account.exposure_nanos == sum(hold.nanos for hold in alive), "exposure = sum of holds"
-    assert account.holds == len(alive)
+    assert account.standing.exposure_nanos == sum(hold.nanos for hold in alive), (
+        "exposure = sum of holds"
+    )
+    assert account.standing.holds == len(alive)
     assert all(hold.nanos > 0 for hold in alive)
     assert all(decode_hold(encode_hold(hold)) == hold for hold in book.holds.values())
 

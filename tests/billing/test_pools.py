@@ -89,7 +89,7 @@ class Office(Book):
     def used(self, name: str = "conference/MCOMEETADV", month: int = 202603) -> int:
         assert self.account is not None
         found = 0
-        for held in self.account.pools:
+        for held in self.account.standing.pools:
             for one in held.uses:
                 if pools.name_of(one.pool, held) == name and one.month == month:
                     found = one.minutes
@@ -228,7 +228,7 @@ def test_whether_a_call_went_abroad_is_derived_from_where_it_went(
     # What the pool can pay is not held.
     office.call(60, phase=Phase.PROGRESS, leg_id="leg", **call)
     assert office.account is not None
-    assert bool(office.account.exposure_nanos) is (pool is None)
+    assert bool(office.account.standing.exposure_nanos) is (pool is None)
 
 
 def test_a_table_that_makes_domestic_calls_free_frees_no_call_abroad() -> None:
@@ -247,7 +247,7 @@ def test_a_table_that_makes_domestic_calls_free_frees_no_call_abroad() -> None:
             assert outcome.label == (label if phase is Phase.END else "open")
             assert book.account is not None
             held = phase is Phase.PROGRESS and label == "charged"
-            assert bool(book.account.exposure_nanos) is held
+            assert bool(book.account.standing.exposure_nanos) is held
 
 
 def test_dialling_in_is_free_on_an_ordinary_number_only() -> None:
@@ -320,7 +320,7 @@ def test_only_money_counts_for_the_velocity_of_a_risk_class() -> None:
     office = Office("10", licences())
     assert office.account is not None
     office.call(60, callee=SPAIN)
-    assert office.account.recharging.risks == ()
+    assert office.account.standing.recharging.risks == ()
 
 
 def test_the_rest_costs_what_its_place_in_the_call_costs() -> None:
@@ -449,9 +449,9 @@ def test_a_plan_without_licences_is_forgotten_when_no_call_can_ask_for_it() -> N
     office = Office("10", licences())
     office.command(licences(count=0), NOW + timedelta(days=1))
     assert office.account is not None
-    assert len(office.account.pools) == 1
+    assert len(office.account.standing.pools) == 1
     office.command(licences("MCOPSTN5", country="US"), NOW + timedelta(days=80))
-    assert [held.plan for held in office.account.pools] == ["MCOPSTN5"]
+    assert [held.plan for held in office.account.standing.pools] == ["MCOPSTN5"]
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_a_partial_success_credits_what_came() -> None:
 
 def declined(book: Book, now: object, code: str = "insufficient_funds") -> None:
     assert book.account is not None
-    asked = book.account.recharging.asked
+    asked = book.account.standing.recharging.asked
     assert asked is not None
     book.feed(
         a_result(
@@ -152,7 +152,7 @@ def test_declines_are_retried_after_one_three_and_seven_hours_and_then_paused() 
     for hours in (1, 2, 4):
         declined(book, now)
         assert book.account is not None
-        assert book.account.recharging.until == now + timedelta(hours=hours)
+        assert book.account.standing.recharging.until == now + timedelta(hours=hours)
         now += timedelta(hours=hours)
         book.feed(a_call(kind="free", started_at=now, duration_s=0), now)
     assert [(one.epoch, one.attempt) for one in book.requests] == [(1, 1), (1, 2), (1, 3), (1, 4)]
@@ -214,8 +214,8 @@ def test_a_late_success_of_a_declined_attempt_is_credited_and_cools() -> None:
     assert book.balance_nanos == usd("299")
     assert book.account is not None
     assert book.account.state == "cooling"
-    assert book.account.recharging.declines_in_row == 0
-    assert not book.account.recharging.retry
+    assert book.account.standing.recharging.declines_in_row == 0
+    assert not book.account.standing.recharging.retry
 
 
 def test_a_late_success_whose_money_was_booked_by_hand_still_moves_the_state_once() -> None:
@@ -226,17 +226,19 @@ def test_a_late_success_whose_money_was_booked_by_hand_still_moves_the_state_onc
     # Less than the trigger, so that the pause is what holds the next request back.
     assert book.account is not None
     book.account = with_policy(book.account, trigger="500", amount="200").changed(
-        recharging=book.account.recharging
+        recharging=book.account.standing.recharging
     )
     book.feed(a_command(a_payment("200", "p-1")))
     book.account = book.account.changed(
-        recharging=replace(book.account.recharging, stage="paused", asked=None, until=None),
+        recharging=replace(
+            book.account.standing.recharging, stage="paused", asked=None, until=None
+        ),
     )
     asked_before = len(book.requests)
     book.feed(a_result(first, amount="200", payment_id="p-1"))
     assert book.balance_nanos == usd("299")
-    assert (book.account.state, book.account.recharging.declines_in_row) == ("cooling", 0)
-    until = book.account.recharging.until
+    assert (book.account.state, book.account.standing.recharging.declines_in_row) == ("cooling", 0)
+    until = book.account.standing.recharging.until
     assert until == NOW + COOLDOWN
     # The same answer under another id, once the cooldown is over: the next request goes out.
     later = NOW + COOLDOWN
@@ -269,7 +271,7 @@ def test_money_that_brings_the_balance_back_ends_the_epoch_between_tries() -> No
     declined(book, NOW)
     book.feed(a_command(a_payment("500")))
     assert book.account is not None
-    assert (book.account.state, book.account.recharging.retry) == ("idle", False)
+    assert (book.account.state, book.account.standing.recharging.retry) == ("idle", False)
     book.feed(minutes(550), NOW)
     assert (book.requests[-1].epoch, book.requests[-1].attempt) == (2, 1)
 
@@ -339,9 +341,9 @@ def test_caps_withhold_above_them_and_pass_at_them(
     account = with_policy(account, amount="50", trigger="1000", **policy)
     outcome = apply(account, a_call(), NOW)
     if reason is None:
-        assert account.recharging.asked is not None
+        assert account.standing.recharging.asked is not None
     else:
-        assert account.recharging.withheld is reason
+        assert account.standing.recharging.withheld is reason
         assert outcome.requests == ()
 
 
@@ -400,8 +402,8 @@ def test_a_cap_that_opens_bit_by_bit_is_looked_at_each_time_and_told_once() -> N
 
 def test_a_cap_that_the_amount_alone_is_above_waits_for_no_instant() -> None:
     account = with_policy(an_account("0"), amount="50", trigger="1000", daily_cap="40")
-    assert account.recharging.withheld is Withheld.DAILY_AMOUNT
-    assert account.recharging.opens_at is None
+    assert account.standing.recharging.withheld is Withheld.DAILY_AMOUNT
+    assert account.standing.recharging.opens_at is None
 
 
 def test_a_window_is_forgotten_when_the_account_is_above_its_trigger_again() -> None:
@@ -410,7 +412,7 @@ def test_a_window_is_forgotten_when_the_account_is_above_its_trigger_again() -> 
     )
     outcome = apply(account, a_command(a_payment("900", "wire-9")))
     assert outcome.account is not None
-    assert outcome.account.recharging.opens_at is None
+    assert outcome.account.standing.recharging.opens_at is None
 
 
 def test_declines_of_another_card_exhaust_nothing() -> None:
@@ -420,10 +422,10 @@ def test_declines_of_another_card_exhaust_nothing() -> None:
     one = Declines(short("card-1"), often)
     other = Declines(short("card-2"), (day + 1, *[0] * 14))
     for worn, asked in ((other, "card-1"), (one, "card-2")):
-        recharging = replace(account.recharging, method_index=1, declines=(worn,))
+        recharging = replace(account.standing.recharging, method_index=1, declines=(worn,))
         outcome = apply(account.changed(recharging=recharging), a_call())
         assert [request.payment_method for request in outcome.requests] == [asked]
-    recharging = replace(account.recharging, declines=(other, one))
+    recharging = replace(account.standing.recharging, declines=(other, one))
     outcome = apply(account.changed(recharging=recharging), a_call())
     assert outcome.withheld is Withheld.ATTEMPTS_EXHAUSTED
     assert outcome.account is not None
@@ -452,7 +454,7 @@ def test_the_next_card_is_not_one_that_is_worn_out() -> None:
     account = an_account("100", trigger="100", methods=["card-1", "card-2", "card-3"])
     day = (NOW - datetime(1970, 1, 1, tzinfo=UTC)).days
     worn = Declines(short("card-2"), (day, *[0] * 14))
-    book = Book(account.changed(recharging=replace(account.recharging, declines=(worn,))))
+    book = Book(account.changed(recharging=replace(account.standing.recharging, declines=(worn,))))
     book.feed(a_call())
     declined(book, NOW)
     assert [one.payment_method for one in book.requests] == ["card-1", "card-3"]
@@ -501,16 +503,19 @@ def test_what_an_open_call_sets_free_is_no_money_that_came() -> None:
 
 def test_a_row_of_before_knows_nothing_of_money_in_flight() -> None:
     account, _ = requested(an_account("100", trigger="100"))
-    members = list(msgspec.to_builtins(account.recharging))
+    members = list(msgspec.to_builtins(account.standing.recharging))
     assert members.pop() is False
-    assert msgspec.convert(members, Recharging) == account.recharging
+    assert msgspec.convert(members, Recharging) == account.standing.recharging
 
 
 def test_a_payment_that_nobody_asked_for_clears_a_pause_too() -> None:
     book = paused()
     book.feed(a_result("nobodys", amount="0.5"))
     assert book.stage == "requested"
-    assert (book.requests[-1].epoch, book.account and book.account.recharging.declines_in_row) == (
+    assert (
+        book.requests[-1].epoch,
+        book.account and book.account.standing.recharging.declines_in_row,
+    ) == (
         2,
         0,
     )
@@ -562,7 +567,7 @@ def test_no_request_for_a_target_is_below_the_minimum() -> None:
     account = an_account("25", trigger="25", method=Method.TARGET, target="25.5", amount=None)
     [request] = apply(account, minutes(1)).requests
     assert request.amount == "50"
-    assert account.policy.min_nanos is None, "nobody has set one"
+    assert account.standing.policy.min_nanos is None, "nobody has set one"
 
 
 def test_a_stale_balance_asks_for_nothing() -> None:
@@ -614,7 +619,7 @@ def test_funding_by_hand_asks_under_the_commands_id_and_has_no_epoch() -> None:
     credited = apply(outcome.account, a_result("my-own-id", amount="75"))
     assert credited.account is not None
     assert credited.account.balance_nanos == usd("75")
-    assert credited.account.funds == ()
+    assert credited.account.standing.funds == ()
     assert credited.moved[0][0].value == "purchase"
 
 
@@ -627,7 +632,7 @@ def test_funding_that_was_declined_and_is_paid_after_all_is_its_own_payment(
     book.feed(a_command(a_fund("75"), "my-own-id"))
     book.feed(a_result("my-own-id", ended, payment_id="p-1"))
     assert book.account is not None
-    assert book.account.funds == ()
+    assert book.account.standing.funds == ()
     outcome = book.feed(a_result("my-own-id", amount=amount, payment_id="p-2"))
     assert outcome.moved == ((EntryKind.PURCHASE, usd("75")),)
     assert "recharge_succeeded" in told(outcome)
@@ -651,7 +656,7 @@ def test_only_the_last_fundings_that_came_to_nothing_are_kept() -> None:
         book.feed(a_command(a_fund("75"), f"f-{at}"))
         book.feed(a_result(f"f-{at}", Status.DECLINED))
     assert book.account is not None
-    assert [one.id for one in book.account.unpaid_funds] == [
+    assert [one.id for one in book.account.standing.unpaid_funds] == [
         short(f"f-{at}") for at in range(5, 20)
     ]
 

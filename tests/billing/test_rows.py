@@ -176,7 +176,7 @@ def test_a_row_with_24_lots_and_8_pools_stays_below_four_kilobytes(
 ) -> None:
     pools = some_pools(abs(amount), at, first)
     account = whole(amount, at, number).changed(pools=pools, **all_of_it)
-    assert grants.lots_of(account) + len(account.spent) == grants.MOST_LOTS
+    assert grants.lots_of(account) + len(account.standing.spent) == grants.MOST_LOTS
     value = encode_row(account)
     assert decode_row(value) == account
     assert len(value) <= LAW
@@ -189,7 +189,7 @@ def test_the_longest_row_of_all_has_a_length_that_is_known() -> None:
         trigger_nanos=None,
     )  # fmt: skip
     recharging = replace(
-        base.recharging,
+        base.standing.recharging,
         attempts=(Attempt(99_999, 999, MOST, LATER, MOST),) * recharge.KEPT_ATTEMPTS,
         hours=flat_from(Sum(500_000 + at, 99, MOST) for at in range(25)),
         days=flat_from(Sum(20_500 + at, 99, MOST) for at in range(31)),
@@ -257,12 +257,12 @@ def test_declines_of_methods_that_were_named_once_are_forgotten_before_those_of_
     for day in range(20):
         methods = ["stays"] if not day else ["stays", f"m-{day}"]
         asked = a_request(1, NOW, methods[-1])
-        recharging = replace(declined.recharging, asked=asked, stage="requested")
+        recharging = replace(declined.standing.recharging, asked=asked, stage="requested")
         declined = declined.changed(recharging=recharging, payment_methods=tuple(methods))
         draft = Draft(declined, a_cause(), NOW + timedelta(days=day))
         recharge.answered(draft, Status.DECLINED, "lost_card")
         declined = draft.account
-    kept = [one.method for one in declined.recharging.declines]
+    kept = [one.method for one in declined.standing.recharging.declines]
     assert kept == [short("stays"), *(short(f"m-{day}") for day in range(13, 20))]
 
 
@@ -273,12 +273,14 @@ def test_of_a_methods_declines_as_many_are_kept_as_the_ceiling_counts(waits: lis
     for wait in waits:
         day += wait
         now = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=day)
-        recharging = replace(account.recharging, asked=a_request(1, now, "card"), stage="requested")
+        recharging = replace(
+            account.standing.recharging, asked=a_request(1, now, "card"), stage="requested"
+        )
         draft = Draft(account.changed(recharging=recharging), a_cause(), now)
         recharge.answered(draft, Status.DECLINED, "lost_card")
         account = decode_row(encode_row(draft.account))
         days = [one for one in [*days, day] if one >= day - recharge.DECLINE_DAYS]
-        (kept,) = account.recharging.declines
+        (kept,) = account.standing.recharging.declines
         assert kept.days == days[-recharge.DECLINES_PER_METHOD :]
 
 
@@ -286,10 +288,10 @@ def test_spend_on_classes_without_a_limit_leaves_the_row() -> None:
     account = an_account("10", trigger="5", velocity={"a": "1", "b": "1"})
     draft = Draft(account, a_cause(), NOW)
     recharge.spent(draft, "a", 1)
-    policy = replace(draft.account.policy, velocity=(("b", 1),))
+    policy = replace(draft.account.standing.policy, velocity=(("b", 1),))
     draft.account = draft.account.changed(policy=policy)
     recharge.spent(draft, "b", 1)
-    assert [one.name for one in draft.account.recharging.risks] == ["b"]
+    assert [one.name for one in draft.account.standing.recharging.risks] == ["b"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 9), nanos), max_size=31))

@@ -59,9 +59,9 @@ def sound(book: Book, now: datetime) -> None:
         assert grants.active(grant, now)
         assert 0 < grant.left_nanos <= grant.amount_nanos, grant
     assert len({grant.id for grant in account.grants}) == len(account.grants)
-    assert grants.lots_of(account) + len(account.spent) <= grants.MOST_LOTS
+    assert grants.lots_of(account) + len(account.standing.spent) <= grants.MOST_LOTS
     here = {grant.id for grant in account.grants}
-    assert not here & {one.grant.id for one in account.spent}
+    assert not here & {one.grant.id for one in account.standing.spent}
     assert decode_row(encode_row(account)) == account
 
 
@@ -222,7 +222,7 @@ def test_what_returns_to_an_expired_lot_joins_what_was_left_of_it(
     outcome = correct(book, "c1", 0, now)
     assert moved(outcome) == [("reversal", "6"), ("expiry", "-6")]
     assert book.account is not None
-    assert [text_from(one.left_nanos) for one in book.account.lapsed] == lapsed
+    assert [text_from(one.left_nanos) for one in book.account.standing.lapsed] == lapsed
     sound(book, now)
 
 
@@ -236,7 +236,7 @@ def test_a_lot_that_was_voided_is_voided_again_also_after_its_end() -> None:
     assert moved(outcome) == [("reversal", "6"), ("charge", "-2"), ("void", "-4")]
     assert book.account is not None
     # Usage of before its end that comes late finds nothing of it.
-    assert book.account.lapsed == ()
+    assert book.account.standing.lapsed == ()
     sound(book, now)
     outcome = correct(book, "c1'", 0, now, "again")
     assert moved(outcome) == [("reversal", "2"), ("void", "-2")]
@@ -318,7 +318,7 @@ def test_lots_that_come_back_are_remembered_no_longer() -> None:
     calling(book, "c1", 12)
     full(book, 12)
     assert book.account is not None
-    assert len(book.account.spent) == 12
+    assert len(book.account.standing.spent) == 12
     correct(book, "c1", 0)
     assert len(lots(book)) == 24
     sound(book, NOW)
@@ -330,7 +330,7 @@ def test_a_lot_that_nobody_remembers_makes_room_for_itself() -> None:
     calling(book, "c1", 4)
     full(book, grants.MOST_LOTS)
     assert book.account is not None
-    assert book.account.spent == ()
+    assert book.account.standing.spent == ()
     outcome = correct(book, "c1", 1)
     assert moved(outcome) == [("reversal", "4"), ("charge", "-1")]
     assert len(lots(book)) == grants.MOST_LOTS
@@ -349,7 +349,7 @@ def phase(office: Office, what: Phase, elapsed: int, now: datetime = NOW) -> Out
 
 def exposure(book: Book) -> str:
     assert book.account is not None
-    return text_from(book.account.exposure_nanos)
+    return text_from(book.account.standing.exposure_nanos)
 
 
 def test_included_seconds_hold_nothing_and_a_straddling_call_holds_its_rest() -> None:
@@ -366,7 +366,7 @@ def test_included_seconds_hold_nothing_and_a_straddling_call_holds_its_rest() ->
     assert exposure(office) == "0.015"
     assert office.account is not None
     assert (office.entries, office.notices) == (entries, notices)
-    assert office.account.pools == before.pools
+    assert office.account.standing.pools == before.standing.pools
     assert office.used() == 57
     outcome = phase(office, Phase.END, 200, NOW + timedelta(seconds=200))
     assert moved(outcome) == [("charge", "-0.015")]
@@ -397,7 +397,7 @@ def test_a_correction_neither_places_nor_ends_a_hold(leg: str | None) -> None:
     assert (office.holds, exposure(office)) == (held, "0.015")
     assert before is not None
     assert office.account is not None
-    assert office.account.holds == before.holds == 1
+    assert office.account.standing.holds == before.standing.holds == 1
 
 
 # -- laws ----------------------------------------------------------------------------------------

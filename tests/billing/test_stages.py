@@ -87,7 +87,7 @@ def short() -> Account:
 def standing(stage: Stage, now: datetime) -> Account:
     """An account of which an earlier attempt is known, in a stage."""
     account = short()
-    worn = account.recharging
+    worn = account.standing.recharging
     plain = replace(worn, stage=stage.value, retry=False, until=None, rounds=0, withheld=None)
     if stage is Stage.COOLING:
         plain = replace(plain, until=now + timedelta(minutes=5))
@@ -100,13 +100,13 @@ def standing(stage: Stage, now: datetime) -> Account:
 
 
 def _earlier(account: Account) -> str:
-    first = account.recharging.attempts[0]
+    first = account.standing.recharging.attempts[0]
     return recharge_id(account.tenant_id, first.epoch, first.attempt)
 
 
 def _current(account: Account) -> str:
-    assert account.recharging.asked is not None
-    return account.recharging.asked.recharge_id
+    assert account.standing.recharging.asked is not None
+    return account.standing.recharging.asked.recharge_id
 
 
 def happen(book: Book, occasion: Occasion, now: datetime) -> str:
@@ -125,7 +125,7 @@ def happen(book: Book, occasion: Occasion, now: datetime) -> str:
             # Money that is no payment, so that nothing else has happened.
             return book.feed(a_command(an_adjustment("1000")), now).label
         case Occasion.SUSPECT:
-            policy = replace(account.policy, velocity=(("premium", 0),))
+            policy = replace(account.standing.policy, velocity=(("premium", 0),))
             book.account = account.changed(policy=policy)
             draft = Draft(book.account, a_cause(), now)
             recharge.spent(draft, "premium", 1)
@@ -145,7 +145,9 @@ def happen(book: Book, occasion: Occasion, now: datetime) -> str:
         case Occasion.PAID_BY_HAND:
             return book.feed(a_command(a_payment("0.5")), now, stale=True).label
         case Occasion.NEW_METHOD:
-            change = settings(account.settings_version, payment_methods=["card-1", "card-9"])
+            change = settings(
+                account.standing.settings_version, payment_methods=["card-1", "card-9"]
+            )
             return book.feed(a_command(change), now, stale=True).label
         case Occasion.APPROVE:
             answer_to = a_command(Approve(tenant_id="t-1", issued_at=now))
@@ -153,7 +155,7 @@ def happen(book: Book, occasion: Occasion, now: datetime) -> str:
         case Occasion.DENY:
             return book.feed(a_command(Deny(tenant_id="t-1", issued_at=now)), now).label
         case Occasion.RESOLVE:
-            asked = account.recharging.asked
+            asked = account.standing.recharging.asked
             name = asked.recharge_id if asked else _earlier(account)
             return book.feed(
                 a_command(a_resolution(name, paid=True, payment_id="p-9", amount="1")), now
@@ -180,7 +182,7 @@ def test_the_code_moves_as_the_table_says(stage: Stage, occasion: Occasion) -> N
 def test_whatever_brings_the_balance_back_leaves_nothing_to_approve(change: str) -> None:
     book = Book(standing(Stage.NEEDS_APPROVAL, LATER))
     assert book.account is not None
-    version = book.account.settings_version
+    version = book.account.standing.settings_version
     match change:
         case "payment":
             book.feed(a_command(a_payment("1000")), LATER)
@@ -211,7 +213,7 @@ def test_what_cannot_happen_does_not(stage: Stage, occasion: Occasion) -> None:
 
 def _asked(book: Book) -> object:
     assert book.account is not None
-    return book.account.recharging.asked
+    return book.account.standing.recharging.asked
 
 
 # -- any walk -------------------------------------------------------------------------------------
@@ -230,9 +232,9 @@ def act(book: Book, action: str, size: int, at: int, now: datetime) -> tuple[str
     """Do something; which request it answered for good, and the label, when it was an answer."""
     account = book.account
     assert account is not None
-    version = account.settings_version
-    asked = account.recharging.asked
-    known = account.recharging.attempts
+    version = account.standing.settings_version
+    asked = account.standing.recharging.asked
+    known = account.standing.recharging.attempts
     match action:
         case "use":
             minute = timedelta(minutes=1)
@@ -280,7 +282,7 @@ def act(book: Book, action: str, size: int, at: int, now: datetime) -> tuple[str
             )
             book.feed(a_command(settings(version, policy=policy)), now)
         case "close":
-            again = account.closed_at is not None
+            again = account.standing.closed_at is not None
             book.feed(a_command(opening() if again else closing()), now)
     return None
 

@@ -32,7 +32,7 @@ def check(bench: Bench) -> None:
     found = [decode_hold(row) for key, row in rows.items() if owner_of(key)[1] == HOLD_MARK]
     held = [hold.nanos for hold in found if not hold.ended]
     account = decode_row(rows[TENANT])
-    assert (account.exposure_nanos, account.holds) == (sum(held), len(held))
+    assert (account.standing.exposure_nanos, account.standing.holds) == (sum(held), len(held))
     assert bench.shard.totals.exposures.get("USD", 0) == sum(held)
     assert bench.shard.totals.holds == len(held)
     assert all(bench.now < hold.until <= bench.now + timedelta(minutes=3) for hold in found)

@@ -114,7 +114,7 @@ def test_totals_kept_up_equal_totals_recounted(changes: list[tuple[bytes, int | 
 
 def test_tenants_are_counted_by_the_state_of_their_account() -> None:
     account = an_account()
-    paused = account.changed(recharging=replace(account.recharging, stage="paused"))
+    paused = account.changed(recharging=replace(account.standing.recharging, stage="paused"))
     for one in (account, paused, paused.changed(closed_at=NOW)):
         totals = Totals()
         totals.tenant(None, one)

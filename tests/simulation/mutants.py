@@ -361,7 +361,7 @@ def in_flight_lost_on_restore() -> AbstractContextManager[Any]:
 
     def forgetful(value: bytes) -> Any:
         account = decode_row(value)
-        return account if account.recharging.asked is None else _not_in_flight(account)
+        return account if account.standing.recharging.asked is None else _not_in_flight(account)
 
     return _patched(batch, "decode_row", forgetful)
 

@@ -400,7 +400,7 @@ def opened(plan: Plan) -> dict[str, Account]:
 
 
 def test_every_tenant_is_opened_and_set_without_a_refusal() -> None:
-    policies = [account.policy for account in opened(Plan(tenants=40)).values()]
+    policies = [account.standing.policy for account in opened(Plan(tenants=40)).values()]
     assert len(policies) == 40
     assert {policy.method for policy in policies} == {"fixed", "fixed_multiple", "target"}
     assert {policy.enabled for policy in policies} == {True, False}
@@ -412,15 +412,15 @@ WELL_OFF = Plan(tenants=40, licensed_ppm=300_000, granted_ppm=200_000)
 
 def test_a_share_of_the_tenants_has_licences_and_grants() -> None:
     accounts = opened(WELL_OFF).values()
-    licensed = [account for account in accounts if account.pools]
+    licensed = [account for account in accounts if account.standing.pools]
     assert len(licensed) == 12
-    plans = {one.plan for account in licensed for one in account.pools}
+    plans = {one.plan for account in licensed for one in account.standing.pools}
     assert plans == {"MCOMEETADV", "MCOPSTN2", "MCOPSTN5"}
     granted = [command for _, _, command in commands(WELL_OFF, NOW) if isinstance(command, Grant)]
     assert len(granted) == 8
     assert {command.kind for command in granted} == {"paid", "promotional"}
     assert sum(command.every_months is not None for command in granted) == 2
-    assert sum(len(account.planned) for account in accounts) == 4
+    assert sum(len(account.standing.planned) for account in accounts) == 4
 
 
 def test_licences_and_grants_change_no_command_of_a_load_without_them() -> None:
@@ -454,7 +454,7 @@ def test_pools_pay_for_calls_and_come_to_their_end() -> None:
     used = {
         (account.tenant_id, one.plan)
         for account in door.accounts.values()
-        for one in account.pools
+        for one in account.standing.pools
         if one.used
     }
     assert len(used) == 2 * plan.tenants
