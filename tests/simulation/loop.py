@@ -6,11 +6,15 @@ does everything that task starts.
 """
 
 import asyncio
-import heapq
 from collections import deque
 from collections.abc import Callable
-from contextvars import Context, ContextVar
-from typing import Any, Final
+from contextvars import Context, ContextVar, copy_context
+from heapq import heappop, heappush
+from typing import Any, Final, TypeVarTuple, Unpack
+
+from msgspec import Struct
+
+Ts = TypeVarTuple("Ts")
 
 # More turns than any sound schedule takes: a loop that never rests is a defect, not work.
 MOST_TURNS: Final = 400_000
@@ -40,11 +44,38 @@ class StuckError(Exception):
     """Nothing can ever happen again, or things happen for ever."""
 
 
+class _Turn(Struct, gc=False):
+    """A call that waits for its turn; None once it is cancelled. asyncio's own handles take as long
+    to make as many a turn takes."""
+
+    callback: Callable[..., object] | None
+    args: tuple[Any, ...]
+    context: Context
+
+    def cancel(self) -> None:
+        """Do nothing when the turn comes."""
+        self.callback, self.args = None, ()
+
+
+class _Timer(float):
+    """A call that waits for its instant. It is the instant, so that the heap compares numbers."""
+
+    __slots__ = ("args", "callback", "context")
+    callback: Callable[..., object] | None
+    args: tuple[Any, ...]
+    context: Context
+
+    def cancel(self) -> None:
+        """Do nothing when the time comes."""
+        self.callback, self.args = None, ()
+
+
 class Loop(asyncio.BaseEventLoop):
     """See the module's text."""
 
     _ready: "deque[Any]"
     _scheduled: list[Any]
+    _closed: bool
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,34 +89,84 @@ class Loop(asyncio.BaseEventLoop):
     def _write_to_self(self) -> None:
         """Nobody waits in another thread."""
 
+    def call_soon(
+        self,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> Any:
+        """Call with the next turn, in the order of the calls."""
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        turn = _Turn(callback, args, copy_context() if context is None else context)
+        self._ready.append(turn)
+        return turn
+
+    # Python ends forgotten generators by it; there are no other threads.
+    call_soon_threadsafe = call_soon
+
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> Any:
+        """Call after so many seconds."""
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[Unpack[Ts]], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> Any:
+        """Call at an instant of `time`."""
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        timer = _Timer(when)
+        timer.callback, timer.args = callback, args
+        timer.context = copy_context() if context is None else context
+        heappush(self._scheduled, timer)
+        return timer
+
     def _run_once(self) -> None:
         ready, scheduled = self._ready, self._scheduled
         if not ready:
-            while scheduled and scheduled[0]._cancelled:
-                heapq.heappop(scheduled)._scheduled = False
+            while scheduled and scheduled[0].callback is None:
+                heappop(scheduled)
             if not scheduled:
                 raise StuckError("everybody waits and no timer is set")
-            self._now = max(self._now, scheduled[0]._when)
-        while scheduled and scheduled[0]._when <= self._now:
-            handle = heapq.heappop(scheduled)
-            handle._scheduled = False
-            if not handle._cancelled:
-                ready.append(handle)
+            self._now = max(self._now, float(scheduled[0]))
+        now = self._now
+        while scheduled and scheduled[0] <= now:
+            timer = heappop(scheduled)
+            if timer.callback is not None:
+                ready.append(timer)
         self._turns += len(ready)
         if self._turns > MOST_TURNS:
             raise StuckError(f"no rest after {MOST_TURNS} turns")
+        take = ready.popleft
         for _ in range(len(ready)):
-            handle = ready.popleft()
-            if handle._cancelled:
+            turn = take()
+            callback = turn.callback
+            if callback is None:
                 continue
             self._now += TURN_S
-            process = handle._context.get(PROCESS)
-            if process is None:
-                handle._run()
-            elif process.frozen:
-                process.held.append(handle)
-            else:
-                handle._run()
+            context = turn.context
+            process = context.get(PROCESS)
+            if process is not None and process.frozen:
+                process.held.append(turn)
+                continue
+            try:
+                context.run(callback, *turn.args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # it ends only this turn, as in asyncio
+                told = {"message": f"Exception in callback {callback!r}", "exception": error}
+                self.call_exception_handler(told)
+            if process is not None:
                 process.turns += 1
                 if process.turns == process.doomed_at and process.doom is not None:
                     process.doom()
