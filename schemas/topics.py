@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import cache
 from typing import Final
 
 from msgspec import Struct
@@ -181,16 +182,27 @@ class Names(Struct, frozen=True, kw_only=True):
 
     def of(self, topic: str) -> str:
         """The name on the cluster of a topic of the manifest (also of a dead letter topic)."""
-        source, dlq, _ = topic.partition(".credits.dlq")
-        chosen = {
-            CALL_USAGE: self.call_usage,
-            CONFERENCE_USAGE: self.conference_usage,
-            REQUESTED: self.requested,
-            RESULT: self.result,
-        }.get(source)
-        return (chosen if chosen is not None else self.namespace + source) + dlq
+        return _name_of(self, topic)
 
     @property
     def sources(self) -> tuple[str, ...]:
         """The four source topics' names, in the order of `SOURCES`."""
-        return tuple(self.of(topic) for topic in SOURCES)
+        return _names_of_sources(self)
+
+
+# They are asked for with every batch and every notice.
+@cache
+def _name_of(names: Names, topic: str) -> str:
+    source, dlq, _ = topic.partition(".credits.dlq")
+    chosen = {
+        CALL_USAGE: names.call_usage,
+        CONFERENCE_USAGE: names.conference_usage,
+        REQUESTED: names.requested,
+        RESULT: names.result,
+    }.get(source)
+    return (chosen if chosen is not None else names.namespace + source) + dlq
+
+
+@cache
+def _names_of_sources(names: Names) -> tuple[str, ...]:
+    return tuple(names.of(topic) for topic in SOURCES)
