@@ -153,6 +153,10 @@ class Decider:
         # What is the same in all balances; the id comes behind it.
         common = common_headers(topics.BALANCE, source=settings.app_id)
         self._balance_headers = varint(len(common) + 1) + encode_each(common)
+        # What is the same in all notices; the id and the cause come behind it.
+        common = common_headers(topics.NOTIFICATION, source=settings.app_id)
+        self._notice_headers = varint(len(common) + 2) + encode_each(common)
+        self._notification_topic = self._names.of(topics.NOTIFICATION)
 
     def remember(self, work: Work) -> None:
         """A batch is committed: keep its accounts decoded, each as its row has it now, and let go
@@ -506,18 +510,17 @@ class Decider:
         place = f"{cause.topic}/{cause.partition}/{cause.offset}"
         if cause.topic == "tick":
             place = f"tick/{cause.id}"
+        notice_id = f"{notice.tenant_id}/{place}/{work.notices}"
         work.outputs.append(
-            self._names.of(topics.NOTIFICATION),
+            self._notification_topic,
             self._partition,
             key,
             _encode(notice),
-            encode_headers(
-                binary_headers(
-                    topics.NOTIFICATION,
-                    source=self._app_id,
-                    event_id=f"{notice.tenant_id}/{place}/{work.notices}",
-                    caused_by=f"{cause.source}/{cause.id}",
-                )
+            b"%b%b%b"
+            % (
+                self._notice_headers,
+                header(_CE_ID, notice_id.encode()),
+                header(_CAUSED_BY, f"{cause.source}/{cause.id}".encode()),
             ),
         )
 
