@@ -118,7 +118,7 @@ class Shard:
         self._ledger_end = 0
         self._defects: list[float] = []
         self._lingers_until = 0.0
-        self._told: dict[TopicPartition, int] = {}
+        self._told: dict[str, int] = {}
         self._told_at = 0.0
         self._catch_up: dict[TopicPartition, int] = {}
 
@@ -367,12 +367,13 @@ class Shard:
                     return
                 timeout = max(wait_s, lingered, 0.001)
             self._wake.clear()
+            # Not `wait_for`: Python 3.11's loses a cancellation that comes with the wake-up. Nor a
+            # time-out, which cancels and raises: it comes with nearly every batch.
+            timer = asyncio.get_running_loop().call_later(timeout, self._wake.set)
             try:
-                # Not `wait_for`: Python 3.11's loses a cancellation that comes with the wake-up.
-                async with asyncio.timeout(timeout):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+                await self._wake.wait()
+            finally:
+                timer.cancel()
 
     def _full(self) -> bool:
         return (
@@ -439,11 +440,11 @@ class Shard:
         They are a hint for tools that show lag: the position row decides. Telling them with every
         transaction would cost two of its five requests, which is most of a small one.
         """
+        told = self._told
         return {
             TopicPartition(topic, self.partition): source.next
             for topic, source in sources.items()
-            if source.last >= 0
-            and self._told.get(TopicPartition(topic, self.partition)) != source.next
+            if source.last >= 0 and told.get(topic) != source.next
         }
 
     def _due_offsets(self, sources: Mapping[str, SourcePosition]) -> dict[TopicPartition, int]:
@@ -453,7 +454,7 @@ class Shard:
 
     def _note_told(self, offsets: dict[TopicPartition, int]) -> None:
         if offsets:
-            self._told.update(offsets)
+            self._told.update((tp.topic, offset) for tp, offset in offsets.items())
             self._told_at = monotonic()
 
     def _publish(self, work: Work) -> None:
