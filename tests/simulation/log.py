@@ -101,27 +101,15 @@ class Partition:
                 raise OutOfOrderSequenceNumber()
             following = sequence + len(contents)
             self._producers[producer] = Producing(epoch, sequence, following, first)
-        for key, value, headers, timestamp in contents:
-            self._add(timestamp, key, value, headers, producer)
+        topic, number = self.topic, self.number
+        self.records += [
+            Record(topic, number, offset, timestamp, key, value, headers, producer)
+            for offset, (key, value, headers, timestamp) in enumerate(contents, first)
+        ]
+        self.end += len(contents)
         if transactional:
             self._open.setdefault(producer, []).extend(range(first, self.end))
         return first
-
-    def _add(
-        self,
-        timestamp: int,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Headers,
-        producer: int,
-        control: str = "",
-    ) -> None:
-        self.records.append(
-            Record(
-                self.topic, self.number, self.end, timestamp, key, value, headers, producer, control
-            )
-        )
-        self.end += 1
 
     def mark(self, producer: int, epoch: int, *, commit: bool, timestamp: int) -> None:
         """Write a control record: the transaction of a producer ends here."""
@@ -132,23 +120,36 @@ class Partition:
         if known is None or epoch > known.epoch:
             # From its marker on a partition refuses the epochs before.
             self._producers[producer] = Producing(epoch, -1, -1, -1)
-        self._add(timestamp, None, None, (), producer, "commit" if commit else "abort")
+        ended = "commit" if commit else "abort"
+        self.records.append(
+            Record(self.topic, self.number, self.end, timestamp, None, None, (), producer, ended)
+        )
+        self.end += 1
 
     def read(self, offset: int, *, committed: bool, most: int) -> tuple[list[Record], int]:
         """Records from an offset on, and where to go on. Raises OffsetOutOfRangeError."""
         if not self.start <= offset <= self.end:
             raise OffsetOutOfRangeError({TopicPartition(self.topic, self.number): offset})
         end = self.stable_end if committed else self.end
-        taken: list[Record] = []
-        for record in self.records[bisect_left(self.records, offset, key=_offset_of) :]:
-            if record.offset >= end:
-                break
-            if record.control or (committed and record.offset in self.aborted):
-                continue
-            if len(taken) == most:
-                return taken, taken[-1].offset + 1
-            taken.append(record)
-        return taken, max(offset, end)
+        if offset >= end:
+            return [], offset
+        aborted = self.aborted if committed else _NONE
+        records = self.records[self._place(offset) : self._place(end)]
+        taken = [one for one in records if not one.control and one.offset not in aborted]
+        if len(taken) > most:
+            return taken[:most], taken[most - 1].offset + 1
+        return taken, end
+
+    def _place(self, offset: int) -> int:
+        """How many records come before an offset."""
+        records = self.records
+        if not records or offset > records[-1].offset:
+            return len(records)
+        # Where nothing is missing behind it, which is nearly always, it need not be looked for.
+        place = len(records) - (records[-1].offset + 1 - offset)
+        if place >= 0 and records[place].offset == offset:
+            return place
+        return bisect_left(records, offset, key=_offset_of)
 
     def committed(self) -> list[Record]:
         """Every record a read_committed reader would get."""
@@ -173,6 +174,9 @@ class Partition:
             for record in self.records
             if record.offset >= stable or record.control or record.offset in kept
         ]
+
+
+_NONE: Final[frozenset[int]] = frozenset()
 
 
 def _offset_of(record: Record) -> int:
