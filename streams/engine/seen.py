@@ -367,8 +367,7 @@ class Seen:
             self._starts.note(ids.ordinal, ids.ledger_from)
             for week in _weeks_of(ids):
                 by_week.setdefault(week, []).append(ids)
-                of_week = int(np.count_nonzero(ids.weeks == week))
-                totals[week] = totals.get(week, 0) + of_week
+                totals[week] = totals.get(week, 0) + _count_of(ids, week)
             if number % _UNPACKED_AT_ONCE == 0:
                 yield
         log.clear()
@@ -410,19 +409,30 @@ class Seen:
 
 def _weeks_of(ids: Ids) -> list[int]:
     weeks = ids.weeks
+    if _is_one_week(ids):
+        return [int(weeks[0])]
     if len(weeks) <= _FEW:
         return sorted(set(weeks.tolist()))
-    if (weeks == weeks[0]).all():
-        return [int(weeks[0])]
     return [int(week) for week in np.unique(weeks)]
+
+
+def _is_one_week(ids: Ids) -> bool:
+    """Whether all ids are of the same week, as those of nearly all batches are."""
+    weeks = ids.weeks.tobytes()
+    return bool(weeks) and weeks == weeks[:2] * (len(weeks) // 2)
+
+
+def _count_of(ids: Ids, week: int) -> int:
+    return len(ids.weeks) if _is_one_week(ids) else int(np.count_nonzero(ids.weeks == week))
 
 
 def _of_week(ids: Ids, week: int) -> tuple[Words, Halves, Halves]:
     """Fingerprints, checks and ordinals of one generation."""
-    of_week = ids.weeks == week
-    fingerprints = ids.fingerprints[of_week]
-    ordinals = np.full(len(fingerprints), ids.ordinal, dtype=np.uint32)
-    return fingerprints, ids.checks[of_week], ordinals
+    fingerprints, checks = ids.fingerprints, ids.checks
+    if not _is_one_week(ids):
+        of_week = ids.weeks == week
+        fingerprints, checks = fingerprints[of_week], checks[of_week]
+    return fingerprints, checks, np.full(len(fingerprints), ids.ordinal, dtype=np.uint32)
 
 
 def _insert_all(table: _Table, columns: list[tuple[Words, Halves, Halves]]) -> None:
