@@ -90,6 +90,7 @@ class Shard:
         self._settings = settings
         self._names: Names = settings.topics
         self._manifest_of = {self._names.of(name): name for name in topics.SOURCES}
+        self._ranks = {name: rank for rank, name in enumerate(self._manifest_of)}
         self._marks = marks
         self._originals = originals
         self._meters = meters
@@ -383,9 +384,11 @@ class Shard:
 
     def _take(self) -> list[Slice]:
         """Slices for one batch: commands, then results, then usage, each in its order."""
-        order = {self._names.of(name): rank for rank, name in enumerate(topics.SOURCES)}
-        waiting = sorted(self._inbox, key=lambda part: order[part.tp.topic])
-        taken: list[Slice] = []
+        if len(self._inbox) == 1:
+            taken, self._inbox = self._inbox, []
+            return taken
+        waiting = sorted(self._inbox, key=lambda part: self._ranks[part.tp.topic])
+        taken = []
         records = 0
         for part in waiting:
             if taken and records + len(part.records) > MOST_RECORDS:

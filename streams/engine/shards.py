@@ -55,6 +55,8 @@ NO_MEMBER_AFTER_S: Final = 60.0
 EXIT_GAVE_UP: Final = 70
 TENANT_STATES: Final = ("idle", "requested", "cooling", "paused", "needs_approval", "closed")
 
+_STOPS: Final = tuple((reason, reason.value) for reason in Stop)
+
 log = structlog.get_logger("credits.shards")
 
 
@@ -298,8 +300,8 @@ class Shards:
         reasons = {keeper.stopped.reason for keeper in keepers if keeper.stopped is not None}
         if self._halves:
             reasons.add(Stop.NOT_COPARTITIONED)
-        for reason in Stop:
-            self._meters["credits_shard_stopped", reason.value].set(int(reason in reasons))
+        for reason, word in _STOPS:
+            self._meters["credits_shard_stopped", word].set(int(reason in reasons))
 
     def _forget(self, keeper: _Keeper) -> None:
         """Throw a keeper's shard away and let its task open another."""
@@ -481,10 +483,11 @@ class Shards:
     async def _look(self) -> None:
         ready = [keeper for keeper in self._keepers.values() if keeper.ready and keeper.shard]
         tps = [tp for keeper in ready if keeper.shard for tp in keeper.shard.positions()]
-        # Without a shard to ask for, any partition will do: whether somebody answers is what counts
-        # while they all open again.
-        anywhere = TopicPartition(self._settings.topics.sources[0], 0)
-        ends = await self._marks.ends(tps or [anywhere])
+        if not tps:
+            # Without a shard to ask for, any partition will do: whether somebody answers is what
+            # counts while they all open again.
+            tps = [TopicPartition(self._settings.topics.sources[0], 0)]
+        ends = await self._marks.ends(tps)
         now = monotonic()
         if now - self._broker_seen_at > BROKER_AWAY_AFTER_S:
             # Nobody could book while it was away; the minute for a stall begins anew.
