@@ -110,10 +110,11 @@ class Network:
             if process is not None:
                 if process in self.dead:
                     raise KafkaConnectionError("the process is gone")
-                cut = self.cut_until.get(process, 0.0) - asyncio.get_running_loop().time()
-                if cut > 0:
-                    await asyncio.sleep(cut)
-                    continue
+                if self.cut_until:
+                    cut = self.cut_until.get(process, 0.0) - asyncio.get_running_loop().time()
+                    if cut > 0:
+                        await asyncio.sleep(cut)
+                        continue
             fault = self._fault(request) if self.faults else None
             if self.tell is not None:
                 met = "" if fault is None else f"   <- {fault.how} {fault.s:g} s"
@@ -199,8 +200,8 @@ NETWORK: Final[ContextVar[Network]] = ContextVar("network")
 class Batch:
     """What `create_batch` gives: records of one partition."""
 
-    def __init__(self, contents: Iterable[Content] = ()) -> None:
-        self.contents = list(contents)
+    def __init__(self, contents: list[Content] | None = None) -> None:
+        self.contents: list[Content] = [] if contents is None else contents
         self._closed = False
 
     def append(
@@ -318,8 +319,10 @@ class Producer:
         self._check()
         if isinstance(batch, RecordBatch):
             batch = Batch(
-                (record.key, record.value, tuple(record.headers), record.timestamp)
-                for record in records_of(batch)
+                [
+                    (record.key, record.value, tuple(record.headers), record.timestamp)
+                    for record in records_of(batch)
+                ]
             )
         acknowledged: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((TopicPartition(topic, partition), batch, acknowledged))
@@ -352,8 +355,7 @@ class Producer:
             try:
                 new = sorted(taken - self._added)
                 if new:
-                    add = partial(self._add, new)
-                    await self._ask("add", add, f"{len(new)} partitions")
+                    await self._ask("add", partial(self._add, new), f"{len(new)} partitions")
                     self._added.update(new)
                     self._touched = True
             except KafkaError as error:
@@ -402,7 +404,7 @@ class Producer:
         await self._ask(
             "offsets",
             lambda: self._broker.add_offsets(self._name, *self._identity, group, plain),
-            ", ".join(f"{tp.topic}/{tp.partition}={offset}" for tp, offset in plain.items()),
+            _told(plain) if self._network.tell is not None else "",
         )
 
     async def commit_transaction(self) -> None:
@@ -426,6 +428,10 @@ class Producer:
 
 def _shown(group: list[tuple[TopicPartition, Batch, asyncio.Future[Any]]]) -> str:
     return ", ".join(f"{tp.topic}/{tp.partition} +{len(batch.contents)}" for tp, batch, _ in group)
+
+
+def _told(offsets: Mapping[TopicPartition, int]) -> str:
+    return ", ".join(f"{tp.topic}/{tp.partition}={offset}" for tp, offset in offsets.items())
 
 
 def _fail(waiting: list["asyncio.Future[Any]"], error: KafkaError) -> None:
@@ -544,7 +550,7 @@ class Consumer:
     def _something_to_say(self, wanted: Mapping[TopicPartition, int]) -> bool:
         """Whether the broker has records for these positions, or an error."""
         for tp, offset in wanted.items():
-            part = self._broker.partition(tp)
+            part = self._broker.partitions[tp]
             if offset != part.end and (
                 offset < (part.stable_end if self._committed else part.end)
                 or not part.start <= offset <= part.end
@@ -561,13 +567,13 @@ class Consumer:
                 {tp: offset for tp, offset in wanted.items() if offset > old.get(tp, (0, 0))[0]}
             )
         return {
-            tp: self._broker.partition(tp).read(offset, committed=self._committed, most=most)
+            tp: self._broker.partitions[tp].read(offset, committed=self._committed, most=most)
             for tp, offset in wanted.items()
         }
 
     async def beginning_offsets(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         """Log starts."""
-        return await self._marks(lambda: {tp: self._broker.partition(tp).start for tp in tps})
+        return await self._marks(lambda: {tp: self._broker.partitions[tp].start for tp in tps})
 
     async def end_offsets(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         """High watermarks, or last stable offsets for one that reads committed."""
@@ -576,7 +582,7 @@ class Consumer:
             old = self._network.ends_of_old()
             if old is not None:
                 return {tp: old.get(tp, (0, 0))[self._committed] for tp in tps}
-            parts = {tp: self._broker.partition(tp) for tp in tps}
+            parts = {tp: self._broker.partitions[tp] for tp in tps}
             if self._committed:
                 return {tp: part.stable_end for tp, part in parts.items()}
             return {tp: part.end for tp, part in parts.items()}

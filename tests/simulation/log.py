@@ -183,6 +183,14 @@ def _offset_of(record: Record) -> int:
     return record.offset
 
 
+class _Partitions(dict[TopicPartition, Partition]):
+    """Every partition that is asked for is there."""
+
+    def __missing__(self, tp: TopicPartition) -> Partition:
+        made = self[tp] = Partition(tp.topic, tp.partition)
+        return made
+
+
 class State(StrEnum):
     """Where a transactional id stands."""
 
@@ -223,7 +231,7 @@ class Broker:
     """
 
     def __init__(self, clock_ms: Callable[[], int] = lambda: 0) -> None:
-        self.partitions: dict[TopicPartition, Partition] = {}
+        self.partitions = _Partitions()
         self.groups: dict[str, Group] = {}
         self.transactions: dict[str, Transaction] = {}
         self.marker_delay: Callable[[], float] = lambda: 0.0
@@ -233,10 +241,7 @@ class Broker:
 
     def partition(self, tp: TopicPartition) -> Partition:
         """A partition; the model has every topic that is asked for."""
-        found = self.partitions.get(tp)
-        if found is None:
-            found = self.partitions[tp] = Partition(tp.topic, tp.partition)
-        return found
+        return self.partitions[tp]
 
     # -- producing -----------------------------------------------------------------------------
 
@@ -245,7 +250,7 @@ class Broker:
         if tp.topic in self.append_time:
             now = self.clock_ms()
             contents = [(key, value, headers, now) for key, value, headers, _ in contents]
-        first = self.partition(tp).append(contents, **producing)
+        first = self.partitions[tp].append(contents, **producing)
         self._changed(tp)
         return first
 
@@ -366,7 +371,7 @@ class Broker:
         left: dict[TopicPartition, None],
         commit: bool,
     ) -> None:
-        self.partition(tp).mark(
+        self.partitions[tp].mark(
             transaction.producer, transaction.epoch, commit=commit, timestamp=self.clock_ms()
         )
         del left[tp]

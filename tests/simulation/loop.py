@@ -113,7 +113,7 @@ class Loop(asyncio.BaseEventLoop):
         context: Context | None = None,
     ) -> Any:
         """Call after so many seconds."""
-        return self.call_at(self._now + delay, callback, *args, context=context)
+        return self._call_at(self._now + delay, callback, args, context)
 
     def call_at(
         self,
@@ -123,6 +123,15 @@ class Loop(asyncio.BaseEventLoop):
         context: Context | None = None,
     ) -> Any:
         """Call at an instant of `time`."""
+        return self._call_at(when, callback, args, context)
+
+    def _call_at(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        context: Context | None,
+    ) -> _Timer:
         if self._closed:
             raise RuntimeError("Event loop is closed")
         timer = _Timer(when)

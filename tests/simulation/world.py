@@ -48,6 +48,7 @@ from tests.simulation.loop import PROCESS, Loop, Process, StuckError
 from tests.simulation.schedule import SLOTS, TENANTS, Schedule, Step
 
 BEGAN: Final = datetime(2026, 3, 2, 10, 0, tzinfo=UTC)
+_BEGAN_MS: Final = BEGAN.timestamp() * 1000
 # All faults are over by then; what is not booked after this never will be.
 BOOKED_WITHIN_S: Final = 300.0
 SESSION_S: Final = 6.0
@@ -211,7 +212,7 @@ class World:
 
     def clock_ms(self) -> int:
         """The true time in ms since 1970."""
-        return int(BEGAN.timestamp() * 1000 + self.loop.time() * 1000)
+        return int(_BEGAN_MS + self.loop.time() * 1000)
 
     def say(self, text: str) -> None:
         """Note what happens, when somebody wants to know."""
