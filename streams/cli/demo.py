@@ -384,10 +384,11 @@ async def _drain(worker: _Worker, show: "_Show") -> None:
 
 
 async def _verify(output: Output, settings: Settings, expectation: Path) -> int:
-    from streams.testbed import auditor
+    from streams.testbed.auditor.reading import verify
+    from streams.testbed.auditor.view import Options
 
     output.say("checking the books from the topics alone")
-    report = await auditor.verify(settings, auditor.Options(expect=expectation))
+    report = await verify(settings, Options(expect=expectation))
     show_report(output, report)
     return report.exit_code
 

@@ -275,9 +275,10 @@ def verify(
     deadline: Annotated[str, typer.Option(help="Give up after, such as 10m.")] = "10m",
 ) -> None:
     """Audit the books from the topics alone: 0 holds, 1 violated, 75 unknown."""
-    from streams.testbed import auditor
+    from streams.testbed.auditor.reading import verify
+    from streams.testbed.auditor.view import Options
 
-    options = auditor.Options(
+    options = Options(
         tenant=tenant,
         partition=partition,
         deck=deck,
@@ -290,7 +291,7 @@ def verify(
     for path in (deck, coverage, expect, start):
         if path is not None and not path.is_file():
             fail(EXIT_USAGE, f"{path} is no file.")
-    report = wait_for(auditor.verify(settings_now(), options))
+    report = wait_for(verify(settings_now(), options))
     show_report(output_of(context), report)
     raise SystemExit(report.exit_code)
 

@@ -13,7 +13,11 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from schemas import topics
-from streams.testbed.auditor import Deck, Log, Options, Record, Report, audit
+from streams.testbed.auditor.audit import audit
+from streams.testbed.auditor.prices import Deck
+from streams.testbed.auditor.records import Log, Record
+from streams.testbed.auditor.verdict import Report
+from streams.testbed.auditor.view import Options
 
 TENANT = "contoso"
 EXPOSURE_AT = 26

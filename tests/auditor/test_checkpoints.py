@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from schemas import topics
-from streams.testbed.auditor import UNKNOWN, Report
+from streams.testbed.auditor.verdict import UNKNOWN, Report
 from tests.auditor.books import AT, NAMESPACE, RECHARGE, TENANT, Books, record, usage, violated
 
 BEGUN: Mapping[str, int] = {

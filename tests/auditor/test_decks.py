@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 from schemas import topics
 from streams.billing import rating
 from streams.billing.tariff import parse_deck
-from streams.testbed.auditor import Deck, Options, Record, Report, audit, decks_of
+from streams.testbed.auditor.audit import audit
+from streams.testbed.auditor.prices import Deck, decks_of
+from streams.testbed.auditor.records import Record
+from streams.testbed.auditor.verdict import Report
+from streams.testbed.auditor.view import Options
 from tests.auditor.books import DECK, NAMES, Books, record, usage, violated
 
 COLUMNS = (

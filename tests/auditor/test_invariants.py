@@ -13,8 +13,13 @@ from xxhash import xxh3_64_hexdigest
 from schemas import topics
 from streams.billing.parts import AccountRow, Hold
 from streams.settings import Settings
-from streams.testbed import auditor
-from streams.testbed.auditor import HOLDS, INVARIANTS, UNKNOWN, VIOLATED, Deck, Options, Report
+from streams.testbed.auditor.audit import audit
+from streams.testbed.auditor.prices import Deck
+from streams.testbed.auditor.reading import verify
+from streams.testbed.auditor.records import home, murmur2
+from streams.testbed.auditor.rows import EXPOSURE, HELD
+from streams.testbed.auditor.verdict import HOLDS, INVARIANTS, UNKNOWN, VIOLATED, Report
+from streams.testbed.auditor.view import Options
 from streams.testbed.load import VARIETIES, Variety
 from tests.auditor.books import AT, DECK, NAMES, RECHARGE, TENANT, Books, record, usage, violated
 from tests.billing.builders import NOW
@@ -647,7 +652,7 @@ def test_an_empty_changelog_beside_what_was_booked_is_unknown(kept: str) -> None
     log = Books().log()
     log.rows = {}
     log.records = {topic: log.records[topic] if topic == kept else () for topic in log.records}
-    report, _ = auditor.audit([log], names=NAMES, partitions=1, deck=DECK)
+    report, _ = audit([log], names=NAMES, partitions=1, deck=DECK)
     assert report.exit_code == UNKNOWN, report.lines()
     assert report.findings["changelog"].unknown
 
@@ -656,7 +661,7 @@ def test_a_changelog_that_has_gone_since_the_last_audit_is_noticed() -> None:
     earlier = Books().checkpoint()
     log = Books().log()
     log.rows, log.records = {}, dict.fromkeys(log.records, ())
-    report, _ = auditor.audit([log], names=NAMES, partitions=1, deck=DECK, earlier=earlier)
+    report, _ = audit([log], names=NAMES, partitions=1, deck=DECK, earlier=earlier)
     assert "changelog" in violated(report)
 
 
@@ -666,7 +671,7 @@ def test_where_nothing_was_ever_booked_the_books_hold() -> None:
     log.records = {
         topic: found if topic in topics.SOURCES else () for topic, found in log.records.items()
     }
-    report, _ = auditor.audit([log], names=NAMES, partitions=1, deck=DECK)
+    report, _ = audit([log], names=NAMES, partitions=1, deck=DECK)
     assert report.exit_code == HOLDS, report.lines()
 
 
@@ -777,7 +782,7 @@ def test_open_calls_hold_money() -> None:
 
 def test_the_place_of_exposures_in_a_row_is_where_rows_have_it() -> None:
     members = AccountRow.__struct_fields__
-    assert members[auditor._EXPOSURE : auditor._HELD + 1] == ("exposure_nanos", "holds")
+    assert members[EXPOSURE : HELD + 1] == ("exposure_nanos", "holds")
     assert msgspec.structs.asdict(Hold(nanos=1, elapsed_s=2, until=NOW)) == {
         "version": 1, "nanos": 1, "elapsed_s": 2, "until": NOW, "ended": False,
     }  # fmt: skip
@@ -826,12 +831,12 @@ def test_a_strayed_record_that_never_arrives_is_noticed() -> None:
     key = next(
         name.encode()
         for name in (f"t-{number}" for number in range(99))
-        if auditor.home(name.encode(), 2) == 1
+        if home(name.encode(), 2) == 1
     )
     books = Books()
     home_key = b"contoso"
-    assert auditor.home(home_key, 2) in (0, 1)
-    if auditor.home(home_key, 2) != 0:
+    assert home(home_key, 2) in (0, 1)
+    if home(home_key, 2) != 0:
         pytest.skip("the books' tenant does not belong to partition 0 of 2")
     event = usage("strayed", tenant_id=key.decode())
     books.records[topics.CALL_USAGE].append(record(topics.CALL_USAGE, 4, event, key=key))
@@ -958,7 +963,7 @@ def test_a_deck_that_is_not_at_hand_is_unknown() -> None:
     other = Deck(
         b"Destination Name,Destination Type,Country,Prefix,Price / min\nA,m,GB,4420,0.60\n"
     )
-    report, _ = auditor.audit(
+    report, _ = audit(
         [Books().log()],
         names={topic.name: topic.name for topic in topics.MANIFEST},
         partitions=1,
@@ -999,7 +1004,7 @@ def test_what_a_load_foresaw_is_compared(
 
 
 async def test_a_broker_that_is_away_is_unknown() -> None:
-    report = await auditor.verify(Settings(broker="127.0.0.1:1"), Options())
+    report = await verify(Settings(broker="127.0.0.1:1"), Options())
     assert report.exit_code == UNKNOWN
 
 
@@ -1029,7 +1034,7 @@ def test_own_arithmetic_agrees_with_the_published_figures() -> None:
     [(b"21", -973932308), (b"foobar", -790332482), (b"a-little-bit-long-string", -985981536)],
 )
 def test_the_key_hash_is_kafkas(key: bytes, hashed: int) -> None:
-    assert auditor.murmur2(key) == hashed & 0xFFFFFFFF
+    assert murmur2(key) == hashed & 0xFFFFFFFF
 
 
 AUDITED: Mapping[str, int] = {topics.LEDGER: 3, topics.REQUESTED: 1, topics.RESULT: 1}

@@ -11,7 +11,9 @@ from hypothesis import settings as search
 from hypothesis import strategies as st
 
 from schemas import topics
-from streams.testbed.auditor import Log, Options, audit
+from streams.testbed.auditor.audit import audit
+from streams.testbed.auditor.records import Log
+from streams.testbed.auditor.view import Options
 from tests.auditor.books import AT, DECK, NAMES, TENANT, Books, record, violated
 from tests.billing.test_ledger import STEPS, play
 from tests.billing.test_seams import LOTS, told_story

@@ -17,8 +17,7 @@ from schemas.usage import Kind
 from streams.billing.account import encode_row
 from streams.billing.rates import Rate, Tariff
 from streams.coverage import load_coverage
-from streams.testbed.auditor import UNKNOWN, Deck, billed_parts
-from streams.testbed.minutes import (
+from streams.testbed.auditor.minutes import (
     Booked,
     Call,
     Coverage,
@@ -27,6 +26,8 @@ from streams.testbed.minutes import (
     Reckoning,
     lines_of,
 )
+from streams.testbed.auditor.prices import Deck, billed_parts
+from streams.testbed.auditor.verdict import UNKNOWN
 from tests.auditor.books import AT, RECHARGE, Books, record, usage, violated
 from tests.billing.builders import NOW, Book, a_call, a_command, corrected, opening
 

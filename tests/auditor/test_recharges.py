@@ -14,9 +14,9 @@ from schemas.commands import Compare, Method
 from streams.billing import recharge
 from streams.billing.money import CURRENCIES, exponent_of
 from streams.billing.parts import Policy as Theirs
-from streams.testbed import recharges
-from streams.testbed.auditor import HOLDS, UNKNOWN
-from streams.testbed.recharges import Policy
+from streams.testbed.auditor import recharges
+from streams.testbed.auditor.recharges import Policy
+from streams.testbed.auditor.verdict import HOLDS, UNKNOWN
 from tests.auditor.books import AT, NAMESPACE, RECHARGE, TENANT, Books, record, usage, violated
 
 POLICY: dict[str, Any] = {"enabled": True, "trigger": "100", "amount": "50"}

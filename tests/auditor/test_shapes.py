@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from schemas import topics
 from schemas.codec import decoder
 from schemas.envelope import RejectedError
-from streams.testbed.auditor import Event, Record, is_sound, understand
+from streams.testbed.auditor.events import Event, is_sound, understand
+from streams.testbed.auditor.records import Record
 from streams.testbed.load import VARIETIES
 from tests.auditor.books import AT, usage
 

@@ -20,8 +20,9 @@ from streams.cli.demo import environment_of
 from streams.engine.position import Position, decode_position
 from streams.engine.rows import POSITION_KEY
 from streams.settings import Settings
-from streams.testbed import auditor
-from streams.testbed.auditor import Report
+from streams.testbed.auditor.reading import verify
+from streams.testbed.auditor.verdict import HOLDS, Report
+from streams.testbed.auditor.view import Options
 from streams.testbed.broker import free_port
 from streams.testbed.kafka import ends_of, read_to_end, started_reader
 
@@ -182,6 +183,6 @@ async def drained(settings: Settings, within_s: float = DRAINED_WITHIN_S) -> Non
 
 async def audited(settings: Settings, expect: Path | None = None) -> Report:
     """The auditor's report, which must hold."""
-    report = await auditor.verify(settings, auditor.Options(expect=expect))
-    assert report.exit_code == auditor.HOLDS, "\n".join(report.lines())
+    report = await verify(settings, Options(expect=expect))
+    assert report.exit_code == HOLDS, "\n".join(report.lines())
     return report

@@ -11,16 +11,16 @@ from aiokafka import AIOKafkaProducer
 from schemas import topics
 from streams.engine.kafka import connection
 from streams.settings import Settings
-from streams.testbed import auditor
-from streams.testbed.auditor import Options, Report
+from streams.testbed.auditor.reading import verify
+from streams.testbed.auditor.records import home
+from streams.testbed.auditor.verdict import HOLDS, UNKNOWN, Report
+from streams.testbed.auditor.view import Options
 
 pytestmark = pytest.mark.broker
 
 PARTITION: Final = 2
 # It belongs to another partition, so whoever reads it sees that something is wrong.
-KEY: Final = next(
-    key for key in (b"a", b"b", b"c", b"d", b"e") if auditor.home(key, 4) != PARTITION
-)
+KEY: Final = next(key for key in (b"a", b"b", b"c", b"d", b"e") if home(key, 4) != PARTITION)
 NOTICE: Final = b'{"notice": "strayed"}'
 
 
@@ -44,7 +44,7 @@ async def an_open_transaction(settings: Settings) -> AsyncIterator[AIOKafkaProdu
 
 async def still_waiting(settings: Settings) -> "asyncio.Future[Report]":
     """An audit that has not answered after three seconds."""
-    auditing = asyncio.ensure_future(auditor.verify(settings, Options()))
+    auditing = asyncio.ensure_future(verify(settings, Options()))
     done, _ = await asyncio.wait([auditing], timeout=3)
     assert not done, "\n".join((await auditing).lines())
     return auditing
@@ -55,7 +55,7 @@ async def test_an_audit_waits_for_an_open_transaction_to_end(installation: Setti
         auditing = await still_waiting(installation)
         await producer.abort_transaction()
         report = await asyncio.wait_for(auditing, 10)
-    assert report.exit_code == auditor.HOLDS, "\n".join(report.lines())
+    assert report.exit_code == HOLDS, "\n".join(report.lines())
 
 
 async def test_what_a_transaction_wrote_that_was_open_is_judged(installation: Settings) -> None:
@@ -70,9 +70,9 @@ async def test_a_transaction_that_does_not_end_is_unknown_and_named(
     installation: Settings,
 ) -> None:
     async with an_open_transaction(installation) as producer:
-        report = await auditor.verify(installation, Options(open_within_s=2))
+        report = await verify(installation, Options(open_within_s=2))
         await producer.abort_transaction()
-    assert report.exit_code == auditor.UNKNOWN
+    assert report.exit_code == UNKNOWN
     (said,) = report.findings["stable"].unknown
     name = installation.topics.of(topics.NOTIFICATION)
     assert said.startswith(f"a transaction is open on {name}/{PARTITION} ")

@@ -14,7 +14,11 @@ from streams import provision
 from streams.engine.kafka import connection
 from streams.engine.record_batch import RecordBatch, header, varint
 from streams.settings import Settings
-from streams.testbed import auditor, load
+from streams.testbed import load
+from streams.testbed.auditor.reading import verify
+from streams.testbed.auditor.records import home
+from streams.testbed.auditor.verdict import UNKNOWN
+from streams.testbed.auditor.view import Options
 from streams.testbed.kafka import read_to_end
 from streams.testbed.load import SOURCE, VARIETIES, Plan, tenant_id
 from tests.broker.harness import Worker, audited, drained, until
@@ -64,17 +68,17 @@ async def test_every_variety_of_nonsense_has_its_fate_and_its_neighbours_are_boo
     await worker.ready()
     now = datetime.now(UTC)
     await load.open_tenants(installation, Plan(tenants=1), now=now)
-    home = auditor.home(KEY, installation.partitions)
+    own = home(KEY, installation.partitions)
     name = installation.topics.of(topics.CALL_USAGE)
     producer = await writing(installation)
     sent: list[tuple[bytes | None, bytes | None, str | None]] = []
     try:
         for number, variety in enumerate(VARIETIES):
             key, value = variety.make(an_event(f"odd-{number}", now), KEY)
-            await producer.send_and_wait(name, value, key=key, partition=home)
+            await producer.send_and_wait(name, value, key=key, partition=own)
             sent.append((key, value, None if variety.reason is None else variety.reason.value))
             good = json.dumps(an_event(f"good-{number}", now)).encode()
-            await producer.send_and_wait(name, good, key=KEY, partition=home)
+            await producer.send_and_wait(name, good, key=KEY, partition=own)
     finally:
         await producer.stop()
     await drained(installation)
@@ -102,7 +106,7 @@ async def test_a_header_whose_name_is_no_text_stops_nobody(
     await worker.ready()
     now = datetime.now(UTC)
     await load.open_tenants(installation, Plan(tenants=1), now=now)
-    home = auditor.home(KEY, installation.partitions)
+    own = home(KEY, installation.partitions)
     # The client for Python cannot write such a name; others can.
     odd = varint(1) + header(varint(2) + b"\xff\xfe", b"v")
     batch = RecordBatch(int(now.timestamp() * 1000), 900_000)
@@ -114,7 +118,7 @@ async def test_a_header_whose_name_is_no_text_stops_nobody(
     try:
         async with producer.transaction():
             name = installation.topics.of(topics.CALL_USAGE)
-            await (await producer.send_batch(batch, name, partition=home))
+            await (await producer.send_batch(batch, name, partition=own))
     finally:
         await producer.stop()
 
@@ -128,8 +132,8 @@ async def test_a_header_whose_name_is_no_text_stops_nobody(
     assert worker.process is not None
     assert worker.process.poll() is None
     # The auditor's client cannot read it; what could not be read is never a pass.
-    report = await auditor.verify(installation, auditor.Options())
-    assert report.exit_code == auditor.UNKNOWN
+    report = await verify(installation, Options())
+    assert report.exit_code == UNKNOWN
     [reason] = report.findings["at_least_once"].unknown
     assert "a header whose name is not UTF-8" in reason
 
@@ -139,14 +143,14 @@ async def test_nonsense_on_commands_and_results_is_a_dead_letter(
     installation: Settings, workers: Workers, topic: str
 ) -> None:
     await workers().start().ready()
-    home = auditor.home(KEY, installation.partitions)
-    elsewhere = (home + 1) % installation.partitions
+    own = home(KEY, installation.partitions)
+    elsewhere = (own + 1) % installation.partitions
     command = {"command": "close_tenant", "command_id": "c", "issued_at": "2026-03-02T10:00:00Z"}
     producer = await writing(installation)
     name = installation.topics.of(topic)
     try:
         for value in (b"", b"{", b"[]", b'{"command":"dance"}', b"\xff" * 9, None):
-            await producer.send_and_wait(name, value, key=KEY, partition=home)
+            await producer.send_and_wait(name, value, key=KEY, partition=own)
         # A command on a wrong partition is never moved: whoever wrote it must write it again.
         await producer.send_and_wait(
             name, json.dumps(command).encode(), key=KEY, partition=elsewhere
@@ -188,13 +192,13 @@ async def test_a_record_at_the_topics_exact_limit_fits_the_dead_letters(
     installation: Settings, workers: Workers
 ) -> None:
     await workers().start().ready()
-    home = auditor.home(KEY, installation.partitions)
+    own = home(KEY, installation.partitions)
     name = installation.topics.of(topics.CALL_USAGE)
     producer = await writing(installation)
     try:
-        size = await largest_accepted(producer, name, home)
+        size = await largest_accepted(producer, name, own)
         # On a wrong partition it cannot be moved: with one more header it fits its topic no more.
-        strayed = (home + 1) % installation.partitions
+        strayed = (own + 1) % installation.partitions
         await producer.send_and_wait(name, b"x" * size, key=KEY, partition=strayed)
     finally:
         await producer.stop()

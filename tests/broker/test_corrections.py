@@ -11,7 +11,8 @@ from aiokafka import AIOKafkaProducer
 from schemas import topics
 from streams.engine.kafka import connection
 from streams.settings import Settings
-from streams.testbed import auditor, load
+from streams.testbed import load
+from streams.testbed.auditor.records import home
 from streams.testbed.kafka import read_to_end
 from streams.testbed.load import Plan, tenant_id
 from tests.broker.harness import Worker, audited, drained
@@ -27,7 +28,7 @@ class Sender:
 
     def __init__(self, settings: Settings, now: datetime) -> None:
         self._name = settings.topics.of(topics.CALL_USAGE)
-        self._partition = auditor.home(TENANT.encode(), settings.partitions)
+        self._partition = home(TENANT.encode(), settings.partitions)
         self._producer = AIOKafkaProducer(**connection(settings), linger_ms=50)
         self._started_at = (now - timedelta(minutes=10)).isoformat()
 

@@ -17,7 +17,10 @@ from streams import provision
 from streams.engine.kafka import connection
 from streams.engine.rows import POSITION_KEY
 from streams.settings import Settings
-from streams.testbed import auditor, load
+from streams.testbed import load
+from streams.testbed.auditor.reading import verify
+from streams.testbed.auditor.records import home
+from streams.testbed.auditor.view import Options
 from streams.testbed.broker import Cluster
 from streams.testbed.kafka import read_to_end
 from streams.testbed.load import Plan, Produced
@@ -334,7 +337,7 @@ async def test_a_damaged_changelog_stops_the_shard(
     partition, tenant = next(
         (number, number_tenant)
         for number_tenant in (load.tenant_id(n) for n in range(1, 61))
-        for number in [auditor.home(number_tenant.encode(), installation.partitions)]
+        for number in [home(number_tenant.encode(), installation.partitions)]
     )
     if damage == "a row altered":
         await changelog_row(installation, partition, tenant.encode(), b"\xff" * 8 + b"\x90")
@@ -494,7 +497,7 @@ def auditor_read(settings: Settings, topic: str):  # type: ignore[no-untyped-def
 
 async def broken(settings: Settings) -> set[str]:
     """The invariants that the auditor finds violated."""
-    report = await auditor.verify(settings, auditor.Options())
+    report = await verify(settings, Options())
     return {name for name, finding in report.findings.items() if finding.violations}
 
 

@@ -10,7 +10,9 @@ import pytest
 
 from schemas import topics
 from streams.settings import Settings
-from streams.testbed import auditor
+from streams.testbed.auditor.reading import verify
+from streams.testbed.auditor.verdict import HOLDS
+from streams.testbed.auditor.view import Options
 from streams.testbed.kafka import read_to_end
 from tests.broker.harness import Worker, audited, drained
 from tests.broker.test_bad_input import TENANT, an_event, writing
@@ -47,8 +49,8 @@ async def test_licences_include_minutes_that_pay_before_credits(
     start = (now - timedelta(hours=2)).isoformat()
     await sent("long", started_at=start, duration_s=58 * 60)
     checkpoint = tmp_path / "checkpoint.json"
-    report = await auditor.verify(installation, auditor.Options(checkpoint_to=checkpoint))
-    assert report.exit_code == auditor.HOLDS, "\n".join(report.lines())
+    report = await verify(installation, Options(checkpoint_to=checkpoint))
+    assert report.exit_code == HOLDS, "\n".join(report.lines())
     worker.kill()
     await workers("again").start().ready()
     await sent("straddling", started_at=start, duration_s=219)
@@ -69,6 +71,6 @@ async def test_licences_include_minutes_that_pay_before_credits(
     assert "included minutes paid all of it" in credits("explain", TENANT, "--entry", "2").stdout
     whole = await audited(installation)
     assert whole.counts["included minutes"] == 60
-    onward = await auditor.verify(installation, auditor.Options(checkpoint_from=checkpoint))
-    assert onward.exit_code == auditor.HOLDS, "\n".join(onward.lines())
+    onward = await verify(installation, Options(checkpoint_from=checkpoint))
+    assert onward.exit_code == HOLDS, "\n".join(onward.lines())
     assert onward.counts["included minutes"] == 60

@@ -16,7 +16,8 @@ import pytest
 from schemas import topics
 from streams.engine import shards
 from streams.settings import Settings
-from streams.testbed import auditor
+from streams.testbed.auditor.reading import verify
+from streams.testbed.auditor.view import Options
 from streams.testbed.broker import Cluster
 from streams.testbed.load import Plan
 from tests.broker.harness import Worker, audited, drained, positions, unbooked, until
@@ -233,7 +234,7 @@ async def test_without_fencing_a_zombie_charges_twice(
     _, writing = await a_stale_batch(installation, workers, tmp_path, {"MUTANT": "fence"})
 
     async def charged_twice() -> bool:
-        report = await auditor.verify(installation, auditor.Options())
+        report = await verify(installation, Options())
         return bool(report.findings["at_most_once"].violations)
 
     await until(charged_twice, 60)

@@ -8,7 +8,7 @@ from typing import Any, Final
 from schemas import topics
 from streams.billing.rates import Tariff
 from streams.billing.tariff import parse_deck
-from streams.testbed.auditor import Deck
+from streams.testbed.auditor.prices import Deck
 
 SOURCE: Final = "simulation"
 # Sixty a minute: a few calls take a tenant below its trigger.

@@ -9,14 +9,16 @@ from schemas import topics
 from streams.engine.errors import FencedError, StoppedError
 from streams.engine.restore import Marks, Restored, restore
 from streams.engine.rows import POSITION_KEY
-from streams.testbed import auditor
-from streams.testbed.minutes import Coverage
+from streams.testbed.auditor.audit import audit
+from streams.testbed.auditor.minutes import Coverage
+from streams.testbed.auditor.prices import Deck
+from streams.testbed.auditor.records import Log, Record
 from tests.simulation import events
 from tests.simulation.world import FailedError, World
 
 # A batch may settle for six seconds, and a producer take three to stop.
 GHOSTS_GONE_WITHIN_S: Final = 15
-_DECK: Final = auditor.Deck(events.DECK)
+_DECK: Final = Deck(events.DECK)
 _COVERAGE: Final = Coverage()
 
 
@@ -37,21 +39,21 @@ def check_log(world: World) -> None:
     logs = []
     read = [name for name in world.names if name not in (topics.CHANGELOG, topics.SEEN)]
     for number in range(world.settings.partitions):
-        records: dict[str, Iterable[auditor.Record]] = {}
+        records: dict[str, Iterable[Record]] = {}
         for name in read:
             part = world.source(name, number)
-            records[name] = cast("list[auditor.Record]", part.committed())
+            records[name] = cast("list[Record]", part.committed())
             if part.stable_end < part.end and name not in topics.SOURCES:
                 world.fail("stable", f"a transaction is open on {name}/{number}")
         logs.append(
-            auditor.Log(
+            Log(
                 partition=number,
                 rows=_rows(world, number),
                 records=records,
                 starts={name: world.source(name, number).start for name in topics.SOURCES},
             )
         )
-    report, _ = auditor.audit(
+    report, _ = audit(
         logs,
         names=world.names,
         partitions=world.settings.partitions,

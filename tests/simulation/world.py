@@ -40,7 +40,8 @@ from streams.engine.rows import POSITION_KEY
 from streams.engine.shards import Shards
 from streams.metrics import Meters
 from streams.settings import Settings
-from streams.testbed import auditor, payments
+from streams.testbed import payments
+from streams.testbed.auditor.records import home
 from tests.simulation import clients, events
 from tests.simulation.clients import NETWORK, Fault, Network
 from tests.simulation.log import Broker, Partition, Record
@@ -200,9 +201,7 @@ class World:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._regroup = asyncio.Event()
         self._over = False
-        self.homes = {
-            tenant: auditor.home(tenant.encode(), schedule.partitions) for tenant in TENANTS
-        }
+        self.homes = {tenant: home(tenant.encode(), schedule.partitions) for tenant in TENANTS}
 
     # -- small things --------------------------------------------------------------------------
 

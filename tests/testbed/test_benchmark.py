@@ -14,7 +14,8 @@ import pytest
 from streams import provision
 from streams.decks import load_deck
 from streams.settings import Settings
-from streams.testbed import auditor, load
+from streams.testbed import load
+from streams.testbed.auditor.verdict import HOLDS, VIOLATED
 from streams.testbed.bench import side_by_side, steady, worker
 from streams.testbed.bench.__main__ import BARS, SHORT, Part, Run, Scale, share_out, table
 from streams.testbed.bench.throughput import Mark, Marks, a_plan, marks_of, pace
@@ -41,7 +42,7 @@ async def test_a_small_run_measures_everything_and_ends_with_books_that_hold(
     run = a_run(broker, tmp_path)
     await run.measure(set(SHORT))
     found = run.result
-    assert run.code == auditor.HOLDS
+    assert run.code == HOLDS
     assert found["verify"] == {"throughput": 0}
     assert set(found["throughput"]) == THROUGHPUT | {"kafka_bytes_per_event"}
     assert found["throughput"]["events"] <= 60_000
@@ -73,7 +74,7 @@ async def test_books_that_do_not_hold_make_a_run_void(
     broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Violated:
-        exit_code = auditor.VIOLATED
+        exit_code = VIOLATED
 
         def lines(self) -> list[str]:
             return ["verdict: VIOLATED"]
@@ -81,10 +82,10 @@ async def test_books_that_do_not_hold_make_a_run_void(
     async def verify(*_: Any) -> Violated:
         return Violated()
 
-    monkeypatch.setattr(auditor, "verify", verify)
+    monkeypatch.setattr("streams.testbed.bench.__main__.verify", verify)
     run = a_run(broker, tmp_path)
     await run.measure({Part.THROUGHPUT})
-    assert run.code == auditor.VIOLATED
+    assert run.code == VIOLATED
 
 
 @pytest.mark.broker
@@ -94,7 +95,7 @@ async def test_kafka_streams_books_the_same_events_and_is_compared_with_a_worker
     monkeypatch.setattr(side_by_side, "VARIANTS", ((2, 100, False),))
     run = a_run(broker, tmp_path)
     await run.measure({Part.KAFKA_STREAMS})
-    assert run.code == auditor.HOLDS
+    assert run.code == HOLDS
     assert run.result["verify"] == {"kafka-streams: ours": 0, "kafka-streams: theirs": 0}
     ours, *theirs = run.result["kafka-streams"]
     assert ours["at"] == "credits, one worker"
@@ -142,8 +143,8 @@ async def test_what_kafka_streams_got_wrong_makes_a_run_void(
     monkeypatch.setattr(run, "_installation", installation)
     monkeypatch.setattr("streams.testbed.bench.__main__.measure_side_by_side", measured)
     await run.measure({Part.KAFKA_STREAMS})
-    assert run.code == auditor.VIOLATED
-    assert run.result["verify"] == {"kafka-streams: theirs": auditor.VIOLATED}
+    assert run.code == VIOLATED
+    assert run.result["verify"] == {"kafka-streams: theirs": VIOLATED}
     assert "7 wrong balances" in capsys.readouterr().err
 
 

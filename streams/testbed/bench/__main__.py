@@ -25,7 +25,10 @@ from streams import provision
 from streams.billing import charging
 from streams.engine.kafka import tune_client
 from streams.settings import Settings
-from streams.testbed import auditor, broker
+from streams.testbed import broker
+from streams.testbed.auditor.reading import verify
+from streams.testbed.auditor.verdict import HOLDS, VIOLATED
+from streams.testbed.auditor.view import Options
 from streams.testbed.bench.restoring import measure_ids, measure_restore
 from streams.testbed.bench.side_by_side import measure_side_by_side
 from streams.testbed.bench.steady import (
@@ -113,7 +116,7 @@ class Run:
         self, bootstrap: str, place: Place, scale: Scale, *, data: Path | None, verify: bool
     ) -> None:
         self.result: dict[str, Any] = {}
-        self.code = auditor.HOLDS
+        self.code = HOLDS
         self._bootstrap = bootstrap
         self._place = place
         self._scale = scale
@@ -172,7 +175,7 @@ class Run:
 
     async def _audit(self, name: str, settings: Settings) -> None:
         say("checking the books from the topics alone")
-        report = await auditor.verify(settings, auditor.Options(deadline_s=VERIFIED_WITHIN_S))
+        report = await verify(settings, Options(deadline_s=VERIFIED_WITHIN_S))
         self.result.setdefault("verify", {})[name] = report.exit_code
         lines = report.lines()
         for line in lines if report.exit_code else lines[-1:]:
@@ -272,7 +275,7 @@ class Run:
             )
             self.result[part] = msgspec.to_builtins(sides)
         if self._verify:
-            code = auditor.VIOLATED if faults else auditor.HOLDS
+            code = VIOLATED if faults else HOLDS
             self.result.setdefault("verify", {})[f"{part}: theirs"] = code
             self.code = max(self.code, code)
         for fault in faults:

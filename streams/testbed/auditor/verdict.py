@@ -1,0 +1,138 @@
+"""The verdict: which invariants there are, and what became of each."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from msgspec import Struct
+
+HOLDS: Final = 0
+VIOLATED: Final = 1
+UNKNOWN: Final = 75
+
+INVARIANTS: Final = {
+    "conservation": "entries sum to every balance, in the row and as published",
+    "lots": "no lot is below zero, what has expired pays for nothing later, grants come as asked",
+    "at_most_once": "no event is charged twice",
+    "at_least_once": "every event is booked, a repeat, or a dead letter byte for byte",
+    "one_request": "one id per epoch and attempt, one unanswered auto-recharge at a time",
+    "recharge": "what is asked for is needed, told, and what the policy says; recharges were asked",
+    "credit_once": "every payment is credited as often and as much as it was paid",
+    "answered": "every command has its one answer",
+    "sequence": "entries are numbered 1, 2, 3 … without gap or step back",
+    "chain": "every entry's hash follows from the one before it",
+    "correction": "what is corrected is reversed once, by what it had cost, and linked both ways",
+    "price": "every charge is what the deck it names says, and that version was in force for it",
+    "pools": "included minutes pay first, as far as licences go and never further",
+    "holds": "what is held is the sum of open calls' holds, and none outlives its signs of life",
+    "changelog": "rows are the fold of the ledger; the position row has their count and sums",
+    "partition": "every record stands on the partition of its key",
+    "cause": "every entry names a record that is there and asks for it, and for no more, every "
+    "request one that is there",
+    "stable": "no transaction stays open",
+    "expectation": "what the load generator sent came out as it foresaw",
+}
+SHOWN: Final = 20
+
+
+class Finding(Struct):
+    """What became of one invariant."""
+
+    violations: int = 0
+    shown: list[str] = []
+    unknown: list[str] = []
+
+
+class Report:
+    """The verdict."""
+
+    def __init__(self) -> None:
+        self.findings = {name: Finding() for name in INVARIANTS}
+        self.counts: dict[str, int] = {}
+        self.dead_letters: dict[str, int] = {}
+        self.expectation_asked = False
+
+    def violate(self, invariant: str, text: str) -> None:
+        """Something is wrong, here."""
+        finding = self.findings[invariant]
+        finding.violations += 1
+        if len(finding.shown) < SHOWN:
+            finding.shown.append(text)
+
+    def unknown(self, invariant: str, why: str) -> None:
+        """An invariant could not be checked."""
+        reasons = self.findings[invariant].unknown
+        if why not in reasons and len(reasons) < SHOWN:
+            reasons.append(why)
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Count what was looked at."""
+        self.counts[name] = self.counts.get(name, 0) + by
+
+    def compare(self, expected: Mapping[str, Any]) -> None:
+        """Hold what was counted against what a load generator foresaw."""
+        self.expectation_asked = True
+        for reason, count in expected["by_reason"].items():
+            found = self.dead_letters.get(reason, 0)
+            if found != count:
+                self.violate(
+                    "expectation", f"{count} dead letters {reason} foreseen, {found} found"
+                )
+        found = self.counts.get("distinct_ids", 0)
+        if found != expected["distinct_ids"]:
+            self.violate(
+                "expectation", f"{expected['distinct_ids']} events sent to be booked, {found} found"
+            )
+
+    @property
+    def exit_code(self) -> int:
+        """0 holds, 1 violated, 75 unknown: unknown is never a pass."""
+        if any(finding.violations for finding in self.findings.values()):
+            return VIOLATED
+        if any(finding.unknown for finding in self.findings.values()):
+            return UNKNOWN
+        return HOLDS
+
+    def lines(self) -> list[str]:
+        """The verdict for a person."""
+        lines = []
+        reasons: list[str] = []
+        for name, finding in self.findings.items():
+            # What many could not be checked for is said once, below the last of them.
+            unknown = [] if finding.violations else finding.unknown
+            if unknown != reasons:
+                lines += [f"          - {text}" for text in reasons]
+            reasons = unknown
+            if name == "expectation" and not self.expectation_asked:
+                lines.append(f"not asked {name}: {INVARIANTS[name]}")
+            elif finding.violations:
+                lines.append(f"VIOLATED  {name}: {finding.violations} times; {INVARIANTS[name]}")
+                lines += [f"          - {text}" for text in finding.shown]
+            elif finding.unknown:
+                lines.append(f"unknown   {name}: {INVARIANTS[name]}")
+            else:
+                lines.append(f"holds     {name}: {INVARIANTS[name]}")
+        lines += [f"          - {text}" for text in reasons]
+        counted = ", ".join(f"{count:,} {name}" for name, count in sorted(self.counts.items()))
+        lines.append(f"looked at {counted or 'nothing'}")
+        if self.dead_letters:
+            letters = ", ".join(f"{n:,} {why}" for why, n in sorted(self.dead_letters.items()))
+            lines.append(f"dead letters: {letters}")
+        word = {HOLDS: "the books hold", VIOLATED: "VIOLATED", UNKNOWN: "unknown"}
+        lines.append(f"verdict: {word[self.exit_code]}")
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict for a program."""
+        return {
+            "exit_code": self.exit_code,
+            "invariants": {
+                name: {
+                    "violations": finding.violations,
+                    "shown": finding.shown,
+                    "unknown": finding.unknown,
+                }
+                for name, finding in self.findings.items()
+            },
+            "counts": self.counts,
+            "dead_letters": self.dead_letters,
+        }

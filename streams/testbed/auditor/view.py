@@ -1,0 +1,121 @@
+"""What an audit looks at: its options, and how far it sees on one partition."""
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec import Struct
+
+from streams.testbed.auditor.records import EVER, Log, Place, Record, home, utc
+from streams.testbed.auditor.verdict import Report
+
+POSITION: Final = b"\0position"
+
+
+class Options(Struct, frozen=True, kw_only=True):
+    """What to look at, and how long."""
+
+    tenant: str | None = None
+    partition: int | None = None
+    deck: Path | None = None
+    coverage: Path | None = None
+    expect: Path | None = None
+    checkpoint_from: Path | None = None
+    checkpoint_to: Path | None = None
+    deadline_s: int = 600
+    # For so long an open transaction is waited for. The broker ends one of a worker that is gone
+    # after 15 s, and looks for such every 10 s.
+    open_within_s: int = 30
+
+
+class View:
+    """One partition as an audit sees it: what was read of it, how far it is booked, and what an
+    audit before it has said (`earlier`). `names` are what topics are called here."""
+
+    def __init__(
+        self,
+        report: Report,
+        log: Log,
+        *,
+        names: Mapping[str, str],
+        partitions: int,
+        options: Options,
+        earlier: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.report = report
+        self.log = log
+        self.names = names
+        self.partitions = partitions
+        self.options = options
+        self.earlier = earlier
+        self.position: dict[str, Any] = json.loads(log.rows.get(POSITION, b"{}"))
+        self._since: dict[str, datetime] = {}
+
+    @property
+    def now(self) -> datetime | None:
+        """The instant of the position; None where nothing was ever booked."""
+        return utc(self.position["now"]) if self.position else None
+
+    def remembered(self, name: str, default: Any = ()) -> Any:
+        """What an earlier audit has said under a name."""
+        return default if self.earlier is None else self.earlier.get(name, default)
+
+    def where(self, topic: str) -> str:
+        """What this partition of a topic is called."""
+        return f"{self.names[topic]}/{self.log.partition}"
+
+    def records(self, topic: str) -> Iterable[Record]:
+        """What was read of a topic."""
+        return self.log.records.get(topic, ())
+
+    def complete_since(self, topic: str) -> datetime:
+        """From when on everything that was written to a topic has been read, in this audit or in an
+        earlier one; one that did not say so had not read all of it."""
+        found = self._since.get(topic)
+        if found is None:
+            earlier = EVER
+            if self.earlier is not None and "since" in self.earlier:
+                earlier = utc(self.earlier["since"].get(topic, EVER.isoformat()))
+            elif self.earlier is not None and self.position:
+                earlier = utc(self.position["now"])
+            found = self._since[topic] = max(earlier, self.log.complete_since(topic))
+        return found
+
+    def complete(self, topic: str) -> bool:
+        """Whether everything that was ever written to a topic has been read."""
+        return self.complete_since(topic) == EVER
+
+    def wanted(self, tenant: str) -> bool:
+        """Whether this tenant is looked at."""
+        return self.options.tenant is None or tenant == self.options.tenant
+
+    def next_of(self, topic: str) -> int:
+        """Offsets below this are booked."""
+        source = self.position.get("sources", {}).get(self.names[topic])
+        return int(source["next"]) if source else 0
+
+    def below(self, place: Place) -> bool:
+        """Whether a place is below the position (ticks have no place and always are)."""
+        return place[0] == "tick" or place[2] < self.next_of(place[0])
+
+    def strayed(self, record: Record) -> bool:
+        """Whether a record stands on a partition that is not its key's."""
+        return record.key is not None and home(record.key, self.partitions) != record.partition
+
+    def judge_home(self, record: Record, what: str) -> None:
+        """What we write stands where its key belongs."""
+        if self.strayed(record):
+            self.report.violate(
+                "partition", f"{what} at {record.topic}/{record.partition}/{record.offset}"
+            )
+
+    def checkpoint(self) -> dict[str, Any]:
+        """From when on a later audit has seen all of each topic."""
+        # What comes after this audit is seen, also where nothing at all is left.
+        until = EVER if self.now is None else self.now + timedelta(microseconds=1)
+        seen = {topic: min(self.complete_since(topic), until) for topic in self.names}
+        return {
+            "since": {topic: since.isoformat() for topic, since in seen.items() if since != EVER}
+        }
