@@ -1,6 +1,5 @@
 """Audits that go on from one another, and what topics have let go before any of them."""
 
-import json
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +9,16 @@ from msgspec.structs import replace
 
 from schemas import topics
 from streams.testbed.auditor.verdict import UNKNOWN, Report
-from tests.auditor.books import AT, NAMESPACE, RECHARGE, TENANT, Books, record, usage, violated
+from tests.auditor.books import (
+    NAMESPACE,
+    RECHARGE,
+    TENANT,
+    Books,
+    of_before,
+    record,
+    usage,
+    violated,
+)
 
 BEGUN: Mapping[str, int] = {
     topics.COMMAND: 1,
@@ -29,19 +37,6 @@ def unknown(report: Report) -> set[str]:
     return {name for name, found in report.findings.items() if found.unknown}
 
 
-def told(books: Books, **notice: Any) -> None:
-    known = books.records[topics.NOTIFICATION]
-    known.append(record(topics.NOTIFICATION, len(known), {"tenant_id": TENANT, "at": AT, **notice}))
-
-
-def commanded(books: Books, **command: Any) -> None:
-    books.records[topics.COMMAND].append(
-        record(topics.COMMAND, 1, {"source": "cli", "issued_at": AT, **command})
-    )
-    books.next[topics.COMMAND] = 2
-    told(books, notice="command_applied", command_id=command["command_id"])
-
-
 def asked_again(books: Books) -> None:
     """Weeks later the next request goes out."""
     name = str(uuid.uuid5(NAMESPACE, f"{TENANT}/2/1"))
@@ -53,7 +48,7 @@ def asked_again(books: Books) -> None:
     books.entries.append(charge)
     request = books.request(2, 1, name, caused_by="pbx/e9", requested_at=LATER)
     books.records[topics.REQUESTED].append(record(topics.REQUESTED, 1, request))
-    told(books, **json.loads(books.told(name, at=LATER).value or b""))
+    books.tell("recharge_requested", recharge_id=name, at=LATER)
 
 
 def test_a_payment_that_an_earlier_audit_knows_may_be_booked_by_hand_after_it() -> None:
@@ -63,8 +58,8 @@ def test_a_payment_that_an_earlier_audit_knows_may_be_booked_by_hand_after_it() 
     del waits["amount"]
     books.records[topics.RESULT] = [record(topics.RESULT, 0, waits)]
     earlier = books.checkpoint()
-    commanded(
-        books, command="resolve_recharge", command_id="res", recharge_id=RECHARGE, paid=True,
+    books.command(
+        "resolve_recharge", command_id="res", recharge_id=RECHARGE, paid=True,
         payment_id="p1", amount={"amount": "50", "currency": "USD"},
     )  # fmt: skip
     cause = (topics.COMMAND, 1, "cli", "res")
@@ -88,7 +83,7 @@ def test_a_refund_that_an_earlier_audit_knows_may_precede_its_payment() -> None:
         )
     )  # fmt: skip
     earlier = books.checkpoint()
-    commanded(books, command="book_payment", command_id="bp", payment_id="p7", amount=FIVE)
+    books.command("book_payment", command_id="bp", payment_id="p7", amount=FIVE)
     cause = (topics.COMMAND, 1, "cli", "bp")
     books.entries.append(books.entry(5, "purchase", "5", "149.4", cause, payment_id="p7"))
     report, _ = books.audited_from({**BEGUN, topics.LEDGER: 4, topics.RESULT: 2}, earlier)
@@ -143,17 +138,10 @@ def test_a_lot_that_was_asked_for_before_the_first_audit_is_unknown_when_it_come
     assert "cause" in unknown(report) - violated(report), report.lines()
 
 
-def old(earlier: dict[str, Any]) -> None:
-    """As it was written before audits said what they had not seen."""
-    for known in earlier.values():
-        for member in ("recharges", "since", "asked", "by_hand"):
-            known.pop(member, None)
-
-
 def test_a_checkpoint_that_says_less_is_gone_on_from_twice_without_an_alarm() -> None:
     books = Books()
     earlier = books.checkpoint()
-    old(earlier)
+    of_before(earlier)
     books.position_changes = {"now": "2026-03-09T10:00:00Z"}
     report, earlier = books.audited_from(BEGUN, earlier)
     assert violated(report) == set(), report.lines()

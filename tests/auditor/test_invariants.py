@@ -80,7 +80,7 @@ def request_changed(books: Books) -> None:
 def request_with_another_id(books: Books) -> None:
     again = books.request(1, 1, "made-up")
     books.records[topics.REQUESTED].append(record(topics.REQUESTED, 1, again))
-    books.records[topics.NOTIFICATION].append(books.told("made-up"))
+    books.tell("recharge_requested", recharge_id="made-up")
 
 
 def two_in_flight(books: Books) -> None:
@@ -93,26 +93,16 @@ def two_in_flight(books: Books) -> None:
         books.records[topics.REQUESTED].append(
             record(topics.REQUESTED, epoch, books.request(epoch, 1, derived))
         )
-        books.records[topics.NOTIFICATION].append(books.told(derived))
+        books.tell("recharge_requested", recharge_id=derived)
 
 
 def resolved(books: Books, *, answer: str = "command_applied") -> None:
     """Nobody answered the second request; a person has said that it was not paid."""
     two_in_flight(books)
     name = json.loads(books.records[topics.REQUESTED][1].value or b"")["recharge_id"]
-    command = {
-        "command": "resolve_recharge",
-        "command_id": "decide",
-        "source": "cli",
-        "recharge_id": name,
-        "paid": False,
-    }
-    books.records[topics.COMMAND].append(record(topics.COMMAND, 1, command))
-    notice = {"notice": answer, "command_id": "decide"}
-    books.records[topics.NOTIFICATION].append(record(topics.NOTIFICATION, 1, notice))
+    books.command("resolve_recharge", answer=answer, recharge_id=name, paid=False)
     if answer == "command_applied":
-        books.records[topics.NOTIFICATION].append(books.told(name, "recharge_resolved"))
-    books.next[topics.COMMAND] = 2
+        books.tell("recharge_resolved", recharge_id=name)
 
 
 def resolved_too_early(books: Books) -> None:
@@ -321,18 +311,6 @@ def refused_wrongly(books: Books) -> None:
     books.records[topics.dead_letters_of(topics.CALL_USAGE)].append(letter)
 
 
-def commanded(
-    books: Books, word: str, *entries: dict[str, Any], answer: str = "command_applied", **asked: Any
-) -> None:
-    """A command with its answer, and what it has booked; the lot of all has it."""
-    command = {"command": word, "command_id": "a1", "source": "cli", "issued_at": AT} | asked
-    books.records[topics.COMMAND].append(record(topics.COMMAND, 1, command))
-    notice = {"notice": answer, "command_id": "a1", "at": AT}
-    books.records[topics.NOTIFICATION].append(record(topics.NOTIFICATION, 1, notice))
-    books.next[topics.COMMAND] = 2
-    books.entries += entries
-
-
 def by_command(seq: int, kind: str, amount: str, after: str, **more: Any) -> dict[str, Any]:
     return Books.entry(seq, kind, amount, after, (topics.COMMAND, 1, "cli", "a1"), **more)
 
@@ -341,14 +319,14 @@ FIVE = {"amount": "5", "currency": "USD"}
 
 
 def adjusted(books: Books) -> None:
-    commanded(
-        books, "adjustment", by_command(4, "adjustment", "5", "154.4"), amount=FIVE, reason="gift"
+    books.command(
+        "adjustment", by_command(4, "adjustment", "5", "154.4"), amount=FIVE, reason="gift"
     )
 
 
 def paid_elsewhere(books: Books) -> None:
     entry = by_command(4, "purchase", "5", "154.4", payment_id="px")
-    commanded(books, "book_payment", entry, amount=FIVE, payment_id="px")
+    books.command("book_payment", entry, amount=FIVE, payment_id="px")
 
 
 def adjusted_by_more(books: Books) -> None:
@@ -393,13 +371,13 @@ def opened_with_more(books: Books) -> None:
 
 
 def settings_with_money(books: Books) -> None:
-    commanded(books, "settings", by_command(4, "adjustment", "5", "154.4"), expected_version=0)
+    books.command("settings", by_command(4, "adjustment", "5", "154.4"), expected_version=0)
 
 
 def another_lot_voided(books: Books) -> None:
     gone = {"id": "g1", "amount": "-149.4", "left": "0"}
     entry = by_command(4, "void", "-149.4", "0", grants=[gone])
-    commanded(books, "void", entry, grant_id="g2", reason="x")
+    books.command("void", entry, grant_id="g2", reason="x")
     books.row_changes[6] = []
 
 
@@ -441,7 +419,7 @@ def credited_from_another_currency(books: Books) -> None:
 
 def adjusted_in_another_currency(books: Books) -> None:
     entry = by_command(4, "adjustment", "5", "154.4")
-    commanded(books, "adjustment", entry, amount={"amount": "5", "currency": "JPY"}, reason="x")
+    books.command("adjustment", entry, amount={"amount": "5", "currency": "JPY"}, reason="x")
 
 
 def booked_in_another_currency(books: Books) -> None:
@@ -574,7 +552,7 @@ def test_every_variety_of_nonsense_is_rightly_refused(variety: Variety) -> None:
 def test_a_member_that_a_command_does_not_know_says_nothing() -> None:
     books = Books()
     entry = by_command(4, "adjustment", "5", "154.4")
-    commanded(books, "adjustment", entry, amount=FIVE, reason="gift", payment_id="px")
+    books.command("adjustment", entry, amount=FIVE, reason="gift", payment_id="px")
     assert books.audited().exit_code == HOLDS
 
 

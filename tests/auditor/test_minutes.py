@@ -28,7 +28,7 @@ from streams.testbed.auditor.minutes import (
 )
 from streams.testbed.auditor.prices import Deck, billed_parts
 from streams.testbed.auditor.verdict import UNKNOWN
-from tests.auditor.books import AT, RECHARGE, Books, record, usage, violated
+from tests.auditor.books import AT, Books, record, usage, violated
 from tests.billing.builders import NOW, Book, a_call, a_command, corrected, opening
 
 LICENSED: dict[str, Any] = {
@@ -196,7 +196,7 @@ def test_a_straddling_charge_is_priced_without_its_included_minutes() -> None:
 def test_licences_that_are_no_longer_there_are_unknown() -> None:
     books = Included()
     books.records[topics.COMMAND] = []
-    books.records[topics.NOTIFICATION] = [books.told(RECHARGE)]
+    books.records[topics.NOTIFICATION] = books.records[topics.NOTIFICATION][1:2]
     books.starts = {topics.COMMAND: 2}
     report = books.audited()
     assert report.findings["pools"].unknown
