@@ -17,7 +17,17 @@ from streams.billing.parts import Policy as Theirs
 from streams.testbed.auditor import recharges
 from streams.testbed.auditor.recharges import Policy
 from streams.testbed.auditor.verdict import HOLDS, UNKNOWN
-from tests.auditor.books import AT, NAMESPACE, RECHARGE, TENANT, Books, record, usage, violated
+from tests.auditor.books import (
+    AT,
+    NAMESPACE,
+    RECHARGE,
+    TENANT,
+    Books,
+    of_before,
+    record,
+    usage,
+    violated,
+)
 
 POLICY: dict[str, Any] = {"enabled": True, "trigger": "100", "amount": "50"}
 BEFORE = "2026-03-02T09:00:00Z"
@@ -410,7 +420,7 @@ def test_a_checkpoint_knows_policies_and_what_was_told(
 
 def test_a_checkpoint_of_before_these_laws_proves_nothing() -> None:
     earlier = AskingOnce().checkpoint()
-    del earlier["0"]["recharges"]
+    of_before(earlier)
     books = Asking()
     requested_without_a_word(books)
     report, _ = books.audited_from(BEGUN, earlier)

@@ -174,10 +174,9 @@ class Recharges:
         self._since = since
         self._trimmed = trimmed
         self._whole = whole
-        # What an earlier audit has judged goes until then; one of before cannot say.
+        # What an earlier audit has judged goes until then; one of before did not say.
         known = earlier if earlier is not None else {}
         self._judged = _at(known["until"]) if "until" in known else _EVER
-        self._blind = not whole and "until" not in known
         self._causes: dict[tuple[str, str], list[str]] = {}
         self._results: dict[str, list[Answer]] = {}
         self._named: dict[tuple[str, str], set[str]] = {}
@@ -275,7 +274,7 @@ class Recharges:
 
     def _complete(self, topic: str, at: datetime = _EVER) -> bool:
         """Whether all that a topic was told from an instant on is known."""
-        return not self._blind and self._since.get(topic, _EVER) <= at
+        return self._since.get(topic, _EVER) <= at
 
     # what is wrong
 

@@ -58,6 +58,11 @@ class View:
         """The instant of the position; None where nothing was ever booked."""
         return utc(self.position["now"]) if self.position else None
 
+    @property
+    def after(self) -> datetime:
+        """The first instant after the position: what comes then, a later audit sees."""
+        return EVER if self.now is None else self.now + timedelta(microseconds=1)
+
     def remembered(self, name: str, default: Any = ()) -> Any:
         """What an earlier audit has said under a name."""
         return default if self.earlier is None else self.earlier.get(name, default)
@@ -78,8 +83,8 @@ class View:
             earlier = EVER
             if self.earlier is not None and "since" in self.earlier:
                 earlier = utc(self.earlier["since"].get(topic, EVER.isoformat()))
-            elif self.earlier is not None and self.position:
-                earlier = utc(self.position["now"])
+            elif self.earlier is not None:
+                earlier = self.after
             found = self._since[topic] = max(earlier, self.log.complete_since(topic))
         return found
 
@@ -114,8 +119,7 @@ class View:
     def checkpoint(self) -> dict[str, Any]:
         """From when on a later audit has seen all of each topic."""
         # What comes after this audit is seen, also where nothing at all is left.
-        until = EVER if self.now is None else self.now + timedelta(microseconds=1)
-        seen = {topic: min(self.complete_since(topic), until) for topic in self.names}
+        seen = {topic: min(self.complete_since(topic), self.after) for topic in self.names}
         return {
             "since": {topic: since.isoformat() for topic, since in seen.items() if since != EVER}
         }
