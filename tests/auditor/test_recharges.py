@@ -14,8 +14,8 @@ from schemas.commands import Compare, Method
 from streams.billing import recharge
 from streams.billing.money import CURRENCIES, exponent_of
 from streams.billing.parts import Policy as Theirs
-from streams.testbed.auditor import recharges
-from streams.testbed.auditor.recharges import Policy
+from streams.testbed.auditor.policies import MOST_TIMES, Policy, decimals, least, shown
+from streams.testbed.auditor.records import EVER, nanos
 from streams.testbed.auditor.verdict import HOLDS, UNKNOWN
 from tests.auditor.books import (
     AT,
@@ -444,22 +444,22 @@ def test_own_reckoning_of_a_policy_agrees_with_what_is_asked(
         target_nanos=target, min_nanos=least, max_nanos=most,
     )  # fmt: skip
     said = {
-        "trigger": recharges._shown(trigger), "compare": compare.value, "method": method.value,
-        "amount": recharges._shown(amount), "target": recharges._shown(target),
-        "min_amount": None if least is None else recharges._shown(least),
-        "max_amount": None if most is None else recharges._shown(most),
+        "trigger": shown(trigger), "compare": compare.value, "method": method.value,
+        "amount": shown(amount), "target": shown(target),
+        "min_amount": None if least is None else shown(least),
+        "max_amount": None if most is None else shown(most),
     }  # fmt: skip
-    policy = Policy(said, recharges._EVER)
+    policy = Policy(said, EVER)
     wanted = recharge.wanted(theirs, available, currency)
     if method is Method.TARGET and wanted > 0:
         wanted = max(wanted, recharge.minimum_recharge_nanos(currency))
     assert policy.amount(available, currency) == wanted
     assert policy.below(available) == recharge.below_trigger(theirs, available)
-    assert recharges._nanos(recharges._shown(available)) == available
+    assert nanos(shown(available)) == available
 
 
 def test_own_tables_agree_with_what_is_asked() -> None:
     for currency in CURRENCIES:
-        assert recharges.decimals(currency) == exponent_of(currency)
-        assert recharges.least(currency) == recharge.minimum_recharge_nanos(currency)
-    assert recharge.ceiling_of("USD") == recharges._MOST_TIMES * recharges.least("USD")
+        assert decimals(currency) == exponent_of(currency)
+        assert least(currency) == recharge.minimum_recharge_nanos(currency)
+    assert recharge.ceiling_of("USD") == MOST_TIMES * least("USD")

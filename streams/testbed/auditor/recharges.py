@@ -7,7 +7,7 @@ what is not below the position yet it leaves alone.
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import islice, pairwise, takewhile
 from typing import Any, Final
 
@@ -15,19 +15,10 @@ import msgspec
 from msgspec import Struct
 
 from schemas import topics
+from streams.testbed.auditor.policies import MOST_TIMES, Policy, decimals, least, shown, to_coins
+from streams.testbed.auditor.records import EVER, nanos, utc
 
-_NANOS: Final = 1_000_000_000
 _CREDITS: Final = {"recharge", "purchase", "orphan"}
-# What a currency's smallest coin is worth, where it is not a hundredth: decimals of ISO 4217.
-_DECIMALS: Final = {
-    0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF",
-    3: "BHD IQD JOD KWD LYD OMR TND",
-    4: "CLF UYW",
-}
-# The least that may be asked for at once, in whole units, and how often that at most.
-_LEAST: Final = {"JPY": 5_000, "KRW": 50_000, "HUF": 15_000, "TWD": 1_500}
-_LEAST_ELSEWHERE: Final = 50
-_MOST_TIMES: Final = 2_000
 # Notices that say that a request is answered.
 _ENDS: Final = {
     "recharge_succeeded",
@@ -36,7 +27,6 @@ _ENDS: Final = {
     "recharge_ended",
     "recharge_resolved",
 }
-_EVER: Final = datetime.min.replace(tzinfo=UTC)
 
 
 class Fault(Struct, frozen=True):
@@ -76,83 +66,6 @@ class Told(Struct, frozen=True, gc=False):
     policy_version: int | None
 
 
-def decimals(currency: str) -> int:
-    """Decimals of a currency's smallest coin."""
-    return next((count for count, known in _DECIMALS.items() if currency in known.split()), 2)
-
-
-def least(currency: str) -> int:
-    """The least that may be asked for at once, in nanos."""
-    return _LEAST.get(currency, _LEAST_ELSEWHERE) * _NANOS
-
-
-def to_coins(amount: int, currency: str) -> int:
-    """Nanos, up to the next whole coin."""
-    coin: int = 10 ** (9 - decimals(currency))
-    return -(-amount // coin) * coin
-
-
-def _nanos(text: str | None) -> int:
-    whole, _, rest = (text or "0").lstrip("-").partition(".")
-    count = int(whole or "0") * _NANOS + int(rest.ljust(9, "0"))
-    return -count if (text or "").startswith("-") else count
-
-
-def _shown(amount: int) -> str:
-    sign, amount = ("-" if amount < 0 else ""), abs(amount)
-    rest = f"{amount % _NANOS:09}".rstrip("0")
-    return f"{sign}{amount // _NANOS}{'.' + rest if rest else ''}"
-
-
-def _at(text: str) -> datetime:
-    return datetime.fromisoformat(text).astimezone(UTC)
-
-
-class Policy(Struct, frozen=True):
-    """A policy as its command says it. `since` is when it came into force."""
-
-    said: dict[str, Any]
-    since: datetime
-
-    @property
-    def enabled(self) -> bool:
-        """Whether anything may be asked for."""
-        return bool(self.said.get("enabled"))
-
-    @property
-    def trigger(self) -> int:
-        """Below what money is asked for, in nanos."""
-        return _nanos(self.said.get("trigger"))
-
-    def below(self, available: int) -> bool:
-        """Whether that little is reason to ask."""
-        if self.said.get("compare") == "le":
-            return available <= self.trigger
-        return available < self.trigger
-
-    def amount(self, available: int, currency: str) -> int:
-        """How much to ask for."""
-        method = self.said.get("method") or "fixed"
-        one = _nanos(self.said.get("amount"))
-        missing = max(0, self.trigger - available)
-        if method == "target":
-            wanted = _nanos(self.said.get("target")) - available
-            if wanted <= 0:
-                return 0
-            wanted = max(wanted, least(currency))
-        elif method == "gap_plus_amount":
-            wanted = missing + one
-        elif method == "fixed_multiple":
-            wanted = one * max(1, -(-missing // max(1, one)))
-        else:
-            wanted = one
-        if self.said.get("min_amount") is not None:
-            wanted = max(wanted, _nanos(self.said["min_amount"]))
-        if self.said.get("max_amount") is not None and method != "target":
-            wanted = min(wanted, _nanos(self.said["max_amount"]))
-        return to_coins(wanted, currency)
-
-
 class Recharges:
     """The recharges of one partition. Tell it what there is, then ask what is wrong.
 
@@ -170,13 +83,13 @@ class Recharges:
         whole: bool,
         earlier: Mapping[str, Any] | None = None,
     ) -> None:
-        self._until = until or _EVER
+        self._until = until or EVER
         self._since = since
         self._trimmed = trimmed
         self._whole = whole
         # What an earlier audit has judged goes until then; one of before did not say.
         known = earlier if earlier is not None else {}
-        self._judged = _at(known["until"]) if "until" in known else _EVER
+        self._judged = utc(known["until"]) if "until" in known else EVER
         self._causes: dict[tuple[str, str], list[str]] = {}
         self._results: dict[str, list[Answer]] = {}
         self._named: dict[tuple[str, str], set[str]] = {}
@@ -185,17 +98,17 @@ class Recharges:
         self._funds: dict[tuple[str, str], int] = {}
         self._applied: set[str] = set(known.get("applied", ()))
         self._told: dict[str, dict[str, Any]] = dict(known.get("told", {}))
-        self._ends: dict[str, datetime] = {one: _at(at) for one, at in known.get("ends", ())}
+        self._ends: dict[str, datetime] = {one: utc(at) for one, at in known.get("ends", ())}
         self._end_causes: dict[str, set[str]] = {}
         self._unseen: set[str] = set(known.get("unseen", ()))
         self._withheld: dict[str, Told] = {
-            tenant: Told(_at(at), version) for tenant, at, version in known.get("withheld", ())
+            tenant: Told(utc(at), version) for tenant, at, version in known.get("withheld", ())
         }
         self._holding: set[str] = set()
         self._behind = False
         self._policies: dict[str, dict[int, Policy | None]] = {}
         for tenant, version, said, since_then in known.get("policies", ()):
-            policy = Policy(said, _at(since_then))
+            policy = Policy(said, utc(since_then))
             self._policies.setdefault(tenant, {})[version] = policy
 
     # what there is
@@ -235,7 +148,7 @@ class Recharges:
             if body.get("command") == "settings" and body.get("policy") is not None:
                 self._asked.setdefault((tenant, cause), []).append(body["policy"])
             elif body.get("command") == "fund":
-                amount = _nanos(body["amount"]["amount"])
+                amount = nanos(body["amount"]["amount"])
                 self._funds.setdefault((tenant, cause), amount)
         elif body.get("phase") in ("start", "progress"):
             self._holding.add(tenant)
@@ -257,24 +170,24 @@ class Recharges:
                 asked, {"tenant": tenant, "at": at, "amount": notice.get("amount")}
             )
         elif kind == "recharge_withheld":
-            self._withheld[tenant] = Told(_at(at), notice.get("policy_version"))
+            self._withheld[tenant] = Told(utc(at), notice.get("policy_version"))
         elif kind == "settings_changed" and notice.get("policy_version"):
             in_force = self._in_force.setdefault((tenant, notice["policy_version"]), [])
-            in_force.append((str(notice.get("caused_by")), _at(at)))
+            in_force.append((str(notice.get("caused_by")), utc(at)))
         elif kind in _ENDS and asked is not None:
             self._end_causes.setdefault(asked, set()).add(str(notice.get("caused_by")))
-            self._note_end(asked, _at(at))
+            self._note_end(asked, utc(at))
 
     def _note_end(self, asked: str, at: datetime) -> None:
         self._ends[asked] = min(at, self._ends.get(asked, at))
 
     def _is_due(self, request: Mapping[str, Any]) -> bool:
         """Whether a request is to be judged in this audit."""
-        return self._judged < _at(request["requested_at"]) <= self._until
+        return self._judged < utc(request["requested_at"]) <= self._until
 
-    def _complete(self, topic: str, at: datetime = _EVER) -> bool:
+    def _complete(self, topic: str, at: datetime = EVER) -> bool:
         """Whether all that a topic was told from an instant on is known."""
-        return self._since.get(topic, _EVER) <= at
+        return self._since.get(topic, EVER) <= at
 
     # what is wrong
 
@@ -340,7 +253,7 @@ class Recharges:
     def _right_amount(self, tenant: str, request: Mapping[str, Any]) -> Iterator[Fault]:
         """What is asked for is needed, and as much as the policy says."""
         name = f"request {request['recharge_id']} of {tenant}"
-        amount, currency = _nanos(request["amount"]), request.get("currency")
+        amount, currency = nanos(request["amount"]), request.get("currency")
         if "amount_minor" in request:
             coin = 10 ** (9 - request["exponent"])
             right = request["exponent"] == decimals(str(currency))
@@ -351,21 +264,21 @@ class Recharges:
             if asked is not None and currency and to_coins(asked, currency) != amount:
                 yield Fault(
                     "recharge",
-                    f"{name} asks for {request['amount']}, its command for {_shown(asked)}",
+                    f"{name} asks for {request['amount']}, its command for {shown(asked)}",
                 )
             return
         if request.get("trigger") is None or "available" not in request:
             return
-        trigger, available = _nanos(request["trigger"]), _nanos(request["available"])
+        trigger, available = nanos(request["trigger"]), nanos(request["available"])
         if available > trigger:
             yield Fault(
-                "recharge", f"{name} has {_shown(available)}, not below {request['trigger']}"
+                "recharge", f"{name} has {shown(available)}, not below {request['trigger']}"
             )
         version = request.get("policy_version")
         policy = self._policy(tenant, version)
         if policy is None or currency is None:
             return
-        at = _at(request["requested_at"])
+        at = utc(request["requested_at"])
         following = self._policy(tenant, (version or 0) + 1)
         if at < policy.since or (following is not None and following.since < at):
             yield Fault("recharge", f"{name} goes by policy {version}, which was not in force")
@@ -375,19 +288,19 @@ class Recharges:
         if trigger != policy.trigger:
             yield Fault(
                 "recharge",
-                f"{name} has trigger {request['trigger']}, its policy {_shown(policy.trigger)}",
+                f"{name} has trigger {request['trigger']}, its policy {shown(policy.trigger)}",
             )
         if not policy.below(available) and available <= trigger:
-            yield Fault("recharge", f"{name} has {_shown(available)}, which is enough")
+            yield Fault("recharge", f"{name} has {shown(available)}, which is enough")
         wanted = policy.amount(available, currency)
         if amount != wanted:
             yield Fault(
                 "recharge",
-                f"{name} asks for {request['amount']} with {_shown(available)} there, its policy "
-                f"says {_shown(wanted)}",
+                f"{name} asks for {request['amount']} with {shown(available)} there, its policy "
+                f"says {shown(wanted)}",
             )
         too_little = amount < least(currency) and policy.said.get("method") != "target"
-        if too_little or amount > _MOST_TIMES * least(currency):
+        if too_little or amount > MOST_TIMES * least(currency):
             yield Fault("recharge", f"{name} asks for {request['amount']}, which nobody may")
 
     def _right_balance(
@@ -397,7 +310,7 @@ class Recharges:
         nothing, one of that instant."""
         if "balance" not in request:
             return
-        at = _at(request["requested_at"])
+        at = utc(request["requested_at"])
         first = bisect_left(entries, at, key=lambda one: one.booked_at)
         before = entries[max(0, first - 1) : first]
         same = list(takewhile(lambda one: one.booked_at == at, islice(entries, first, None)))
@@ -410,7 +323,7 @@ class Recharges:
         possible = {one.balance for one in same} | {before[-1].balance if before else 0}
         if by_cause and not cause.startswith("tick/"):
             possible = {by_cause[-1].balance}
-        if _nanos(request["balance"]) not in possible:
+        if nanos(request["balance"]) not in possible:
             yield Fault(
                 "recharge",
                 f"request {request['recharge_id']} of {tenant} states a balance of "
@@ -456,7 +369,7 @@ class Recharges:
     def _may_have_ended(self, request: Mapping[str, Any]) -> bool:
         """Whether a request can have been answered without a trace: by a success of which all
         money was booked before, or by what has left its topic."""
-        asked, at = request["recharge_id"], _at(request["requested_at"])
+        asked, at = request["recharge_id"], utc(request["requested_at"])
         known = all(self._complete(one, at) for one in (topics.RESULT, topics.NOTIFICATION))
         if asked in self._unseen or not known:
             return True
@@ -486,7 +399,7 @@ class Recharges:
             ended = self._ends.get(earlier["recharge_id"])
             if earlier["recharge_id"] in vague:
                 continue
-            if ended is not None and ended <= _at(later["requested_at"]):
+            if ended is not None and ended <= utc(later["requested_at"]):
                 continue
             when = "was not yet" if ended is None else f"at {ended.isoformat()} was"
             yield Fault(
@@ -498,7 +411,7 @@ class Recharges:
     def _was_told(self, tenant: str, request: Mapping[str, Any]) -> Iterator[Fault]:
         """Every request comes with its notice, or, by hand, with its command's answer."""
         asked = request["recharge_id"]
-        if not self._complete(topics.NOTIFICATION, _at(request["requested_at"])):
+        if not self._complete(topics.NOTIFICATION, utc(request["requested_at"])):
             return
         if request["epoch"] is None:
             if asked not in self._applied:
@@ -507,14 +420,14 @@ class Recharges:
         told = self._told.get(asked)
         if told is None or told["tenant"] != tenant:
             yield Fault("recharge", f"request {asked} of {tenant} is in no notice")
-        elif told["amount"] is not None and _nanos(told["amount"]) != _nanos(request["amount"]):
+        elif told["amount"] is not None and nanos(told["amount"]) != nanos(request["amount"]):
             yield Fault("recharge", f"request {asked} of {tenant} was told as {told['amount']}")
 
     def _told_and_not_asked(
         self, requests: Mapping[str, Mapping[str, Mapping[str, Any]]]
     ) -> Iterator[Fault]:
         for asked, told in self._told.items():
-            at = _at(told["at"])
+            at = utc(told["at"])
             due = self._judged < at <= self._until and self._complete(topics.REQUESTED, at)
             if due and asked not in requests.get(told["tenant"], {}):
                 yield Fault("recharge", f"{told['tenant']} was told of {asked}, never requested")
@@ -533,9 +446,9 @@ class Recharges:
             return
         if "as_of" not in public or "available" not in public:
             return
-        if _at(public["as_of"]) > self._until or not policy.enabled:
+        if utc(public["as_of"]) > self._until or not policy.enabled:
             return
-        available = _nanos(public["available"])
+        available = nanos(public["available"])
         if not policy.below(available):
             return
         asked = public.get("recharge_id")
@@ -549,12 +462,12 @@ class Recharges:
         # What open calls held nobody can say when they may have left their topic.
         vague = tenant in self._holding or self._trimmed or not self._whole
         enough = [] if vague else self._enough(policy, entries)
-        since = max(enough, default=_EVER)
+        since = max(enough, default=EVER)
         if told is None or told.policy_version != version or told.at < since:
             yield Fault(
                 "recharge",
                 f"{tenant} has {public['available']}, below its trigger of "
-                f"{_shown(policy.trigger)}; nothing is asked for, and no notice says why",
+                f"{shown(policy.trigger)}; nothing is asked for, and no notice says why",
             )
 
     @staticmethod

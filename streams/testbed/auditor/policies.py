@@ -1,0 +1,91 @@
+"""Policies as commands say them: below what money is asked for, and how much."""
+
+from datetime import datetime
+from typing import Any, Final
+
+from msgspec import Struct
+
+from streams.testbed.auditor.records import nanos
+
+_NANOS: Final = 1_000_000_000
+# What a currency's smallest coin is worth, where it is not a hundredth: decimals of ISO 4217.
+_DECIMALS: Final = {
+    0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF",
+    3: "BHD IQD JOD KWD LYD OMR TND",
+    4: "CLF UYW",
+}
+# The least that may be asked for at once, in whole units, and how often that at most.
+_LEAST: Final = {"JPY": 5_000, "KRW": 50_000, "HUF": 15_000, "TWD": 1_500}
+_LEAST_ELSEWHERE: Final = 50
+MOST_TIMES: Final = 2_000
+
+
+def decimals(currency: str) -> int:
+    """Decimals of a currency's smallest coin."""
+    return next((count for count, known in _DECIMALS.items() if currency in known.split()), 2)
+
+
+def least(currency: str) -> int:
+    """The least that may be asked for at once, in nanos."""
+    return _LEAST.get(currency, _LEAST_ELSEWHERE) * _NANOS
+
+
+def to_coins(amount: int, currency: str) -> int:
+    """Nanos, up to the next whole coin."""
+    coin: int = 10 ** (9 - decimals(currency))
+    return -(-amount // coin) * coin
+
+
+def shown(amount: int) -> str:
+    """Nanos as decimal text."""
+    sign, amount = ("-" if amount < 0 else ""), abs(amount)
+    rest = f"{amount % _NANOS:09}".rstrip("0")
+    return f"{sign}{amount // _NANOS}{'.' + rest if rest else ''}"
+
+
+class Policy(Struct, frozen=True):
+    """A policy as its command says it. `since` is when it came into force."""
+
+    said: dict[str, Any]
+    since: datetime
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything may be asked for."""
+        return bool(self.said.get("enabled"))
+
+    @property
+    def trigger(self) -> int:
+        """Below what money is asked for, in nanos."""
+        return self._nanos("trigger")
+
+    def below(self, available: int) -> bool:
+        """Whether that little is reason to ask."""
+        if self.said.get("compare") == "le":
+            return available <= self.trigger
+        return available < self.trigger
+
+    def amount(self, available: int, currency: str) -> int:
+        """How much to ask for."""
+        method = self.said.get("method") or "fixed"
+        one = self._nanos("amount")
+        missing = max(0, self.trigger - available)
+        if method == "target":
+            wanted = self._nanos("target") - available
+            if wanted <= 0:
+                return 0
+            wanted = max(wanted, least(currency))
+        elif method == "gap_plus_amount":
+            wanted = missing + one
+        elif method == "fixed_multiple":
+            wanted = one * max(1, -(-missing // max(1, one)))
+        else:
+            wanted = one
+        if self.said.get("min_amount") is not None:
+            wanted = max(wanted, nanos(self.said["min_amount"]))
+        if self.said.get("max_amount") is not None and method != "target":
+            wanted = min(wanted, nanos(self.said["max_amount"]))
+        return to_coins(wanted, currency)
+
+    def _nanos(self, name: str) -> int:
+        return nanos(self.said.get(name) or "0")
