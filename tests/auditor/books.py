@@ -55,6 +55,8 @@ class Books:
     """One tenant: opened with 100, one call of 0.60, a recharge of 50; a repeat, a free call and a
     broken record beside them. Change what you like, then `audited`."""
 
+    deck = DECK
+
     def __init__(self) -> None:
         self.entries: list[dict[str, Any]] = [
             self.entry(1, "grant", "100", "100", (topics.COMMAND, 0, "cli", "open")),
@@ -120,7 +122,7 @@ class Books:
         }  # fmt: skip
 
     def charge(self, seq: int, offset: int, name: str, amount: str, after: str) -> dict[str, Any]:
-        rate = {"version": DECK.version, "prefix": "4420", "duration_s": 60}
+        rate = {"version": self.deck.version, "prefix": "4420", "duration_s": 60}
         cause = (topics.CALL_USAGE, offset, "pbx", name)
         return self.entry(seq, "charge", amount, after, cause, rate=rate)
 
@@ -238,13 +240,13 @@ class Books:
 
     def audited(self, partitions: int = 1, options: Options | None = None) -> Report:
         report, _ = audit(
-            [self.log()], names=NAMES, partitions=partitions, deck=DECK, options=options
+            [self.log()], names=NAMES, partitions=partitions, deck=self.deck, options=options
         )
         return report
 
     def checkpoint(self) -> Any:
         """What an audit hands on to the next."""
-        _, reached = audit([self.log()], names=NAMES, partitions=1, deck=DECK)
+        _, reached = audit([self.log()], names=NAMES, partitions=1, deck=self.deck)
         return json.loads(json.dumps(reached))
 
     def audited_from(self, begun: Mapping[str, int], earlier: Any) -> tuple[Report, Any]:
@@ -256,7 +258,7 @@ class Books:
             log.records[topic] = [one for one in records if one.offset >= begun.get(topic, 99)]
         options = Options(checkpoint_from=Path("earlier"))
         report, reached = audit(
-            [log], names=NAMES, partitions=1, deck=DECK, options=options, earlier=earlier
+            [log], names=NAMES, partitions=1, deck=self.deck, options=options, earlier=earlier
         )
         return report, json.loads(json.dumps(reached))
 

@@ -29,7 +29,7 @@ from tests.auditor.books import (
     violated,
 )
 
-POLICY: dict[str, Any] = {"enabled": True, "trigger": "100", "amount": "50"}
+POLICY: dict[str, Any] = {"enabled": True, "trigger": "100", "amount": "50", "cooldown_s": 5}
 BEFORE = "2026-03-02T09:00:00Z"
 LATER = "2026-03-02T10:00:05Z"
 LATEST = "2026-03-02T10:00:09Z"

@@ -74,7 +74,7 @@ def correction(number: int, of: int, tenant: str, began: datetime) -> bytes:
 
 
 _POLICY: Final = {"enabled": True, "trigger": "100", "amount": "150", "cooldown_s": 2,
-                  "max_per_day": 50}  # fmt: skip
+                  "max_per_day": 3}  # fmt: skip
 
 
 @cache

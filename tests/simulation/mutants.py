@@ -399,6 +399,22 @@ def asks_without_a_word() -> AbstractContextManager[Any]:
     return _patched(recharge, "_request", silent)
 
 
+def asks_in_the_cooldown() -> AbstractContextManager[Any]:
+    """Whoever was answered may ask at once."""
+    cool = recharge._cool
+
+    def warm(draft: Any, *, succeeded: bool) -> None:
+        cool(draft, succeeded=succeeded)
+        recharge._move(draft, stage=Stage.IDLE, until=None)
+
+    return _patched(recharge, "_cool", warm)
+
+
+def asks_more_often_than_it_may() -> AbstractContextManager[Any]:
+    """What came is not counted."""
+    return _patched(recharge, "count_money", lambda *_, **__: None)
+
+
 MUTANTS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "no_fence": no_fence,
     "fence_last": fence_last,
@@ -432,4 +448,6 @@ MUTANTS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "asks_for_too_much": asks_for_too_much,
     "asks_for_nothing": asks_for_nothing,
     "asks_without_a_word": asks_without_a_word,
+    "asks_in_the_cooldown": asks_in_the_cooldown,
+    "asks_more_often_than_it_may": asks_more_often_than_it_may,
 }

@@ -51,6 +51,8 @@ WITHIN = {
     "asks_for_too_much": 20,
     "asks_for_nothing": 20,
     "asks_without_a_word": 20,
+    "asks_in_the_cooldown": 20,
+    "asks_more_often_than_it_may": 200,
 }
 
 

@@ -95,7 +95,7 @@ def _audit_one(
     grants.judge()
     payments.judge()
     requests.judge_answers()
-    usage = Usage(view, sources, ledger, tenants, tariffs)
+    usage = Usage(view, sources, ledger, tenants, tariffs, recharges)
     usage.judge()
     refusals.judge_conflicts(usage.identities)
     corrections = Corrections(view, ledger, usage, refusals)
@@ -134,7 +134,7 @@ def _recharges(view: View, requests: Requests) -> Recharges:
         until=view.now,
         since={
             topic: view.complete_since(topic)
-            for topic in (topics.REQUESTED, topics.RESULT, topics.NOTIFICATION)
+            for topic in (topics.COMMAND, topics.REQUESTED, topics.RESULT, topics.NOTIFICATION)
         },
         trimmed=[view.names[topic] for topic in topics.SOURCES if view.log.gone(topic)],
         whole=view.earlier is None and not view.log.begun,
@@ -159,6 +159,7 @@ def _moved(ledger: Ledger) -> dict[str, list[Moved]]:
                 Moved(
                     one.seq,
                     one.kind,
+                    one.amount,
                     balance,
                     one.booked_at.astimezone(UTC),
                     one.place,

@@ -209,6 +209,8 @@ class Commands:
                 if event.body.get("command") == "open_tenant" and answered_at is not None:
                     self._tenants.note_opening(event.tenant, answered_at)
                 self._tenants.note_licences(event, answered_at or EVER)
+                if event.body.get("command") == "approve":
+                    self._recharges.approve(event.tenant, answered_at or EVER)
                 if event.body.get("command") == "resolve_recharge":
                     # A person's word is an answer too.
                     self._requests.answer(event.body["recharge_id"], "resolved")

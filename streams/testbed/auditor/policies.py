@@ -59,6 +59,25 @@ class Policy(Struct, frozen=True):
         """Below what money is asked for, in nanos."""
         return self._nanos("trigger")
 
+    @property
+    def max_per_day(self) -> int:
+        """How often money may come in a day; the one limit that is there unless it is said."""
+        return int(self.said.get("max_per_day", 3))
+
+    @property
+    def cooldown_s(self) -> int:
+        """For how long nothing is asked after an answer."""
+        return int(self.said.get("cooldown_s", 900))
+
+    @property
+    def velocity(self) -> dict[str, int]:
+        """What may be spent on each risk class in a day, in nanos, unless a person approves."""
+        return {risk: nanos(text) for risk, text in (self.said.get("velocity") or {}).items()}
+
+    def cap(self, name: str) -> int | None:
+        """A cap in nanos; None when it is off."""
+        return None if self.said.get(name) is None else self._nanos(name)
+
     def below(self, available: int) -> bool:
         """Whether that little is reason to ask."""
         if self.said.get("compare") == "le":

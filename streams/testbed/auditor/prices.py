@@ -47,6 +47,7 @@ class Deck:
             row["Destination Type"] = row.get("Destination Type", "").casefold()
             self.rows[row["Prefix"]] = row
             self.bands.setdefault(row["Prefix"], []).append(row)
+        self.has_risks = any(row.get("Risk class") for rows in self.bands.values() for row in rows)
 
     def began_by(self, at: datetime) -> bool:
         """Whether it can be in force for a call that starts then."""

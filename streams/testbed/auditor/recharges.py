@@ -6,8 +6,8 @@ what is not below the position yet it leaves alone.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import islice, pairwise, takewhile
 from typing import Any, Final
 
@@ -15,10 +15,14 @@ import msgspec
 from msgspec import Struct
 
 from schemas import topics
+from streams.testbed.auditor.guards import ATTEMPTS, Came, Guards, Request, Spent
 from streams.testbed.auditor.policies import MOST_TIMES, Policy, decimals, least, shown, to_coins
 from streams.testbed.auditor.records import EVER, nanos, utc
 
 _CREDITS: Final = {"recharge", "purchase", "orphan"}
+_NEVER: Final = datetime.max.replace(tzinfo=UTC)
+# Notices after which nothing is asked for a while.
+_COOLS: Final = {"recharge_succeeded", "recharge_ended", "recharge_resolved"}
 # Notices that say that a request is answered.
 _ENDS: Final = {
     "recharge_succeeded",
@@ -43,6 +47,7 @@ class Moved(Struct, frozen=True, gc=False):
 
     seq: int
     kind: str
+    amount: int
     balance: int
     booked_at: datetime
     place: tuple[str, int, int]
@@ -90,6 +95,7 @@ class Recharges:
         # What an earlier audit has judged goes until then; one of before did not say.
         known = earlier if earlier is not None else {}
         self._judged = utc(known["until"]) if "until" in known else EVER
+        self._guards = Guards(known, whole=whole)
         self._causes: dict[tuple[str, str], list[str]] = {}
         self._results: dict[str, list[Answer]] = {}
         self._named: dict[tuple[str, str], set[str]] = {}
@@ -177,6 +183,16 @@ class Recharges:
         elif kind in _ENDS and asked is not None:
             self._end_causes.setdefault(asked, set()).add(str(notice.get("caused_by")))
             self._note_end(asked, utc(at))
+            if kind in _COOLS:
+                self._guards.cool(asked, utc(at))
+
+    def approve(self, tenant: str, at: datetime) -> None:
+        """A person has approved a recharge."""
+        self._guards.approve(tenant, at)
+
+    def spend(self, tenant: str, one: Spent) -> None:
+        """A call to a destination of a risk class was charged."""
+        self._guards.spend(tenant, one)
 
     def _note_end(self, asked: str, at: datetime) -> None:
         self._ends[asked] = min(at, self._ends.get(asked, at))
@@ -204,6 +220,7 @@ class Recharges:
         published last, `settled` payments that an earlier audit has seen, `answered` requests that
         have any answer."""
         self._pair_policies()
+        paid = set(settled)
         yield from self._without_cause()
         for tenant, of_tenant in requests.items():
             entries = moved.get(tenant, ())
@@ -215,8 +232,15 @@ class Recharges:
         for tenant, entries in moved.items():
             yield from self._was_requested(tenant, requests.get(tenant, {}), entries, settled)
             self._note_ends(entries)
+            self._note_money(tenant, entries, paid)
+        self._guards.sort()
         for tenant, of_tenant in requests.items():
-            yield from self._one_after_the_other(tenant, of_tenant.values(), answered)
+            auto = [one for one in of_tenant.values() if one["epoch"] is not None]
+            auto.sort(key=lambda one: (one["epoch"], one["attempt"]))
+            yield from self._one_after_the_other(tenant, auto, answered)
+            by_hand = [one for one in of_tenant.values() if one["epoch"] is None]
+            entries = moved.get(tenant, ())
+            yield from self._allowed(tenant, auto, by_hand, entries, answered)
         yield from self._told_and_not_asked(requests)
         for tenant, public in balances.items():
             entries = moved.get(tenant, ())
@@ -384,13 +408,11 @@ class Recharges:
     def _one_after_the_other(
         self,
         tenant: str,
-        requests: Iterable[Mapping[str, Any]],
+        auto: Sequence[Mapping[str, Any]],
         answered: Mapping[str, set[str]],
     ) -> Iterator[Fault]:
         """A request is made when the one before it has ended, and not while it waits. That it
         was answered at all is asked elsewhere."""
-        auto = [one for one in requests if one["epoch"] is not None]
-        auto.sort(key=lambda one: (one["epoch"], one["attempt"]))
         # The last one, too: a later audit does not see its answers again.
         vague = {one["recharge_id"] for one in auto if self._may_have_ended(one)}
         for earlier, later in pairwise(auto):
@@ -407,6 +429,59 @@ class Recharges:
                 f"{tenant} was asked for {later['recharge_id']} at {later['requested_at']}, "
                 f"{earlier['recharge_id']} {when} answered",
             )
+
+    def _note_money(
+        self, tenant: str, entries: Sequence[Moved], paid: set[tuple[str, str]]
+    ) -> None:
+        """What came, for the caps. More of a payment counts as money, but not once more."""
+        for one in entries:
+            if one.kind in _CREDITS:
+                payment = (tenant, str(one.payment))
+                counts = int(payment not in paid)
+                self._guards.come(tenant, Came(one.booked_at, one.amount, counts, one.seq))
+                paid.add(payment)
+            if one.kind == "recharge" and one.recharge_id is not None:
+                self._guards.cool(one.recharge_id, one.booked_at)
+
+    def _allowed(
+        self,
+        tenant: str,
+        auto: Sequence[Mapping[str, Any]],
+        by_hand: Sequence[Mapping[str, Any]],
+        entries: Sequence[Moved],
+        answered: Mapping[str, set[str]],
+    ) -> Iterator[Fault]:
+        """No guard forbids a request, and it says rightly why it is made."""
+        for one in by_hand:
+            if self._is_due(one) and one.get("reason", "fund") != "fund":
+                yield Fault(
+                    "recharge", f"request {one['recharge_id']} of {tenant} says {one['reason']}"
+                )
+        complete = self._complete(topics.COMMAND) and self._complete(topics.NOTIFICATION)
+        waiting = [(nanos(one["amount"]), self._waited(one)) for one in by_hand]
+        for place, one in enumerate(auto):
+            if not self._is_due(one):
+                continue
+            at = utc(one["requested_at"])
+            request = Request(
+                one,
+                at,
+                self._policies.get(tenant, {}),
+                auto[max(0, place - ATTEMPTS) : place],
+                [amount for amount, (first, last) in waiting if first < at < last],
+                answered,
+                self._ends,
+                _last_of(str(one.get("caused_by")), at, entries),
+            )
+            for what in self._guards.judge(tenant, request, complete=complete):
+                yield Fault("recharge", f"request {one['recharge_id']} of {tenant} {what}")
+
+    def _waited(self, request: Mapping[str, Any]) -> tuple[datetime, datetime]:
+        """Between which instants a request had no answer, beyond doubt."""
+        began, ended = utc(request["requested_at"]), self._ends.get(request["recharge_id"])
+        if ended is None:
+            ended = began if self._may_have_ended(request) else _NEVER
+        return began, ended
 
     def _was_told(self, tenant: str, request: Mapping[str, Any]) -> Iterator[Fault]:
         """Every request comes with its notice, or, by hand, with its command's answer."""
@@ -488,6 +563,7 @@ class Recharges:
             "applied": sorted(self._applied),
             "ends": [[one, at.isoformat()] for one, at in self._ends.items()],
             "unseen": sorted(self._unseen),
+            **self._guards.checkpoint(max(self._until, self._judged)),
             "withheld": [
                 [tenant, told.at.isoformat(), told.policy_version]
                 for tenant, told in self._withheld.items()
@@ -499,3 +575,13 @@ class Recharges:
                 if policy is not None
             ],
         }
+
+
+def _last_of(cause: str, at: datetime, entries: Sequence[Moved]) -> int:
+    """The number of the last entry of a cause at an instant; 0 when there is none, or it is time
+    that has caused it: whatever is due at an instant has one name."""
+    first = bisect_left(entries, at, key=lambda one: one.booked_at)
+    same = takewhile(lambda one: one.booked_at == at, islice(entries, first, None))
+    if cause.startswith("tick/"):
+        return 0
+    return max((one.seq for one in same if one.cause == cause), default=0)

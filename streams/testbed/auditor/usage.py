@@ -1,13 +1,16 @@
 """Usage: every event is booked once, at its price, or is a dead letter, or a repeat."""
 
+from datetime import UTC
 from fractions import Fraction
 from typing import Any
 
 from schemas import topics
 from streams.testbed.auditor.events import Event, kind_by, number_of
-from streams.testbed.auditor.ledger import CHARGES, Ledger
+from streams.testbed.auditor.guards import Spent
+from streams.testbed.auditor.ledger import CHARGES, Entry, Ledger
 from streams.testbed.auditor.minutes import Call
 from streams.testbed.auditor.prices import Deck, Tariffs
+from streams.testbed.auditor.recharges import Recharges
 from streams.testbed.auditor.records import Place, Record
 from streams.testbed.auditor.sources import Sources
 from streams.testbed.auditor.tenants import Tenants
@@ -20,7 +23,13 @@ class Usage:
     included minutes may have paid."""
 
     def __init__(
-        self, view: View, sources: Sources, ledger: Ledger, tenants: Tenants, tariffs: Tariffs
+        self,
+        view: View,
+        sources: Sources,
+        ledger: Ledger,
+        tenants: Tenants,
+        tariffs: Tariffs,
+        recharges: Recharges,
     ) -> None:
         self._view = view
         self._report = view.report
@@ -28,6 +37,7 @@ class Usage:
         self._ledger = ledger
         self._tenants = tenants
         self._tariffs = tariffs
+        self._recharges = recharges
         self.identities: set[int] = set(view.remembered("ids"))
         self.corrections: dict[tuple[str, str], list[Event]] = {}
         self.calls: dict[Place, Call] = {}
@@ -92,6 +102,7 @@ class Usage:
         if deck is not None:
             self._tariffs.judge_version(event, deck, charges[0].booked_at)
             self._note_call(event, deck)
+            self._note_risk(event, deck, charges[0])
         if self._tariffs.foreign is not None:
             # Priced by a deck that is not at hand: what this one says proves nothing.
             self._report.unknown(
@@ -141,6 +152,15 @@ class Usage:
                 event.duration_s,
                 row,
             )
+
+    def _note_risk(self, event: Event, deck: Deck, charge: Entry) -> None:
+        if not deck.has_risks or charge.kind != "charge":
+            return
+        row = deck.at(str(event.body.get("callee") or "")[1:], event.started)
+        risk = (row or {}).get("Risk class")
+        if risk:
+            at = charge.booked_at.astimezone(UTC)
+            self._recharges.spend(event.tenant, Spent(at, -charge.amount, risk, charge.seq))
 
     def checkpoint(self) -> dict[str, Any]:
         """What a later run needs to go on from here."""

@@ -15,7 +15,7 @@ INVARIANTS: Final = {
     "at_most_once": "no event is charged twice",
     "at_least_once": "every event is booked, a repeat, or a dead letter byte for byte",
     "one_request": "one id per epoch and attempt, one unanswered auto-recharge at a time",
-    "recharge": "what is asked for is needed, told, and what the policy says; recharges were asked",
+    "recharge": "what is asked for is needed, allowed, told, by the policy; recharges were asked",
     "credit_once": "every payment is credited as often and as much as it was paid",
     "answered": "every command has its one answer",
     "sequence": "entries are numbered 1, 2, 3 … without gap or step back",
