@@ -204,19 +204,23 @@ class Guards:
                 yield f"is made in the cooldown from {began.isoformat()} to {ends.isoformat()}"
 
     def _caps(self, tenant: str, request: Request, policy: Policy) -> Iterator[str]:
-        def since(unit: timedelta, count: int) -> list[Came]:
+        def since(unit: timedelta, count: int) -> Sequence[Came]:
             start = EPOCH + ((request.at - EPOCH) // unit - count) * unit
-            return [one for one in _from(self._came.get(tenant, []), start) if request.follows(one)]
+            return _from(self._came.get(tenant, []), start)
 
-        count = sum(one.counts for one in since(_HOUR, 24)) + len(request.in_flight)
-        if count >= policy.max_per_day:
-            yield f"follows {count} in a day, {policy.max_per_day} are allowed"
+        in_flight, day = len(request.in_flight), since(_HOUR, 24)
+        # Where even all of it is not too much, none of it is looked at.
+        if len(day) + in_flight >= policy.max_per_day:
+            count = sum(one.counts for one in day if request.follows(one)) + in_flight
+            if count >= policy.max_per_day:
+                yield f"follows {count} in a day, {policy.max_per_day} are allowed"
         asked = nanos(request.said["amount"]) + sum(request.in_flight)
         for name, unit, length in _CAPS:
             cap = policy.cap(name)
             if cap is None:
                 continue
-            found = asked + sum(one.nanos for one in since(unit, length))
+            came = (one.nanos for one in since(unit, length) if request.follows(one))
+            found = asked + sum(came)
             if found > cap:
                 yield f"makes it {shown(found)}, the {name} is {shown(cap)}"
 
