@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from schemas import topics
 from schemas.commands import RechargePolicy
@@ -139,6 +140,11 @@ def a_retry_of_what_was_paid(books: Asking) -> None:
     books.notices[-1]["recharge_id"] = books.public_changes["recharge_id"] = again
 
 
+def paid_and_asked_for_at_once(books: Asking) -> None:
+    """The first was paid in the instant of the second."""
+    books.entries[2]["booked_at"] = books.notices[3]["at"] = LATER
+
+
 def approved_by_nobody(books: Asking) -> None:
     books.second["reason"] = "approved"
 
@@ -183,6 +189,7 @@ BREACHES: list[tuple[type[Asking], Callable[[Any], None]]] = [
     (Asking, a_first_attempt_that_is_called_a_retry),
     (Asking, asked_by_hand_in_an_epoch),
     (Asking, a_retry_of_what_was_paid),
+    (Asking, paid_and_asked_for_at_once),
     (Asking, approved_by_nobody),
     (Asking, approved_before_the_last_one_was_paid),
     (Risky, suspicious),
@@ -272,6 +279,20 @@ def test_a_request_that_no_guard_forbids_is_sound(
     sound(books)
     report = books.audited()
     assert report.exit_code == HOLDS, report.lines()
+
+
+@pytest.mark.parametrize("breach", [a_retry_of_what_was_paid, paid_and_asked_for_at_once])
+def test_of_what_was_answered_in_part_nothing_is_said(breach: Callable[[Asking], None]) -> None:
+    books = Asking()
+    breach(books)
+    assert "recharge" in violated(books.audited())
+    books.starts = {topics.RESULT: 1}
+    late = replace(books.records[topics.RESULT][0], offset=1, timestamp=2_000_000_000_000)
+    books.records[topics.RESULT] = [late]
+    books.next[topics.RESULT] = 2
+    books.entries[2]["caused_by"]["offset"] = 1
+    report = books.audited()
+    assert "recharge" not in violated(report), report.lines()
 
 
 # -- windows, and what begins a cooldown ----------------------------------------------------------

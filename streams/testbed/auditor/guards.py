@@ -59,7 +59,8 @@ Moment = TypeVar("Moment", Came, Spent)
 class Request(Struct, frozen=True):
     """A request as guards see it. `before` are the last automatic ones before it, in their order;
     `in_flight` what was asked for by hand and had no answer, in nanos; `answers` the statuses of
-    each answered request; `seq` the last entry that is its cause's, if there is one."""
+    each answered request, none at all where some may be gone; `seq` the last entry of its cause,
+    if there is one."""
 
     said: Mapping[str, Any]
     at: datetime
@@ -190,8 +191,8 @@ class Guards:
         """Whether the one before was in flight until this very instant, and was not declined: then
         its answer came first."""
         last = request.before[-1]["recharge_id"]
-        declined = "declined" in request.answers.get(last, set())
-        return request.ends.get(last) == request.at and not declined
+        had = request.answers.get(last, set())
+        return request.ends.get(last) == request.at and bool(had) and "declined" not in had
 
     def _cooldown(self, request: Request) -> Iterator[str]:
         for began in self._cooldowns(request):

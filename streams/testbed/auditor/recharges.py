@@ -462,14 +462,15 @@ class Recharges:
         for place, one in enumerate(auto):
             if not self._is_due(one):
                 continue
-            at = utc(one["requested_at"])
+            at, before = utc(one["requested_at"]), auto[max(0, place - ATTEMPTS) : place]
+            since = utc(before[-1]["requested_at"]) if before else at
             request = Request(
                 one,
                 at,
                 self._policies.get(tenant, {}),
-                auto[max(0, place - ATTEMPTS) : place],
+                before,
                 [amount for amount, (first, last) in waiting if first < at < last],
-                answered,
+                answered if self._complete(topics.RESULT, since) else {},
                 self._ends,
                 _last_of(str(one.get("caused_by")), at, entries),
             )
