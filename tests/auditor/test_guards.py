@@ -544,11 +544,11 @@ def lived(walk: list[tuple[str, int]], rules: dict[str, Any]) -> Witnessed:
         match action:
             case "rules":
                 policy = RechargePolicy(**said, **POLICIES[size % len(POLICIES)])
-                book.feed(a_command(settings(account.settings_version, policy=policy)), now)
+                book.feed(a_command(settings(account.standing.settings_version, policy=policy)), now)
             case "fund":
                 book.feed(a_command(a_fund(str(50 + size)), f"fund-{at}"), now)
-            case "answer fund" if account.funds:
-                fund = account.funds[size % len(account.funds)]
+            case "answer fund" if account.standing.funds:
+                fund = account.standing.funds[size % len(account.funds)]
                 status = ["succeeded", "declined", "cancelled", "expired"][size % 4]
                 book.feed(a_result(fund.recharge_id, Status(status), occurred_at=now), now)
             case "spend":
