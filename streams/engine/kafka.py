@@ -7,8 +7,9 @@ from time import monotonic
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
+import aiokafka.producer.producer
 import aiokafka.producer.sender
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.errors import (
     ConcurrentTransactions,
@@ -36,6 +37,8 @@ NO_WRITES_NOW: Final = (
     CoordinatorNotAvailableError,
     CoordinatorLoadInProgressError,
 )
+# The greatest sequence number, which is all ones.
+_GREATEST_SEQUENCE: Final = 2**31 - 1
 # The client asks again without end, every few milliseconds; up to this we let it wait longer.
 _PATIENCE_S: Final = 0.1
 
@@ -119,6 +122,17 @@ class _EndsOnce(aiokafka.producer.sender.EndTxnHandler):  # type: ignore[misc]
         return backoff_s is None
 
 
+class _WrapsSequences(aiokafka.producer.producer.TransactionManager):  # type: ignore[misc]
+    """Numbers the records of a partition as Kafka does: 0 comes after the greatest number. The
+    client's own goes on below zero, which a broker refuses. A partition with 12,500 records a
+    second is there after two days of one epoch."""
+
+    _sequence_numbers: dict[TopicPartition, int]
+
+    def increment_sequence_number(self, tp: TopicPartition, increment: int) -> None:
+        self._sequence_numbers[tp] = (self.sequence_number(tp) + increment) & _GREATEST_SEQUENCE
+
+
 # What a broker last answered each producer that is to ask again, and since when it is put off.
 _put_off: Final[WeakKeyDictionary[Any, tuple[float, KafkaError]]] = WeakKeyDictionary()
 
@@ -166,8 +180,9 @@ def tune_client() -> None:
     """Set what aiokafka has no setting for; call once, before the first producer.
 
     20 ms between transactional requests are most of a small transaction. A commit is asked for
-    once. What keeps a producer waiting is kept.
+    once. What keeps a producer waiting is kept. Sequence numbers begin anew after the greatest.
     """
+    aiokafka.producer.producer.TransactionManager = _WrapsSequences
     sender = aiokafka.producer.sender
     sender.BACKOFF_OVERRIDE = 0.002
     sender.EndTxnHandler = _EndsOnce

@@ -12,9 +12,14 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.producer.transaction_manager import TransactionManager
 
 from streams.billing import account, parts
 from streams.engine import batch, position, seen, shard, shards, transaction, transport
+
+# So many records are left until the numbers of a partition begin anew.
+LEFT_OF_SEQUENCES: Final = 100
+OLD_EPOCH_SEQUENCE: Final = 2**31 - LEFT_OF_SEQUENCES
 
 
 def _replace(owner: Any, name: str, new: Any) -> None:
@@ -163,6 +168,19 @@ def newer_rows() -> None:
     _replace(batch, "encode_row", lambda one: encode(one.changed(version=version)))
 
 
+def old_epoch() -> None:
+    """Not a protection taken out: producers of a first epoch number their records as if they had
+    written for days."""
+    number = TransactionManager.sequence_number
+
+    def late(self: Any, tp: Any) -> Any:
+        if self.producer_epoch == 0 and tp not in self._sequence_numbers:
+            self._sequence_numbers[tp] = OLD_EPOCH_SEQUENCE
+        return number(self, tp)
+
+    _replace(TransactionManager, "sequence_number", late)
+
+
 MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "position_check": position_check,
     "seen_ids": seen_ids,
@@ -173,6 +191,7 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "hangs": hangs,
     "forgets_partitions": forgets_partitions,
     "newer_rows": newer_rows,
+    "old_epoch": old_epoch,
 }
 
 

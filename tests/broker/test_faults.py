@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -25,6 +26,7 @@ from streams.testbed.broker import Cluster
 from streams.testbed.kafka import read_to_end
 from streams.testbed.load import Plan, Produced
 from tests.broker.harness import Worker, audited, drained, positions, unbooked, until
+from tests.broker.mutant import LEFT_OF_SEQUENCES
 
 pytestmark = pytest.mark.broker
 
@@ -552,6 +554,24 @@ async def test_offsets_committed_before_the_changelog_lose_events(
     await mutated(workers, "offsets_first", "again")
     await drained(installation)
     assert "at_least_once" in await broken(installation)
+
+
+async def test_a_producer_whose_sequence_numbers_come_to_their_end_goes_on(
+    installation: Settings, workers: Workers, tmp_path: Path
+) -> None:
+    plan = a_plan(2_000)
+    worker = await mutated(workers, "old_epoch")
+    start = await opened(installation, plan)
+    await loaded(installation, plan, start, tmp_path / "e.json")
+    await drained(installation)
+    await audited(installation, tmp_path / "e.json")
+    written = Counter(
+        [record.partition async for record in auditor_read(installation, topics.LEDGER)]
+    )
+    assert len(written) == installation.partitions
+    assert min(written.values()) > LEFT_OF_SEQUENCES
+    assert not has_logged(worker, "reopening"), worker.log[-3_000:]
+    assert await worker.stop() == 0
 
 
 async def test_a_broken_chain_loses_events(

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from time import monotonic
 
 import pytest
-from aiokafka.producer import sender
+from aiokafka.producer import producer, sender
 
 from streams import provision
 from streams.billing.parts import microseconds
@@ -96,6 +96,7 @@ async def test_without_enough_replicas_a_write_is_waited_for_and_it_is_said_why(
 ) -> None:
     for name in ("BACKOFF_OVERRIDE", "EndTxnHandler", "SendProduceReqHandler", "InitPIDHandler"):
         monkeypatch.setattr(sender, name, getattr(sender, name))
+    monkeypatch.setattr(producer, "TransactionManager", producer.TransactionManager)
     tune_client()
     settings = Settings(
         broker=three_nodes.bootstrap, namespace="t-fewer-", partitions=1, replication=3

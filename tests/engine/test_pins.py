@@ -48,6 +48,7 @@ def test_faust_is_the_version_this_was_written_for() -> None:
         (aiokafka.producer.sender.SendProduceReqHandler, "_can_retry", ["self", "error", "batch"]),
         (aiokafka.producer.sender.InitPIDHandler, "handle_response", ["self", "resp"]),
         (TransactionManager, "fatal_error", ["self", "exc"]),
+        (TransactionManager, "increment_sequence_number", ["self", "tp", "increment"]),
         (PartitionRecords, "_consumer_record", ["self", "tp", "record"]),
         (fetcher.FetchResult, "getall", ["self", "max_records"]),
         (fetcher.FetchResult, "check_assignment", ["self", "tp"]),
@@ -80,6 +81,11 @@ def test_a_producer_can_still_be_taken_apart() -> None:
 def test_a_producer_still_waits_as_long_as_its_handler_says() -> None:
     source = inspect.getsource(aiokafka.producer.sender.SendProduceReqHandler.do)
     assert "asyncio.sleep(self._default_backoff)" in source
+
+
+def test_a_producer_still_counts_sequences_by_a_name_that_can_be_replaced() -> None:
+    assert "self._txn_manager = TransactionManager(" in inspect.getsource(AIOKafkaProducer)
+    assert "self._sequence_numbers[tp]" in inspect.getsource(TransactionManager.sequence_number)
 
 
 def test_a_producer_still_keeps_what_ended_its_transaction() -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from aiokafka import TopicPartition
 from aiokafka.errors import (
     CoordinatorLoadInProgressError,
     IllegalOperation,
@@ -77,6 +78,27 @@ async def test_any_other_end_while_sending_is_an_unknown_outcome(
 ) -> None:
     with pytest.raises(UnknownOutcomeError):
         await committed_by(monkeypatch, KafkaConnectionError("reset"), then)
+
+
+@pytest.mark.parametrize(
+    ("before", "records", "after"),
+    [
+        (0, 3, 3),
+        (2**31 - 4, 3, 2**31 - 1),
+        (2**31 - 3, 3, 0),
+        (2**31 - 1, 1, 0),
+        (2**31 - 2, 5, 3),
+    ],
+)
+async def test_sequence_numbers_wrap_as_those_of_kafka_do(
+    before: int, records: int, after: int
+) -> None:
+    # DefaultRecordBatch.incrementSequence of Kafka's own client.
+    tp = TopicPartition("ledger", 0)
+    counts = kafka._WrapsSequences("t-0", 1_000)
+    counts.increment_sequence_number(tp, before)
+    counts.increment_sequence_number(tp, records)
+    assert counts.sequence_number(tp) == after
 
 
 def test_who_is_put_off_asks_again_later_the_longer_it_waits(
