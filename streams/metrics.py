@@ -207,6 +207,13 @@ DEFINITIONS: Final = (
         values=(tuple(Stop),),
     ),
     Definition(
+        name="credits_hanging_transactions",
+        kind=Gauge,
+        meaning="Output partitions on which somebody else's transaction stays open.",
+        remedy="Who reads committed records, payments too, gets nothing that comes after it: end "
+        "it with kafka-transactions.sh find-hanging and abort.",
+    ),
+    Definition(
         name="credits_shards",
         kind=Gauge,
         meaning="Shards of this worker by state.",

@@ -236,9 +236,11 @@ def overview() -> Any:
         _graph(
             "Shards",
             "short",
-            "Shards by state; stopped ones refuse to go on and say why in /readyz.",
+            "Shards by state; stopped ones refuse to go on and say why in /readyz. Somebody's open "
+            "transactions hide what is written after them: end them.",
             _sum("credits_shards", "state"),
             _sum("credits_shard_stopped", "reason"),
+            ("sum (credits_hanging_transactions{%})", "somebody's open transactions"),
         ),
         _graph(
             "Restarts of shards",

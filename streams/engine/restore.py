@@ -174,6 +174,15 @@ def restored_from(settings: Settings, partition: int) -> list[TopicPartition]:
     ]
 
 
+def outputs_of(settings: Settings, partition: int) -> list[TopicPartition]:
+    """The partitions that the owner of a partition writes, and nobody else."""
+    return [
+        TopicPartition(settings.topics.of(topic.name), partition)
+        for topic in topics.MANIFEST
+        if topic.direction is not topics.Direction.IN
+    ]
+
+
 async def restore(
     settings: Settings,
     partition: int,
@@ -189,12 +198,7 @@ async def restore(
     somebody has; UnknownOutcomeError when the end cannot be learnt.
     """
     changelog, ids, ledger = restored_from(settings, partition)
-    outputs = [
-        TopicPartition(settings.topics.of(topic.name), partition)
-        for topic in topics.MANIFEST
-        if topic.direction is not topics.Direction.IN
-    ]
-    ends = await wait_stable(marks, outputs, least)
+    ends = await wait_stable(marks, outputs_of(settings, partition), least)
     try:
         return await _read(settings, partition, marks, changelog, ids, ledger, ends, wall)
     except StoppedError:

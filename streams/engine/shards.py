@@ -32,7 +32,7 @@ from streams.engine.errors import (
 from streams.engine.kafka import NO_WRITES_NOW
 from streams.engine.originals import Originals
 from streams.engine.reader import Reader, Slice
-from streams.engine.restore import Marks
+from streams.engine.restore import HANGING_AFTER_S, Marks, outputs_of
 from streams.engine.shard import Shard
 from streams.metrics import Meters
 from streams.settings import Settings
@@ -50,6 +50,7 @@ LOST_SLICE_AFTER_S: Final = 5.0
 # A source that has stood for so long may wait for a transaction that a producer has left open.
 ASKED_AFTER_S: Final = 5.0
 STALLED_AFTER_S: Final = 60.0
+OUTPUTS_EVERY_S: Final = 5.0
 BROKER_AWAY_AFTER_S: Final = 15.0
 NO_MEMBER_AFTER_S: Final = 60.0
 EXIT_GAVE_UP: Final = 70
@@ -139,6 +140,10 @@ class Shards:
         # When a producer's open transaction was last waited for, and when that was last told.
         self._waited_at: dict[TopicPartition, float] = {}
         self._wait_told_at: dict[TopicPartition, float] = {}
+        # Output partitions with an open transaction: where it begins, and since when we know.
+        self._open: dict[TopicPartition, tuple[int, float]] = {}
+        self._outputs_at = float("-inf")
+        self._open_told_at: dict[TopicPartition, float] = {}
 
     # -- life --------------------------------------------------------------------------------
 
@@ -528,6 +533,44 @@ class Shards:
             self._meters["credits_exposure", currency].set(nanos / 1_000_000_000)
         self._meters["credits_holds",].set(holds)
         self._publish(oldest, rows, remembered, balances, tenants)
+        if now - self._outputs_at >= OUTPUTS_EVERY_S:
+            self._outputs_at = now
+            await self._look_at_outputs([keeper.partition for keeper in ready], now)
+
+    async def _look_at_outputs(self, partitions: Iterable[int], now: float) -> None:
+        """Whether somebody else's open transaction hides what we write. It keeps us from nothing,
+        but who reads committed records gets none that come after it."""
+        tps = [tp for number in partitions for tp in outputs_of(self._settings, number)]
+        if not tps:
+            self._open = {}
+        else:
+            # In this order: what is open at the second answer was written before the first.
+            ends = await self._marks.ends(tps)
+            stable = await self._marks.stable_ends(tps)
+            before = self._open
+            self._open = {}
+            for tp in tps:
+                if stable[tp] < ends[tp]:
+                    begins, since = before.get(tp, (-1, now))
+                    self._open[tp] = (stable[tp], since if begins == stable[tp] else now)
+        hanging = self._hanging(now)
+        self._meters["credits_hanging_transactions",].set(len(hanging))
+        self._open_told_at = {tp: at for tp, at in self._open_told_at.items() if tp in hanging}
+        for tp, offset in hanging.items():
+            if now - self._open_told_at.get(tp, float("-inf")) >= STALLED_AFTER_S:
+                self._open_told_at[tp] = now
+                log.error(
+                    "output_transaction_open", topic=tp.topic, partition=tp.partition, offset=offset
+                )
+
+    def _hanging(self, now: float) -> dict[TopicPartition, int]:
+        """Output partitions on which one transaction stays open, and the offset it begins at. Ours
+        end by their time-out long before."""
+        return {
+            tp: begins
+            for tp, (begins, since) in self._open.items()
+            if now - since > HANGING_AFTER_S
+        }
 
     async def _look_at(
         self, keeper: _Keeper, shard: Shard, ends: Mapping[TopicPartition, int], now: float
@@ -628,6 +671,11 @@ class Shards:
             alone_s = self._broker_seen_at - max(self._member_at, self._broker_back_at)
             if alone_s > NO_MEMBER_AFTER_S:
                 reasons.append(f"not a member of the group for {alone_s:.0f} s")
+        for tp, offset in self._hanging(self._outputs_at).items():
+            reasons.append(
+                f"a transaction stays open on {tp.topic}/{tp.partition} at offset {offset}: who "
+                "reads committed records gets none that come after it"
+            )
         for keeper in self._keepers.values():
             if keeper.stopped is not None:
                 reasons.append(f"partition {keeper.partition} {keeper.stopped}")

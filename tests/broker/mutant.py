@@ -15,7 +15,7 @@ from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.producer.transaction_manager import TransactionManager
 
 from streams.billing import account, parts
-from streams.engine import batch, position, seen, shard, shards, transaction, transport
+from streams.engine import batch, position, restore, seen, shard, shards, transaction, transport
 
 # So many records are left until the numbers of a partition begin anew.
 LEFT_OF_SEQUENCES: Final = 100
@@ -168,6 +168,13 @@ def newer_rows() -> None:
     _replace(batch, "encode_row", lambda one: encode(one.changed(version=version)))
 
 
+def impatient() -> None:
+    """Not a protection taken out: a transaction that is open for three seconds hangs."""
+    for module in (restore, shards):
+        _replace(module, "HANGING_AFTER_S", 3)
+    _replace(shards, "OUTPUTS_EVERY_S", 0.5)
+
+
 def old_epoch() -> None:
     """Not a protection taken out: producers of a first epoch number their records as if they had
     written for days."""
@@ -192,6 +199,7 @@ MUTANTS: Final[dict[str, Callable[[], None]]] = {
     "forgets_partitions": forgets_partitions,
     "newer_rows": newer_rows,
     "old_epoch": old_epoch,
+    "impatient": impatient,
 }
 
 

@@ -22,6 +22,7 @@ from streams.decks import load_deck
 from streams.engine import shards
 from streams.engine.errors import GaveUpError, UnknownOutcomeError
 from streams.engine.lag import Lag
+from streams.engine.restore import restored_from
 from streams.engine.shard import Shard
 from streams.engine.shards import Shards
 from streams.metrics import Meters
@@ -109,6 +110,53 @@ async def test_records_before_an_open_transaction_must_be_booked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert await looked_at(90, monkeypatch, (6, 6)) == [70, 70]
+
+
+async def hanging_after(
+    stable_ends: Sequence[int], monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, list[str]]:
+    """How many reasons there are after looks, half a minute apart, at output partitions that end at
+    100 and of which one may be read up to these offsets; and what was logged."""
+    made = Shards(
+        Settings(), meters=Meters(CollectorRegistry()), terms=Terms(tariff=load_deck(None))
+    )
+    told = iter(stable_ends)
+    [changelog, *_] = restored_from(Settings(), 0)
+
+    async def ends(tps: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(tps, 100)
+
+    async def stable(tps: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return {**dict.fromkeys(tps, 100), changelog: next(told)}
+
+    monkeypatch.setattr(made._marks, "ends", ends)
+    monkeypatch.setattr(made._marks, "stable_ends", stable)
+    with capture_logs() as logs:
+        for look in range(len(stable_ends)):
+            made._outputs_at = look * 31.0
+            await made._look_at_outputs([0], look * 31.0)
+    named = [reason for reason in made.reasons_not_ready() if f"{changelog.topic}/0" in reason]
+    return len(named), [line["event"] for line in logs]
+
+
+@pytest.mark.parametrize(
+    ("stable_ends", "reasons", "lines"),
+    [
+        ((5,), 0, 0),
+        ((5, 5), 1, 1),
+        ((5, 5, 5, 5), 1, 2),  # once a minute
+        ((5, 7, 9), 0, 0),  # ours, one after the other
+        ((5, 100, 5), 0, 0),
+        ((5, 5, 100), 0, 1),
+    ],
+)
+async def test_a_transaction_that_stays_open_on_an_output_partition_is_told(
+    stable_ends: Sequence[int], reasons: int, lines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await hanging_after(stable_ends, monkeypatch) == (
+        reasons,
+        ["output_transaction_open"] * lines,
+    )
 
 
 async def test_the_minute_begins_when_a_rebalance_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
