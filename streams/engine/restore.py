@@ -8,6 +8,7 @@ than standing still.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import datetime
 from time import monotonic
 from typing import Any, Final
@@ -39,6 +40,8 @@ _ASKED_AGAIN: Final = 6
 _ASKED_EVERY_S: Final = 0.5
 # A fetch holds many more; as objects they would take memory that the rows never give back.
 _RECORDS_AT_ONCE: Final = 5_000
+# The turn to read of who need not wait for one.
+NO_TURN: Final = nullcontext()
 # Where the last entry of a ledger is looked for first: a batch and what a few openings leave.
 _LOOKED_BACK: Final = 64
 
@@ -189,9 +192,11 @@ async def restore(
     marks: Marks,
     least: Mapping[TopicPartition, int],
     wall: datetime,
+    turn: AbstractAsyncContextManager[Any] = NO_TURN,
 ) -> Restored:
     """Read one partition's table and remembered ids from the log's start to its end, which is no
-    less than `least` says (see `Transactor.barrier`). `wall` is the time.
+    less than `least` says (see `Transactor.barrier`). `wall` is the time; `turn` is taken while
+    records are read, and not while a transaction of others is waited for.
 
     The producer with the partition's id must have been started before: from then on nobody
     else can add to what is read without fencing us. Raises StoppedError; FencedError when
@@ -200,7 +205,8 @@ async def restore(
     changelog, ids, ledger = restored_from(settings, partition)
     ends = await wait_stable(marks, outputs_of(settings, partition), least)
     try:
-        return await _read(settings, partition, marks, changelog, ids, ledger, ends, wall)
+        async with turn:
+            return await _read(settings, partition, marks, changelog, ids, ledger, ends, wall)
     except StoppedError:
         # Only its owner writes to a partition, and no batch comes without a position row. Where the
         # table has grown it has another one by now, and what looked like a loss was half of its

@@ -7,9 +7,10 @@ producer are thrown away and read again from Kafka, which alone knows what happe
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -33,6 +34,7 @@ from streams.engine.originals import Originals, wanted_by
 from streams.engine.position import Position, SeenMark, SourcePosition
 from streams.engine.reader import FULL_BYTES, Reader, Slice, split
 from streams.engine.restore import (
+    NO_TURN,
     Marks,
     check_sources,
     clock_back_by,
@@ -125,8 +127,9 @@ class Shard:
 
     # -- opening -----------------------------------------------------------------------------
 
-    async def open(self) -> None:
-        """Fence, restore, check the sources. Raises StoppedError, FencedError,
+    async def open(self, turn: AbstractAsyncContextManager[Any] = NO_TURN) -> None:
+        """Fence, restore, check the sources. `turn` is taken while the table is read, and not
+        while a broker that cannot write now is waited for. Raises StoppedError, FencedError,
         UnknownOutcomeError."""
         started = monotonic()
         await self._transactor.start()
@@ -136,7 +139,9 @@ class Shard:
         least = await self._transactor.barrier(
             [changelog, ledger], microseconds(self._wall()) // 1000
         )
-        restored = await restore(self._settings, self.partition, self._marks, least, self._wall())
+        restored = await restore(
+            self._settings, self.partition, self._marks, least, self._wall(), turn
+        )
         self._rows, self._seen = restored.rows, restored.seen
         self._decider.rows = self._rows.values
         self.remember_recharges()

@@ -37,6 +37,7 @@ from streams.engine.shard import Shard
 from streams.metrics import Meters
 from streams.settings import Settings
 
+# More tables read beside one another are no sooner there, and take more memory.
 OPENED_AT_ONCE: Final = 4
 REOPEN_AFTER_S: Final = 1.0
 FENCED_WAIT_S: Final = 30.0
@@ -336,8 +337,7 @@ class Shards:
                 keeper.opened_at = monotonic()
                 shard = keeper.shard = self._new_shard(keeper.partition)
                 try:
-                    async with self._opening:
-                        await shard.open()
+                    await shard.open(self._opening)
                     await self._gate.wait()
                     keeper.ready = True
                     keeper.trouble = ""
