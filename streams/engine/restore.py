@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import datetime
+from itertools import islice
 from time import monotonic
 from typing import Any, Final
 
@@ -26,7 +27,7 @@ from streams.engine import seen
 from streams.engine.errors import FencedError, Stop, StoppedError, UnknownOutcomeError
 from streams.engine.kafka import log_reader
 from streams.engine.position import Position, SourcePosition, decode_position, oldest_kept
-from streams.engine.rows import POSITION_KEY, Rows
+from streams.engine.rows import POSITION_KEY, Rows, home_of
 from streams.engine.seen import Seen
 from streams.settings import Settings
 
@@ -40,6 +41,8 @@ _ASKED_AGAIN: Final = 6
 _ASKED_EVERY_S: Final = 0.5
 # A fetch holds many more; as objects they would take memory that the rows never give back.
 _RECORDS_AT_ONCE: Final = 5_000
+# So many tenants are not at home by chance.
+_HOMES_LOOKED_AT: Final = 64
 # The turn to read of who need not wait for one.
 NO_TURN: Final = nullcontext()
 # Where the last entry of a ledger is looked for first: a batch and what a few openings leave.
@@ -285,6 +288,7 @@ async def _read(
     restored.rows.index_due()
     if position_row is not None:
         restored.position = _checked(position_row, restored, partition, changelog.topic)
+        _check_home(restored.rows, partition, settings.partitions)
         retired = starts[ids] == ends[ids] > 0
         _check_ids(restored.position, found, ids, wall, retired=retired)
         if last is not None:
@@ -298,6 +302,21 @@ async def _read(
             f"partition {partition} of {changelog.topic} has rows but no position row",
         )
     return restored
+
+
+def _check_home(rows: Rows, partition: int, partitions: int) -> None:
+    """Whether the tenants of some rows belong here. When somebody has changed the number of
+    partitions, about every second of them does not."""
+    for key in islice(rows.values, _HOMES_LOOKED_AT):
+        tenant = key.partition(b"\0")[0]
+        home = home_of(tenant, partitions)
+        if home != partition:
+            raise StoppedError(
+                Stop.NOT_COPARTITIONED,
+                f"{tenant.decode(errors='replace')} is booked here, and of {partitions} partitions "
+                f"it belongs to {home}: the number of partitions was changed. Set "
+                "CREDITS_PARTITIONS to what it was",
+            )
 
 
 def _unpacked(record: Any, tp: TopicPartition) -> seen.Ids:

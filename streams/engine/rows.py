@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Final
 
+from aiokafka.partitioner import murmur2
 from xxhash import xxh3_64_intdigest
 
 from streams.billing.account import Account
@@ -44,6 +45,12 @@ def owner_of(key: bytes) -> tuple[bytes, bytes]:
     if at < 0:
         return key, b""
     return key[:at], key[at : key.index(b"\0", at + 1) + 1]
+
+
+def home_of(key: bytes, partitions: int) -> int:
+    """The partition a tenant's records belong to, of so many."""
+    home: int = (murmur2(key) & 0x7FFF_FFFF) % partitions
+    return home
 
 
 def row_digest(key: bytes, value: bytes) -> int:

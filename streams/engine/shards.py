@@ -227,7 +227,11 @@ class Shards:
         for tp in assignment:
             if tp.topic in sources:
                 by_partition.setdefault(tp.partition, set()).add(tp.topic)
-        self._halves = sorted(p for p, names in by_partition.items() if names != sources)
+        # Where somebody has added partitions, keys have moved to where no balance is.
+        most = self._settings.partitions
+        self._halves = sorted(
+            p for p, names in by_partition.items() if names != sources or p >= most
+        )
         if self._halves:
             log.error("not_copartitioned", partitions=self._halves)
             self._show_states()
@@ -657,7 +661,10 @@ class Shards:
         """Why this worker is not ready; empty when it is."""
         reasons = []
         if self._halves:
-            reasons.append(f"not_copartitioned: partitions {self._halves} lack a source topic")
+            reasons.append(
+                f"not_copartitioned: partitions {self._halves} lack a source topic, or are beyond "
+                f"the {self._settings.partitions} of this installation"
+            )
         if self._assigned_at < 0:
             reasons.append("no assignment yet")
         elif not self._assigned:

@@ -120,3 +120,15 @@ async def test_a_shard_that_stopped_is_told_as_long_as_its_partition_is_here(gro
     assert told(Stop.NOT_COPARTITIONED) == 1
     group.shards.assigned([], 4)
     assert told(Stop.NOT_COPARTITIONED) == 0
+
+
+async def test_partitions_that_somebody_has_added_to_every_source_are_not_opened(
+    group: Group,
+) -> None:
+    group.shards.assigned([TopicPartition(name, 1) for name in Settings().topics.sources], 2)
+    [reason, *_] = group.shards.reasons_not_ready()
+    assert reason == (
+        "not_copartitioned: partitions [1] lack a source topic, or are beyond the 1 of this "
+        "installation"
+    )
+    assert group.shards._keepers == {}

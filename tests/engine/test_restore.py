@@ -311,3 +311,14 @@ async def test_a_ledger_that_is_ahead_because_somebody_has_fenced_us_is_no_loss(
     with pytest.raises(FencedError):
         await logs.restored()
     assert logs.log(topics.LEDGER).end == logs.log(topics.LEDGER).stable_end == 4
+
+
+async def test_rows_of_tenants_that_belong_elsewhere_stop_by_name(logs: Logs) -> None:
+    for number in range(20):
+        logs.book(tenant=f"t-{number}")
+    assert len((await logs.restored()).rows.values) == 20
+    # Somebody has added partitions to all topics, and told the workers.
+    logs.settings = msgspec.structs.replace(logs.settings, partitions=2)
+    with pytest.raises(StoppedError, match="of 2 partitions it belongs to 1") as caught:
+        await logs.restored()
+    assert caught.value.reason is Stop.NOT_COPARTITIONED
