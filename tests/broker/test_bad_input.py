@@ -1,8 +1,11 @@
 """Any bytes on any input topic: booked, a dead letter byte for byte, or a counted repeat."""
 
+import asyncio
 import json
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,6 +100,44 @@ async def test_every_variety_of_nonsense_has_its_fate_and_its_neighbours_are_boo
     assert worker.process.poll() is None
     await audited(installation)
     assert "442079460018" not in worker.log
+
+
+async def test_a_flood_of_poison_is_dead_letters_and_good_records_are_booked_meanwhile(
+    installation: Settings, workers: Workers, tmp_path: Path
+) -> None:
+    worker = workers().start()
+    await worker.ready()
+    now = datetime.now(UTC)
+    plan = Plan(tenants=40, events=800, rate=400)
+    await load.open_tenants(installation, plan, now=now)
+    name = installation.topics.of(topics.CALL_USAGE)
+    poison = [b'{"event_id": %d, \xff' % number for number in range(10_000)]
+
+    async def flood() -> None:
+        producer = await writing(installation)
+        try:
+            for number, value in enumerate(poison):
+                await producer.send(name, value, key=tenant_id(number % 40 + 1).encode())
+            await producer.flush()
+        finally:
+            await producer.stop()
+
+    produced, _ = await asyncio.gather(load.produce(installation, plan, start=now), flood())
+    load.write_expectation(tmp_path / "e.json", plan, now, produced)
+    await drained(installation)
+    await audited(installation, tmp_path / "e.json")
+    found = [one for one in await letters(installation, topics.CALL_USAGE) if one.value in poison]
+    assert Counter(one.value for one in found) == Counter(poison)
+    assert len({(one.partition, one.timestamp) for one in found}) > installation.partitions
+    [*entries] = [
+        record
+        async for record in read_to_end(installation, [installation.topics.of(topics.LEDGER)])
+    ]
+    usage = [one for one in entries if json.loads(one.value)["kind"] == "charge"]
+    assert min(one.timestamp for one in usage) <= max(one.timestamp for one in found)
+    assert worker.reasons() == []
+    assert "reopening" not in worker.log
+    assert len(worker.log.splitlines()) < 100, "a line for each would fill a disk"
 
 
 async def test_a_header_whose_name_is_no_text_stops_nobody(

@@ -171,6 +171,48 @@ async def test_a_zombie_is_fenced_and_books_nothing_more(
     await audited(installation, tmp_path / "e.json")
 
 
+async def members(settings: Settings) -> int:
+    """How many workers the group has, as its coordinator sees it."""
+    admin = await admin_of(settings)
+    try:
+        [answer] = await admin.describe_consumer_groups([settings.app_id])
+        [group] = answer.to_object()["groups"]
+        return len(group["members"])
+    finally:
+        await admin.close()
+
+
+async def has_members(settings: Settings, count: int) -> bool:
+    return await members(settings) == count
+
+
+async def test_workers_frozen_one_by_one_and_thawed_in_another_order_book_everything_once(
+    installation: Settings, workers: Workers, tmp_path: Path
+) -> None:
+    plan = a_plan(ENDLESS, rate=500)
+    first, second, third = (workers(name).start() for name in ("first", "second", "third"))
+    for worker in (first, second, third):
+        await worker.ready()
+    start = await opened(installation, plan)
+    writing = Ongoing(installation, plan, start, tmp_path / "e.json")
+    await until(lambda: passed(installation, 500), 60)
+    # Each before the others have taken over from the one before it, and so long that the group
+    # has none of them any more.
+    for worker in (first, second, third):
+        worker.signal(signal.SIGSTOP)
+    await until(lambda: has_members(installation, 0), 60)
+    await writing.ended()
+    for worker in (second, third, first):
+        worker.signal(signal.SIGCONT)
+    for worker in (first, second, third):
+        await worker.ready(90)
+    await drained(installation)
+    await audited(installation, tmp_path / "e.json")
+    for worker in (first, second, third):
+        assert worker.process is not None
+        assert worker.process.poll() is None, worker.log[-3_000:]
+
+
 async def test_workers_join_and_leave_under_load(
     installation: Settings, workers: Workers, tmp_path: Path
 ) -> None:

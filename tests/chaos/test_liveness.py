@@ -21,7 +21,7 @@ from streams.testbed.auditor.view import Options
 from streams.testbed.broker import Cluster
 from streams.testbed.load import Plan
 from tests.broker.harness import Worker, audited, drained, positions, unbooked, until
-from tests.broker.test_faults import Ongoing, opened, passed, unbooked_total
+from tests.broker.test_faults import Ongoing, loaded, opened, passed, unbooked_total
 from tests.chaos.stage import Watcher
 from tests.chaos.worker import order, taken
 
@@ -151,6 +151,32 @@ def usage_taken(worker: Worker) -> int:
 
 
 @pytest.mark.alone
+async def test_sigterm_during_a_restore_ends_within_ten_seconds_and_loses_nothing(
+    installation: Settings, workers: Workers, tmp_path: Path
+) -> None:
+    plan = Plan(tenants=60, events=2_000, rate=0)
+    worker = workers().start()
+    await worker.ready()
+    start = await opened(installation, plan)
+    await loaded(installation, plan, start, tmp_path / "e.json")
+    await drained(installation)
+    assert await worker.stop() == 0
+    order(tmp_path, "restore_50", "stop")
+    restoring = workers("restoring", module="tests.chaos.worker")
+    restoring.start(CHAOS_FOLDER=str(tmp_path))
+    # It stands still in the middle of a restore until it is told to end.
+    await until(lambda: taken(tmp_path), 60, lambda: restoring.log[-3_000:])
+    restoring.signal(signal.SIGTERM)
+    began = monotonic()
+    restoring.signal(signal.SIGCONT)
+    assert await restoring.ended(20) == 0, restoring.log[-3_000:]
+    assert monotonic() - began < 10
+    assert len(told(restoring, "shard_open")) < installation.partitions
+    await workers("next").start().ready()
+    await drained(installation)
+    await audited(installation, tmp_path / "e.json")
+
+
 async def test_after_a_sigkill_others_serve_within_fifteen_seconds(
     installation: Settings, workers: Workers, tmp_path: Path
 ) -> None:
