@@ -293,6 +293,8 @@ async def _read(
         _check_ids(restored.position, found, ids, wall, retired=retired)
         if last is not None:
             _check_ledger(restored.rows, *last, changelog)
+        if batches:
+            _check_offsets(ledger, ends[ledger], batches[-1].ledger_from)
         # All at once, when their number is known: a table made to measure need not grow.
         for _ in restored.seen.load(batches, restored.position.now):
             await asyncio.sleep(0)
@@ -440,6 +442,19 @@ def _check_ledger(rows: Rows, tenant: bytes, seq: int, changelog: TopicPartition
             f"{changelog.topic}/{changelog.partition} is older than the ledger, and what was "
             "booked since would be booked again; restore a newer copy of it and of the "
             "remembered ids",
+        )
+
+
+def _check_offsets(ledger: TopicPartition, end: int, named: int) -> None:
+    """Whether the ledger still has the offsets that the remembered ids name: by these a correction
+    finds what it corrects. Made anew from its entries alone it is shorter, for it had control
+    records, too."""
+    if end < named:
+        raise StoppedError(
+            Stop.STATE_LOST,
+            f"{ledger.topic}/{ledger.partition} ends at {end}, but the remembered ids name entries "
+            f"from {named} on: it was made anew with other offsets, and a correction would take "
+            "nothing back; restore it with the offsets it had",
         )
 
 

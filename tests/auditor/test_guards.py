@@ -548,7 +548,7 @@ def lived(walk: list[tuple[str, int]], rules: dict[str, Any]) -> Witnessed:
             case "fund":
                 book.feed(a_command(a_fund(str(50 + size)), f"fund-{at}"), now)
             case "answer fund" if account.standing.funds:
-                fund = account.standing.funds[size % len(account.funds)]
+                fund = account.standing.funds[size % len(account.standing.funds)]
                 status = ["succeeded", "declined", "cancelled", "expired"][size % 4]
                 book.feed(a_result(fund.recharge_id, Status(status), occurred_at=now), now)
             case "spend":

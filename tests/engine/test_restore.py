@@ -101,7 +101,15 @@ class Logs:
             self.broker.append_in_transaction(name, *identity, tps[topic], contents, 0)
         self.broker.end_transaction(name, *identity, commit=commit)
 
-    def book(self, tenant: str = "t-1", seq: int = 1, *, day: float = 0, ids: bool = True) -> None:
+    def book(
+        self,
+        tenant: str = "t-1",
+        seq: int = 1,
+        *,
+        day: float = 0,
+        ids: bool = True,
+        ledger_from: int = 0,
+    ) -> None:
         """A batch with an entry, its row and, unless told otherwise, an id."""
         now = NOW + timedelta(days=day)
         key, row = tenant.encode(), encode_row(an_account().changed(tenant_id=tenant, seq=seq))
@@ -111,7 +119,7 @@ class Logs:
         if ids:
             packed = seen.pack(
                 ordinal=ordinal,
-                ledger_from=0,
+                ledger_from=ledger_from,
                 now_us=0,
                 fingerprints=[ordinal + 1],
                 checks=[7],
@@ -322,3 +330,16 @@ async def test_rows_of_tenants_that_belong_elsewhere_stop_by_name(logs: Logs) ->
     with pytest.raises(StoppedError, match="of 2 partitions it belongs to 1") as caught:
         await logs.restored()
     assert caught.value.reason is Stop.NOT_COPARTITIONED
+
+
+@pytest.mark.parametrize(("ledger_from", "lost"), [(4, False), (5, True)])
+async def test_a_ledger_made_anew_with_other_offsets_is_a_loss(
+    logs: Logs, ledger_from: int, lost: bool
+) -> None:
+    """Two entries, each with the end of its transaction."""
+    logs.book(seq=1)
+    logs.book(seq=2, ledger_from=ledger_from)
+    if lost:
+        assert "ends at 4, but the remembered ids name entries from 5 on" in await logs.lost()
+    else:
+        assert len((await logs.restored()).seen) == 2

@@ -11,7 +11,7 @@ import contextlib
 import random
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -197,6 +197,8 @@ class World:
         self.failure: FailedError | None = None
         self.happened: Counter[str] = Counter()
         self._payments_due = 0
+        # As far as the payment service has read the requests.
+        self.asked_up_to: dict[TopicPartition, int] = {}
         self._paid: dict[int, int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._regroup = asyncio.Event()
@@ -397,7 +399,7 @@ class World:
         numbers = range(self.settings.partitions)
         tps = [TopicPartition(self.names[topics.REQUESTED], number) for number in numbers]
         behaviour = msgspec.structs.replace(_PAYING, seed=self.schedule.seed)
-        reached = dict.fromkeys(tps, 0)
+        reached = self.asked_up_to = dict.fromkeys(tps, 0)
         while True:
             for tp in tps:
                 records, reached[tp] = self.broker.partition(tp).read(
@@ -448,24 +450,11 @@ class World:
         self.fail("unhandled", f"{details['message']}: {type(error).__name__}: {error}")
 
     async def _play(self) -> None:
-        from tests.simulation import invariants
-
         try:
             self.spawn(self.coordinate())
             self.spawn(self.pay())
             self._open_tenants()
-            for step in self.schedule.steps:
-                if step.gap:
-                    await asyncio.sleep(step.gap)
-                await self.take(step)
-                if self.failure is not None:
-                    return
-            await self._calm()
-            if self.failure is None:
-                await invariants.check_live(self)
-            for worker in self.places:
-                if worker is not None and worker.started:
-                    await self.stop(worker)
+            await self.story()
         finally:
             self._over = True
             for worker in self.workers:
@@ -579,6 +568,32 @@ class World:
         content = (tenant.encode(), value, (), self.clock_ms())
         self.broker.append_in_transaction(name, *identity, tp, [content], 0)
         self.broker.end_transaction(name, *identity, commit=False)
+
+    async def story(self) -> None:
+        """What happens, from the first step to the last worker's end."""
+        await self.take_all(self.schedule.steps)
+        if self.failure is None:
+            await self.settle()
+
+    async def take_all(self, steps: Iterable[Step]) -> None:
+        """Take steps, up to the first failure."""
+        for step in steps:
+            if step.gap:
+                await asyncio.sleep(step.gap)
+            await self.take(step)
+            if self.failure is not None:
+                return
+
+    async def settle(self) -> None:
+        """Let everything get booked, look at the shards, and stop the workers."""
+        from tests.simulation import invariants
+
+        await self._calm()
+        if self.failure is None:
+            await invariants.check_live(self)
+        for worker in self.places:
+            if worker is not None and worker.started:
+                await self.stop(worker)
 
     # -- the end -------------------------------------------------------------------------------
 
