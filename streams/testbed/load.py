@@ -265,8 +265,11 @@ def _calling_plan(plan: Plan, number: int) -> tuple[str, str] | None:
     return _CALLING_PLANS[place % len(_CALLING_PLANS)] if place else None
 
 
-def events(plan: Plan, start: datetime) -> Iterator[Planned]:
-    """The records of a load, in order. The same plan and start give the same bytes."""
+def events(
+    plan: Plan, start: datetime, clock: Callable[[], datetime] | None = None
+) -> Iterator[Planned]:
+    """The records of a load, in order. The same plan and start give the same bytes, unless a
+    `clock` says when open calls begin: for who does not write at the plan's rate."""
     dice = random.Random(plan.seed)
     kinds = _Weighted(_MIXES[plan.profile])
     scale = 1_000_000_000
@@ -304,7 +307,7 @@ def events(plan: Plan, start: datetime) -> Iterator[Planned]:
         if plan.open_calls_ppm and dice.randrange(PER_MILLION) < plan.open_calls_ppm:
             # When this one is written, those of earlier calls beside it included.
             written = (index + 2 * opened) // plan.rate if plan.rate else 0
-            at = start + written * _SECOND
+            at = clock() if clock is not None else start + written * _SECOND
             opened += 1
             for phase, told in enumerate(_phases(dice, index, event, at)):
                 planned = _wrapped(plan, dice, told, tenant, 0)

@@ -180,6 +180,19 @@ def test_an_open_calls_phases_come_in_order_and_apart_and_name_one_leg() -> None
         assert len(legs) == 1
 
 
+def test_open_calls_of_a_load_that_has_stood_still_are_open_now() -> None:
+    later = NOW + timedelta(hours=1)
+    plan = replace(NOTHING_WRONG, open_calls_ppm=300_000, rate=50, envelope=Envelope.BARE)
+    told = [orjson.loads(one.value or b"") for one in events(plan, NOW, lambda: later)]
+    signs = [
+        datetime.fromisoformat(one["started_at"]) + timedelta(seconds=one["duration_s"])
+        for one in told
+        if one.get("phase") == "progress"
+    ]
+    assert signs
+    assert {later + timedelta(seconds=load.PHASES_APART_S)} == set(signs)
+
+
 def test_records_of_open_calls_come_to_what_was_foreseen() -> None:
     door = Door()
     assert [one for one in records(OPEN) if door.takes(one) != (one.expected, one.reason)] == []
