@@ -82,11 +82,18 @@ class Campaign:
         stage.traffic.go()
         before = stage.watcher.booked()
         await wait(lambda: stage.watcher.booked() > before, 60, "a steady installation books")
-        await asyncio.gather(*(self._lane(faults_) for faults_ in one.lanes))
+        await asyncio.gather(self._publish(one), *(self._lane(faults_) for faults_ in one.lanes))
         await self._heal()
+        await wait(
+            lambda: not stage.unread(_version(one)), HEALED_WITHIN_S, "every worker reads the deck"
+        )
         self.verdict = await self._audit()
         stage.read_logs()
         stage.check_tasks()
+
+    async def _publish(self, one: Round) -> None:
+        await asyncio.sleep(one.deck.after_s)
+        await self.stage.publish(_version(one), one.deck)
 
     async def _lane(self, lane: Sequence[Fault]) -> None:
         for fault in lane:
@@ -127,6 +134,8 @@ class Campaign:
         await stage.payments.rest()
         await wait(self._no_lag, HEALED_WITHIN_S, "nothing is left to book")
         await stage.served(*stage.base)
+        stage.violations += await stage.told_offsets()
+        stage.violations += await stage.hear_answers()
 
     async def _no_lag(self) -> bool:
         return await self.stage.lag() == 0
@@ -222,6 +231,8 @@ class Campaign:
             "events": stage.traffic.produced.sent if hasattr(stage, "traffic") else 0,
             "distinct_ids": stage.traffic.produced.ids if hasattr(stage, "traffic") else 0,
             "load_producers_broken": stage.traffic.broken if hasattr(stage, "traffic") else 0,
+            "orders": stage.traffic.ordered.total() if hasattr(stage, "traffic") else 0,
+            "answers": dict(sorted(stage.answers.counts.items())),
             "counts": dict(sorted(stage.counts.items())),
             "points": dict(sorted(stage.points.items())),
             "network": dict(sorted(stage.network.counts.items())),
@@ -237,6 +248,10 @@ class Campaign:
             "violations": [*stage.watcher.violations, *stage.violations],
             "exit_code": self.verdict if clean else self.verdict or VIOLATED,
         }
+
+
+def _version(one: Round) -> str:
+    return f"round-{one.number}"
 
 
 def options_from(arguments: Sequence[str]) -> tuple[Options, argparse.Namespace]:

@@ -161,11 +161,24 @@ class Fault(Struct, frozen=True):
         return f"{self.kind}({said})"
 
 
+class Publication(Struct, frozen=True):
+    """A version of the rate deck that is published so long after the faults of a round have begun:
+    all prices in hundredths of the packaged ones, for calls that start from `back_s` before on."""
+
+    after_s: int
+    percent: int
+    back_s: int
+
+    def __str__(self) -> str:
+        return f"deck(after_s={self.after_s} percent={self.percent} back_s={self.back_s})"
+
+
 class Round(Struct, frozen=True):
-    """Steady, then these faults (lane beside lane), then healing and an audit."""
+    """Steady, then these faults (lane beside lane) and a rate deck, then healing and an audit."""
 
     number: int
     lanes: tuple[tuple[Fault, ...], ...]
+    deck: Publication
 
     @property
     def faults(self) -> list[Fault]:
@@ -174,7 +187,7 @@ class Round(Struct, frozen=True):
 
     def __str__(self) -> str:
         lanes = " | ".join(", ".join(map(str, lane)) for lane in self.lanes)
-        return f"round {self.number}: {lanes}"
+        return f"round {self.number}: {lanes} | {self.deck}"
 
 
 class Options(Struct, frozen=True, kw_only=True):
@@ -193,6 +206,7 @@ def plan(options: Options) -> list[Round]:
     """The rounds of a campaign of about `for_s` seconds: every kind alone once, in random order
     and as far as there is time, mixes in between and after."""
     dice = random.Random(f"chaos/{options.seed}/{options.brokers}")
+    of_decks = random.Random(f"decks/{options.seed}")
     kinds = list(options.kinds or KINDS)
     singles = [*kinds]
     dice.shuffle(singles)
@@ -210,9 +224,16 @@ def plan(options: Options) -> list[Round]:
             lanes = _mix(mixable, dice)
         else:
             lanes = [(_drawn(dice.choice(kinds), dice),)]
-        rounds.append(Round(len(rounds) + 1, tuple(lanes)))
+        rounds.append(Round(len(rounds) + 1, tuple(lanes), _publication(of_decks)))
         left_s -= ROUND_S + max(sum(KINDS[fault.kind].seconds for fault in lane) for lane in lanes)
     return rounds
+
+
+def _publication(dice: random.Random) -> Publication:
+    # Most usage starts in the minutes before the campaign, some up to 30 days earlier, and open
+    # calls start while it goes on.
+    back_s = dice.choice((0, 60, 1_200, 20 * 86_400))
+    return Publication(dice.randrange(6), dice.randrange(50, 200), back_s)
 
 
 def _drawn(kind: str, dice: random.Random) -> Fault:

@@ -3,6 +3,7 @@ they end, a payment service, a load that can pause, and a reader that watches fr
 """
 
 import asyncio
+import csv
 import json
 import os
 import random
@@ -12,7 +13,10 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from importlib.resources import files
+from io import StringIO
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -26,6 +30,7 @@ from aiokafka.errors import KafkaError
 from schemas import topics
 from streams import provision
 from streams.cli.demo import environment_of
+from streams.cli.output import EXIT_CONFLICT
 from streams.engine.kafka import log_reader
 from streams.engine.position import Position, decode_position
 from streams.engine.rows import POSITION_KEY
@@ -33,14 +38,16 @@ from streams.provision import BrokerAwayError
 from streams.settings import Settings
 from streams.testbed import load
 from streams.testbed.broker import Cluster, free_port
-from streams.testbed.kafka import started_producer, started_reader
+from streams.testbed.kafka import ends_of, started_producer, started_reader
 from streams.testbed.load import Planned, Produced, partition_of
-from tests.broker.harness import Worker, unbooked
+from tests.broker.harness import Worker, positions, unbooked
 from tests.chaos.network import Network
-from tests.chaos.schedule import Options
+from tests.chaos.orders import PARTNERS, USAGE_TO_ONE, Answers, Office
+from tests.chaos.schedule import Options, Publication
 
 ROOT: Final = Path(__file__).parents[2]
 SERVED_WITHIN_S: Final = 240
+PUBLISHED_WITHIN_S: Final = 120
 RESTART_AFTER_S: Final = 0.5
 MOST_UNANSWERED: Final = 20_000
 # More than any campaign writes; it stops when it has what it wants.
@@ -77,6 +84,35 @@ async def wait(
         await asyncio.sleep(0.1)
 
 
+async def credits_command(settings: Settings, *arguments: str) -> tuple[int, str]:
+    """Run the product's command line; its exit code and what it told."""
+    inherited = {name: text for name, text in os.environ.items() if not name.startswith("CREDITS_")}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "streams", *arguments,
+        env={**inherited, **environment_of(settings)},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+    )  # fmt: skip
+    _, told = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, told.decode()
+
+
+def repriced(percent: int) -> str:
+    """The packaged deck with all prices in hundredths of what they are."""
+    text = (files("streams") / "default_deck.csv").read_text(encoding="utf-8-sig")
+    rows = list(csv.DictReader(StringIO(text)))
+    made = StringIO()
+    writer = csv.DictWriter(made, rows[0])
+    writer.writeheader()
+    for row in rows:
+        price = Decimal(row["Price / min"]) * percent / 100
+        writer.writerow(row | {"Price / min": f"{price:f}"})
+    return made.getvalue()
+
+
 class Slot:
     """A place for a worker: whoever is in it has the same folder, log and port."""
 
@@ -90,6 +126,8 @@ class Slot:
         self.held = False
         self.started_at = 0.0
         self.starts = 0
+        # Where the log of the process that runs begins.
+        self.began = 0
 
     @property
     def running(self) -> bool:
@@ -100,6 +138,7 @@ class Slot:
     def start(self, **environment: str) -> None:
         """Start its worker."""
         self.starts += 1
+        self.began = self.mark()
         self.started_at = monotonic()
         self.worker.start(CHAOS_FOLDER=str(self.folder), **environment)
 
@@ -262,15 +301,28 @@ class Traffic:
 
     def __init__(self, settings: Settings, plan: load.Plan, start: datetime) -> None:
         self._settings, self._plan, self.start = settings, plan, start
-        self._records: Iterator[Planned] = load.events(plan, start)
+        self.office = Office(plan, start)
+        self._records: Iterator[Planned] = self._all(plan)
         self._pending: dict[int, Planned] = {}
         self._flows = asyncio.Event()
         self._taken = 0
         self.rate = plan.rate
         self.produced = Produced()
+        # Orders that are acknowledged, by id, and how often.
+        self.ordered: Counter[str] = Counter()
         self.uncertain: Counter[str] = Counter()
         self.broken = 0
         self.idle = True
+
+    def _all(self, plan: load.Plan) -> Iterator[Planned]:
+        """Usage, and the administrators' orders between. Calls that are open are open now: a load
+        that pauses is soon behind its plan."""
+        dice = random.Random(f"traffic/{plan.seed}")
+        orders = self.office.following()
+        for planned in load.events(plan, self.start, lambda: datetime.now(UTC)):
+            yield planned
+            if not dice.randrange(USAGE_TO_ONE):
+                yield next(orders)
 
     def go(self) -> None:
         """Write."""
@@ -317,7 +369,10 @@ class Traffic:
             if error is not None:
                 failed.append(error)
             elif not future.cancelled() and number in self._pending:
-                self.produced.count(self._pending.pop(number))
+                planned = self._pending.pop(number)
+                self.produced.count(planned)
+                if planned.topic == topics.COMMAND:
+                    self.ordered[planned.event_id] += 1
 
         async def send(number: int, planned: Planned) -> None:
             future = await producer.send(
@@ -381,6 +436,8 @@ class Stage:
         self.rough = 0  # faults of brokers or network that go on now
         self._tasks: list[asyncio.Task[None]] = []
         self._marks: dict[str, int] = {}
+        self.answers = Answers()
+        self._heard: dict[TopicPartition, int] = {}
 
     async def open(self) -> None:
         """Start everything; return when every worker is ready and the tenants are open."""
@@ -416,12 +473,15 @@ class Stage:
             seed=self.options.seed,
             conflicts_ppm=2_000,
             corrections_ppm=5_000,
+            open_calls_ppm=30_000,
             licensed_ppm=300_000,
             granted_ppm=200_000,
         )
         self.watcher = Watcher(self.settings)
         self._go(self.watcher.run())
         self._go(self._supervise())
+        # Before any worker: a tenant that is given a deck that nobody has read has calls unrated.
+        await self.publish("first", Publication(0, 80, 60 * 86_400), PARTNERS)
         self.payments.wanted = True
         for slot in self.base:
             slot.wanted = True
@@ -523,6 +583,34 @@ class Stage:
                 self.payments.start()
             await asyncio.sleep(0.1)
 
+    async def publish(self, version: str, one: Publication, deck: str = "default") -> None:
+        """Publish a version of a deck as an operator would, and again until it is there: an answer
+        may be lost like any other. Raises StuckError."""
+        path = self.folder / f"{deck}-{version}.csv"
+        path.write_text(repriced(one.percent))
+        since = datetime.now(UTC) - timedelta(seconds=one.back_s)
+        arguments = (
+            *("tariff", "publish", str(path), "--deck", deck, "--version", version),
+            *("--effective-from", since.isoformat(), "--retroactive"),
+        )
+        began = monotonic()
+        while True:
+            code, told = await credits_command(self.settings, *arguments)
+            if code in (0, EXIT_CONFLICT):
+                break
+            if monotonic() - began > PUBLISHED_WITHIN_S:
+                raise StuckError(f"{deck}/{version} cannot be published ({code}): {told}")
+            await asyncio.sleep(0.5)
+        self.counts["decks_published"] += 1
+
+    def unread(self, version: str) -> list[str]:
+        """Workers of the base that have not read a version of the deck since they were started."""
+        return [
+            slot.name
+            for slot in self.base
+            if not any(one["version"] == version for one in slot.told(slot.began, "deck_read"))
+        ]
+
     def revive(self, slot: Slot) -> None:
         """Start a worker again that has ended, but not at once."""
         if not slot.running and monotonic() - slot.started_at >= RESTART_AFTER_S:
@@ -617,6 +705,57 @@ class Stage:
     async def lag(self) -> int:
         """Source records that are not booked."""
         return await unbooked(self.settings, self.watcher.positions)
+
+    async def told_offsets(self) -> list[str]:
+        """Offsets that the group has committed beyond what the position rows say is booked. They
+        may lag, being a hint; ahead of the books they would tell of no lag where there is some."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.broker)
+        await admin.start()
+        try:
+            committed = await admin.list_consumer_group_offsets(self.settings.app_id)
+        finally:
+            await admin.close()
+        ahead = []
+        reached = await positions(self.settings)
+        for tp, found in committed.items():
+            row = reached.get(tp.partition)
+            source = None if row is None else row.sources.get(tp.topic)
+            booked = 0 if source is None else source.next
+            if tp.topic not in self.settings.topics.sources or found.offset <= 0:
+                continue
+            self.counts["offsets_compared"] += 1
+            self.counts["offsets_behind"] += found.offset < booked
+            if found.offset > booked:
+                ahead.append(
+                    f"the group has committed {tp.topic}/{tp.partition} up to {found.offset}, "
+                    f"booked is what is below {booked}"
+                )
+        return ahead
+
+    async def hear_answers(self) -> list[str]:
+        """Read what was answered since the last time; what is wrong with it. For when nothing is
+        left to book."""
+        name = self.settings.topics.of(topics.NOTIFICATION)
+        orders = self.traffic.office.orders
+        tps = [TopicPartition(name, number) for number in range(self.settings.partitions)]
+        reader = await started_reader(self.settings)
+        try:
+            ends = await ends_of(reader, tps)
+            waiting = {tp for tp in tps if self._heard.get(tp, 0) < ends[tp]}
+            reader.assign(list(waiting))
+            for tp in waiting:
+                reader.seek(tp, self._heard.get(tp, 0))
+            while waiting:
+                for records in (await reader.getmany(*waiting, timeout_ms=200)).values():
+                    for record in records:
+                        self.answers.take(json.loads(record.value), orders)
+                for tp in list(waiting):
+                    self._heard[tp] = await reader.position(tp)
+                    if self._heard[tp] >= ends[tp]:
+                        waiting.discard(tp)
+        finally:
+            await reader.stop()
+        return list(self.answers.faults(self.traffic.ordered, orders))
 
     async def open_transactions(self) -> list[str]:
         """Partitions whose last stable offset is not their end."""
