@@ -544,7 +544,9 @@ def lived(walk: list[tuple[str, int]], rules: dict[str, Any]) -> Witnessed:
         match action:
             case "rules":
                 policy = RechargePolicy(**said, **POLICIES[size % len(POLICIES)])
-                book.feed(a_command(settings(account.standing.settings_version, policy=policy)), now)
+                book.feed(
+                    a_command(settings(account.standing.settings_version, policy=policy)), now
+                )
             case "fund":
                 book.feed(a_command(a_fund(str(50 + size)), f"fund-{at}"), now)
             case "answer fund" if account.standing.funds:
