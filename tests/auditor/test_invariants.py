@@ -565,6 +565,34 @@ def test_a_tenant_that_was_opened_afterwards_was_unknown() -> None:
     assert report.exit_code == HOLDS, report.lines()
 
 
+@pytest.mark.parametrize(("closed_at", "exit_code"), [
+    ("2026-03-02T09:00:00Z", HOLDS),
+    ("2026-03-02T10:04:00Z", VIOLATED),
+])  # fmt: skip
+def test_what_a_closing_stops_is_usage_that_began_after_it(closed_at: str, exit_code: int) -> None:
+    books = Books()
+    books.command("close_tenant")
+    books.records[topics.NOTIFICATION].pop()
+    books.tell("command_applied", command_id="a1", at=closed_at)
+    refused(books, topics.CALL_USAGE, CALL, "not_billable")
+    report = books.audited()
+    assert report.exit_code == exit_code, report.lines()
+
+
+def test_what_strayed_is_judged_by_its_own_partition_only() -> None:
+    partitions = next(n for n in range(2, 99) if home(TENANT.encode(), n) == 0)
+    names = (f"t{number}" for number in range(99))
+    stranger = next(name for name in names if home(name.encode(), partitions) != 0)
+    books = Books()
+    value = json.dumps(usage("e7", tenant_id=stranger), separators=(",", ":")).encode()
+    refused(books, topics.CALL_USAGE, value, "unknown_tenant")
+    for topic in (topics.CALL_USAGE, topics.dead_letters_of(topics.CALL_USAGE)):
+        strayed = msgspec.structs.replace(books.records[topic][-1], key=stranger.encode())
+        books.records[topic][-1] = strayed
+    assert books.audited().exit_code == HOLDS
+    assert violated(books.audited(partitions)) == {"at_least_once"}
+
+
 def test_a_conflict_with_what_has_left_its_topic_is_unknown() -> None:
     books = Books()
     refused(books, topics.CALL_USAGE, CALL, "conflict")

@@ -1,7 +1,6 @@
 """Commands: the one answer of each, what it has booked, and the lots that grants have asked for."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Set
 from datetime import datetime
 from fractions import Fraction
@@ -15,7 +14,7 @@ from streams.testbed.auditor.events import Event
 from streams.testbed.auditor.ledger import Entry, Ledger
 from streams.testbed.auditor.payments import Payments
 from streams.testbed.auditor.recharges import Recharges
-from streams.testbed.auditor.records import EVER, nanos, utc
+from streams.testbed.auditor.records import EVER, PLAIN, nanos, utc
 from streams.testbed.auditor.requests import Requests
 from streams.testbed.auditor.sources import Sources
 from streams.testbed.auditor.tenants import Tenants
@@ -159,7 +158,7 @@ class Commands:
         counts: dict[tuple[str, str], int] = {}
         for record in self._view.records(topics.NOTIFICATION):
             self._view.judge_home(record, "notice")
-            tenant, notice = (record.key or b"").decode(), json.loads(record.value or b"")
+            tenant, notice = (record.key or b"").decode(), PLAIN.decode(record.value or b"")
             if self._view.wanted(tenant):
                 self._recharges.notice(tenant, notice)
             if not notice["notice"].startswith("command_"):
@@ -204,7 +203,7 @@ class Commands:
                 self._commanded(event, answer, answered_at)
             if "conflict" in reasons:  # refused for the one whose id it took, and nothing else
                 continue
-            self._tenants.note(event)
+            self._tenants.note(event, answered_at)
             if answer == "command_applied":
                 if event.body.get("command") == "open_tenant" and answered_at is not None:
                     self._tenants.note_opening(event.tenant, answered_at)

@@ -10,7 +10,7 @@ from msgspec import Struct
 from xxhash import xxh3_64_intdigest
 
 from schemas import topics
-from streams.testbed.auditor.records import Place, Record, utc
+from streams.testbed.auditor.records import PLAIN, Place, Record, utc
 from streams.testbed.auditor.shapes import TENANT, fits
 
 _ID_MEMBER: Final = {
@@ -21,7 +21,6 @@ _ID_MEMBER: Final = {
 }
 # Who asked, and when, may differ in a repeat.
 _NOT_SAID: Final = {"command_id", "result_id", "source", "tenant_id", "issued_at", "issued_by"}
-_PLAIN: Final = msgspec.json.Decoder()
 
 
 def kind_of(event: Mapping[str, Any]) -> str | None:
@@ -144,7 +143,7 @@ def understand(record: Record, topic: str) -> Event | str:
     if len(value) > 5 and value[0] == 0 and value[5:6] == b"{":
         value = value[5:]
     try:
-        body = _PLAIN.decode(value)
+        body = PLAIN.decode(value)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return "malformed"
     event_id = source = subject = None
@@ -182,7 +181,7 @@ def is_sound(record: Record, event: Event) -> bool:
     outer: Mapping[str, Any] = {}
     if headers.get("content-type", b"").lower().startswith(b"application/cloudevents+json"):
         value = record.value or b""
-        outer = _PLAIN.decode(value[5:] if value[:1] == b"\0" else value)
+        outer = PLAIN.decode(value[5:] if value[:1] == b"\0" else value)
         if not all(isinstance(outer.get(one), str) for one in ("specversion", "type")):
             return False
     elif "ce_specversion" in headers:

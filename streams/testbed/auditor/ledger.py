@@ -1,7 +1,6 @@
 """The ledger: balances, lots and chain of entries, held against rows and what is published."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Set
 from datetime import datetime, timedelta
 from fractions import Fraction
@@ -11,7 +10,7 @@ from msgspec import Struct
 
 from schemas import topics
 from streams.testbed.auditor.prices import Tariffs, deck_of
-from streams.testbed.auditor.records import Place, nanos, utc
+from streams.testbed.auditor.records import PLAIN, Place, nanos, utc
 from streams.testbed.auditor.rows import Rows
 from streams.testbed.auditor.tenants import Tenants
 from streams.testbed.auditor.verdict import Report
@@ -143,7 +142,7 @@ class Ledger:
         """Read all entries; they follow from one another and lead to the rows."""
         for record in self._view.records(topics.LEDGER):
             value = record.value or b""
-            entry = json.loads(value)
+            entry = PLAIN.decode(value)
             tenant = entry["tenant_id"]
             if not self._view.wanted(tenant):
                 continue
@@ -327,7 +326,7 @@ class Ledger:
         for record in self._view.records(topics.BALANCE):
             self._view.judge_home(record, "balance")
             if record.value is not None:
-                public = json.loads(record.value)
+                public = PLAIN.decode(record.value)
                 latest[public["tenant_id"]] = public
         for tenant, public in latest.items():
             if not self._view.wanted(tenant):

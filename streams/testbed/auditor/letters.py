@@ -207,6 +207,8 @@ class Refusals:
         right: bool | None = None
         if reason not in _REASONS[topic] or reason == "malformed_json":
             right = False
+        elif self._view.strayed(record) and reason != "wrong_partition":
+            right = False  # it is for its own partition to judge
         elif reason == "schema_violation":
             right = not is_sound(record, event) or self._lacks(event, failed_at)
         elif reason == "key_mismatch":
@@ -234,7 +236,9 @@ class Refusals:
             right = self._tariffs.can_be_unrated(event)
         elif reason == "not_billable":
             since = self._tenants.opened.get(event.tenant)
-            right = event.tenant in self._tenants.closed or since is None or event.started < since
+            closed = self._tenants.closed.get(event.tenant)
+            open_then = since is not None and since <= event.started
+            right = not open_then or (closed is not None and event.started >= closed)
         elif reason == "refused":
             right = body.get("phase") == "correction"
             self.corrections.append((event, failed_at))

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from fractions import Fraction
+from functools import lru_cache
 from importlib.resources import files
 from io import StringIO
 from pathlib import Path
@@ -15,11 +16,12 @@ from zoneinfo import ZoneInfo
 
 from streams.testbed.auditor.events import Event, depends_on_country, kind_by, kind_of
 from streams.testbed.auditor.minutes import Coverage
-from streams.testbed.auditor.records import Record, utc
+from streams.testbed.auditor.records import REMEMBERED, Record, utc
 from streams.testbed.auditor.shapes import KINDS
 from streams.testbed.auditor.tenants import Tenants
 from streams.testbed.auditor.view import View
 
+_exact: Final = lru_cache(REMEMBERED)(Fraction)
 # What a row says when its price hangs on more than the length of a call.
 _SPECIAL: Final = ("Steps", "Windows", "Weight", "Split", "Max cost")
 # A worker may not book by a view of the decks that is older, and a batch takes its time.
@@ -125,8 +127,8 @@ class Deck:
         step = int(row.get("Increment") or 60)
         beyond = max(0, duration_s - first)
         billed = first - step * (-beyond // step)
-        cost = Fraction(row.get("Connect fee") or "0") + Fraction(row["Price / min"]) * billed / 60
-        return rounded(cost, row)
+        fee, price = _exact(row.get("Connect fee") or "0"), _exact(row["Price / min"])
+        return rounded(fee + price * billed / 60, row)
 
 
 def rounded(cost: Fraction, row: Mapping[str, str]) -> int:

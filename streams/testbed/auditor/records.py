@@ -3,11 +3,15 @@
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
+from functools import lru_cache
 from typing import Final
 
+import msgspec
 from msgspec import Struct
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+# Reads any JSON; three times as fast as the standard library.
+PLAIN: Final = msgspec.json.Decoder()
 EVER: Final = datetime.min.replace(tzinfo=UTC)
 
 # Topic, partition and offset; of an entry that time brought, `tick`.
@@ -74,11 +78,17 @@ def murmur2(key: bytes) -> int:
     return value ^ value >> 15
 
 
+# A tenant has many records, and the same amounts come again and again.
+REMEMBERED: Final = 1 << 14
+
+
+@lru_cache(REMEMBERED)
 def home(key: bytes, partitions: int) -> int:
     """The partition a key belongs to."""
     return (murmur2(key) & 0x7FFFFFFF) % partitions
 
 
+@lru_cache(REMEMBERED)
 def nanos(text: str) -> int:
     """Decimal text in 10⁻⁹ units; raises ValueError when it is no whole number of them."""
     value = Fraction(text) * 1_000_000_000

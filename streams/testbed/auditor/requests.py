@@ -1,13 +1,12 @@
 """Recharge requests: one id for each epoch and attempt, and one unanswered at a time."""
 
-import json
 import uuid
 from itertools import pairwise
 from typing import Any, Final
 
 from schemas import topics
 from streams.testbed.auditor.ledger import judge_available
-from streams.testbed.auditor.records import utc
+from streams.testbed.auditor.records import PLAIN, utc
 from streams.testbed.auditor.view import View
 
 _RECHARGES: Final = uuid.UUID("6f1b2f3e-2f57-5a0c-9a5e-0d1c6f5b7a11")
@@ -34,7 +33,7 @@ class Requests:
     def judge(self) -> None:
         """Read all requests; their ids are derived, and asked again they are the same."""
         for record in self._view.records(topics.REQUESTED):
-            request = json.loads(record.value or b"")
+            request = PLAIN.decode(record.value or b"")
             tenant = request["tenant_id"]
             if not self._view.wanted(tenant):
                 continue

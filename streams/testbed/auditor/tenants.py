@@ -19,7 +19,7 @@ class Tenants:
     def __init__(self, view: View) -> None:
         self.currencies: dict[str, str] = {}
         self.opened: dict[str, datetime] = {}
-        self.closed: set[str] = set()
+        self.closed: dict[str, datetime] = {}
         self.known_since = dict.fromkeys(view.remembered("tenants"), EVER)
         self.peaks: dict[str, int] = {}
         self.assigned = {
@@ -36,7 +36,7 @@ class Tenants:
         known."""
         return currency is not None and self.currencies.get(tenant, currency) != currency
 
-    def note(self, event: Event) -> None:
+    def note(self, event: Event, answered_at: datetime | None) -> None:
         """A command that was not refused, whatever was answered."""
         body = event.body
         if body.get("command") == "open_tenant":
@@ -45,7 +45,9 @@ class Tenants:
                 since = datetime.fromisoformat(body["billing_from"])
                 self.opened[event.tenant] = max(since, self.opened.get(event.tenant, since))
         elif body.get("command") == "close_tenant":
-            self.closed.add(event.tenant)
+            # While it is not answered, nothing says since when.
+            at = answered_at or EVER
+            self.closed[event.tenant] = min(at, self.closed.get(event.tenant, at))
         elif body.get("command") == "tariff_assignment":
             self.assigned.setdefault(event.tenant, set()).add(str(body.get("deck")))
 
