@@ -12,11 +12,13 @@ from typing import Any, Final
 from unittest import mock
 
 import msgspec
+from aiokafka import TopicPartition
 
+from schemas import topics
 from schemas.funding import Status
 from schemas.ledger import EntryKind
 from schemas.notices import DeadLetterReason
-from streams.billing import charging, commands, ledger, recharge, results
+from streams.billing import booking, charging, commands, ledger, recharge, results
 from streams.billing.account import decode_row
 from streams.billing.booking import RefusedError
 from streams.billing.stages import Stage
@@ -25,6 +27,7 @@ from streams.engine.errors import FencedError, UnknownOutcomeError
 from streams.engine.position import SourcePosition
 from streams.engine.rows import Rows
 from streams.settings import Settings
+from tests.batches import records_of
 from tests.simulation import clients
 from tests.simulation.clients import NETWORK
 from tests.simulation.loop import PROCESS
@@ -415,6 +418,63 @@ def asks_more_often_than_it_may() -> AbstractContextManager[Any]:
     return _patched(recharge, "count_money", lambda *_, **__: None)
 
 
+def asks_beside_the_transaction() -> AbstractContextManager[Any]:
+    """A request goes out by itself before its batch is committed."""
+    committed = transaction.Transactor.commit
+
+    async def beside(self: Any, outputs: Any, offsets: Any) -> Any:
+        place = self._settings.topics.of(topics.REQUESTED), self._partition
+        for asked in outputs._batches.pop(place, ()):
+            contents = [
+                (record.key, record.value, tuple(record.headers), record.timestamp)
+                for record in records_of(asked)
+            ]
+            NETWORK.get().broker.append(TopicPartition(*place), contents)
+        return await committed(self, outputs, offsets)
+
+    return _patched(transaction.Transactor, "commit", beside)
+
+
+def swallowed_half_way() -> AbstractContextManager[Any]:
+    """An exception between the change of a balance and its entry is swallowed: the first stays,
+    the second never comes. The core's own assertion of that is out as well."""
+    book = booking.Draft.book
+
+    def half(self: Any, *arguments: Any, **named: Any) -> None:
+        book(self, *arguments, **named)
+        if identity.fingerprint(self.cause.source, self.cause.id) % 5 == 0:
+            self.entries, self.moved = self.entries[:-1], self.moved[:-1]
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(_patched(booking.Draft, "book", half))
+    stack.enter_context(_patched(booking.Draft, "check_books", lambda _: None))
+    return stack
+
+
+def what_is_now_counts() -> AbstractContextManager[Any]:
+    """Usage is judged by whether the account is open now, not when the call started."""
+    return _patched(charging, "billable", lambda account, _: account.standing.closed_at is None)
+
+
+class _Known(dict[bytes, bytes]):
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+def booked_where_it_lies() -> AbstractContextManager[Any]:
+    """What strayed is not moved home, so each partition knows only the repeats of its own."""
+    read = batch.Decider.read
+
+    def anywhere(self: Any, *arguments: Any) -> Any:
+        rows, self.rows = self.rows, _Known()
+        try:
+            return read(self, *arguments)
+        finally:
+            self.rows = rows
+
+    return _patched(batch.Decider, "read", anywhere)
+
+
 MUTANTS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "no_fence": no_fence,
     "fence_last": fence_last,
@@ -450,4 +510,8 @@ MUTANTS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "asks_without_a_word": asks_without_a_word,
     "asks_in_the_cooldown": asks_in_the_cooldown,
     "asks_more_often_than_it_may": asks_more_often_than_it_may,
+    "asks_beside_the_transaction": asks_beside_the_transaction,
+    "swallowed_half_way": swallowed_half_way,
+    "what_is_now_counts": what_is_now_counts,
+    "booked_where_it_lies": booked_where_it_lies,
 }

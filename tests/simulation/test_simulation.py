@@ -53,6 +53,10 @@ WITHIN = {
     "asks_without_a_word": 20,
     "asks_in_the_cooldown": 20,
     "asks_more_often_than_it_may": 200,
+    "asks_beside_the_transaction": 50,
+    "swallowed_half_way": 20,
+    "what_is_now_counts": 100,
+    "booked_where_it_lies": 50,
 }
 
 
