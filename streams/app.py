@@ -10,7 +10,7 @@ from typing import Any, Final
 import faust
 import structlog
 import uvloop
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 from faust.serializers.schemas import Schema
 from prometheus_client import CollectorRegistry
 from yarl import URL
@@ -27,7 +27,7 @@ from streams.decks import load_deck
 from streams.engine.kafka import connection, hand_out_plain_records, tune_client
 from streams.engine.shards import Loss, Shards, loss_from
 from streams.engine.transport import TableManager, Transport, is_member
-from streams.health import Health, Listener
+from streams.health import Health, Listener, ListenError
 from streams.metrics import Meters
 from streams.persons import load_person_keys
 from streams.provision import BrokerAwayError, ProvisionError, require
@@ -175,8 +175,16 @@ def run_worker(settings: Settings, *, accept_source_loss: Sequence[str] = ()) ->
     try:
         worker.execute_from_commandline()
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else EXIT_GAVE_UP
-        return EXIT_OK if code == EXIT_OK else EXIT_GAVE_UP
+        if end.code == EXIT_OK:
+            return EXIT_OK
+        # Faust ends by itself when something of it cannot start or has died, and says it at length.
+        cause = end.__context__
+        if isinstance(cause, ListenError):
+            return _refuse(EXIT_USAGE, str(cause))
+        if isinstance(cause, KafkaConnectionError):
+            return _refuse(EXIT_BROKER_AWAY, str(BrokerAwayError(settings.broker)))
+        log.error("gave_up", reason=f"Faust has ended: {type(cause).__name__}: {cause}")
+        return EXIT_GAVE_UP
     except Exception as error:
         log.exception("worker_failed", error=type(error).__name__)
         return EXIT_GAVE_UP

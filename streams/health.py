@@ -24,6 +24,10 @@ class Health(Struct, frozen=True):
     reasons: tuple[str, ...] = ()
 
 
+class ListenError(Exception):
+    """The address for metrics and probes cannot be had; the text says what to set."""
+
+
 class Listener:
     """Serves /metrics, /livez, /readyz, and /healthz for those who type it."""
 
@@ -36,7 +40,7 @@ class Listener:
         self._page: dict[str, tuple[float, bytes, str]] = {}
 
     async def start(self) -> int:
-        """Listen; returns the port. Raises OSError when it is taken."""
+        """Listen; returns the port. Raises ListenError, when it is taken for instance."""
         app = web.Application(client_max_size=1024)
         app.add_routes(
             [
@@ -48,7 +52,13 @@ class Listener:
         )
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
-        await web.TCPSite(self._runner, self._host, self._port).start()
+        try:
+            await web.TCPSite(self._runner, self._host, self._port).start()
+        except OSError as error:
+            raise ListenError(
+                f"CREDITS_METRICS_PORT: cannot listen on {self._host}:{self._port} "
+                f"({error.strerror or error}); another worker may have it. Name a free port."
+            ) from error
         port: int = self._runner.addresses[0][1]
         return port
 

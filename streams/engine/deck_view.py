@@ -52,6 +52,7 @@ class DeckView:
         self._tariffs: dict[tuple[str, str], Tariff | None] = {}
         self._at_end = -OLD_AFTER_S
         self._follower: asyncio.Task[None] | None = None
+        self._consumer: Any = None
 
     @property
     def age_s(self) -> float:
@@ -78,7 +79,8 @@ class DeckView:
         if self._follower is not None:
             self._follower.cancel()
             await asyncio.gather(self._follower, return_exceptions=True)
-        await self._consumer.stop()
+        if self._consumer is not None:  # the broker may be gone before it was ever there
+            await self._consumer.stop()
 
     async def _rewind(self) -> None:
         starts = await self._consumer.beginning_offsets([self._tp])

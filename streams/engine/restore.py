@@ -78,6 +78,8 @@ class Marks:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._uncommitted: Any = None
+        self._committed: Any = None
 
     async def start(self) -> None:
         """Connect."""
@@ -88,8 +90,9 @@ class Marks:
 
     async def stop(self) -> None:
         """Disconnect."""
-        await self._uncommitted.stop()
-        await self._committed.stop()
+        for consumer in (self._uncommitted, self._committed):
+            if consumer is not None:  # the broker may be gone before it was ever there
+                await consumer.stop()
 
     async def refresh(self) -> None:
         """Look for the partitions' leaders anew."""

@@ -218,6 +218,35 @@ def test_a_missing_broker_ends_with_69_in_one_line(arguments: list[str]) -> None
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("started", "code", "word"),
+    [
+        ("app.preflight = later", 69, "No broker at 127.0.0.1:1."),
+        ("app.Listener.start = broken", 70, "gave_up"),
+        ("app.Shards.start = broken", 70, "gave_up"),
+        ("taken = socket.create_server(('127.0.0.1', 0))", 2, "CREDITS_METRICS_PORT"),
+    ],
+)
+def test_a_worker_that_cannot_start_says_why(started: str, code: int, word: str) -> None:
+    # The broker goes after it was there, or something of Faust's side breaks.
+    program = (
+        "import socket, sys; from streams import app; from streams.settings import Settings\n"
+        "async def later(settings): return None\n"
+        "async def broken(_): raise RuntimeError('not today')\n"
+        f"app.preflight = later; {started}\n"
+        "port = taken.getsockname()[1] if 'taken' in globals() else 0\n"
+        "sys.exit(app.run_worker(Settings(broker='127.0.0.1:1', metrics_port=port)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=plain_environment(),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert word in done.stderr.splitlines()[-1]
+    assert code != 70 or "RuntimeError: not today" in done.stderr.splitlines()[-1]
+    assert "AttributeError" not in done.stderr, "what never started is not stopped"
+
+
 def test_the_doctor_finds_a_missing_broker_and_looks_at_the_rest(said: Call) -> None:
     answer = said(
         "doctor",
