@@ -2,7 +2,8 @@
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from hashlib import sha256
@@ -13,7 +14,9 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from schemas import topics
+from streams.testbed.auditor import settled
 from streams.testbed.auditor.audit import audit
+from streams.testbed.auditor.policies import Policy
 from streams.testbed.auditor.prices import Deck
 from streams.testbed.auditor.records import Log, Record
 from streams.testbed.auditor.verdict import Report
@@ -21,6 +24,11 @@ from streams.testbed.auditor.view import Options
 
 TENANT = "contoso"
 EXPOSURE_AT = 26
+UNSET: dict[int, Any] = {
+    settled.CLOSED: None, settled.VERSION: 0, settled.FLOOR: 0, settled.METHODS: [],
+    settled.POLICY: [0, False, 0, "lt", "fixed", 0, 0, None, None, None, None, None, 3, 900, []],
+    settled.DECKS: [], settled.LEVELS: [50, 20], settled.LICENCES: [],
+}  # fmt: skip
 AT = "2026-03-02T10:00:00Z"
 DECK = Deck(
     b"Destination Name,Destination Type,Country,Prefix,Price / min\nLondon,landline,GB,4420,0.60\n"
@@ -96,6 +104,8 @@ class Books:
         self.row_changes: dict[int, Any] = {}
         self.public_changes: dict[str, Any] = {}
         self.position_changes: dict[str, Any] = {}
+        # What rows say of what commands have set, where they do not say it rightly.
+        self.set: dict[int, Any] = {}
         # Of open calls, by leg: nanos, seconds until each dies, whether it has ended.
         self.holds: dict[str, tuple[int, int, bool]] = {}
         self.exposure: tuple[int, int] = (0, 0)
@@ -183,6 +193,47 @@ class Books:
             values.append(body + b',"hash":"' + head.hex().encode() + b'"}')
         return self.tamper(values), head
 
+    def _applied(self) -> Iterator[tuple[dict[str, Any], datetime]]:
+        """Every command that was applied, once, and from when on it counts."""
+        notices = [json.loads(one.value or b"") for one in self.records[topics.NOTIFICATION]]
+        at = {
+            one["command_id"]: one.get("at", AT)
+            for one in notices
+            if one["notice"] == "command_applied"
+        }
+        for one in self.records[topics.COMMAND][: self.next[topics.COMMAND]]:
+            with suppress(ValueError):
+                body = json.loads(one.value or b"")
+                applied_at = at.pop(body.get("command_id"), None)
+                if applied_at is not None:
+                    yield body, datetime.fromisoformat(body.get("effective_from") or applied_at)
+
+    def commanded(self) -> dict[int, Any]:
+        """What applied commands have set, by the place where rows keep it."""
+        version, closed = 0, None
+        policy, methods = UNSET[settled.POLICY], UNSET[settled.METHODS]
+        decks: list[Any] = []
+        licences: dict[tuple[str, str | None], list[int]] = {}
+        for body, since in self._applied():
+            match body["command"]:
+                case "settings":
+                    version += 1
+                    methods = body.get("payment_methods", methods)
+                    if body.get("policy") is not None:
+                        policy = [policy[0] + 1, *Policy(body["policy"], since).in_row()]
+                case "licences":
+                    counts = licences.setdefault((body["capability"], body.get("country")), [])
+                    counts += [round(since.timestamp()) * 1_000_000, body["count"]]
+                case "tariff_assignment":
+                    decks.append([body["deck"], since])
+                case "open_tenant" | "close_tenant" as word:
+                    closed = since if word == "close_tenant" else None
+        plans = [[plan, country, counts, []] for (plan, country), counts in licences.items()]
+        return UNSET | {
+            settled.CLOSED: closed, settled.VERSION: version, settled.POLICY: policy,
+            settled.METHODS: methods, settled.DECKS: decks, settled.LICENCES: plans,
+        }  # fmt: skip
+
     def hold_rows(self) -> dict[bytes, bytes]:
         """The rows of open calls."""
         rows = {}
@@ -205,6 +256,8 @@ class Books:
         for place, changed in self.row_changes.items():
             row[place] = changed
         row += [None] * (EXPOSURE_AT - len(row)) + [*self.exposure, False]
+        for place, said in (self.commanded() | self.set).items():
+            row[place] = said
         key, value = TENANT.encode(), b"\xff" * 8 + msgspec.msgpack.encode(row)
         rows = {key: value, **self.hold_rows()}
         position = {
@@ -266,7 +319,15 @@ class Books:
 def of_before(checkpoint: dict[str, Any]) -> None:
     """Make a checkpoint one that was written before audits said what they had not seen."""
     for known in checkpoint.values():
-        for member in ("recharges", "since", "asked", "by_hand"):
+        for member in (
+            "recharges",
+            "since",
+            "asked",
+            "by_hand",
+            "settled",
+            "kept_since",
+            "decided",
+        ):
             known.pop(member, None)
 
 

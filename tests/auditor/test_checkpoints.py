@@ -2,17 +2,21 @@
 
 import uuid
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from schemas import topics
+from streams.testbed.auditor import settled
 from streams.testbed.auditor.verdict import UNKNOWN, Report
 from tests.auditor.books import (
+    AT,
     NAMESPACE,
     RECHARGE,
     TENANT,
+    UNSET,
     Books,
     of_before,
     record,
@@ -186,3 +190,48 @@ def test_a_dead_letter_that_went_before_its_record_is_unknown(
     report = books.audited()
     assert violated(report) == red, report.lines()
     assert red or report.exit_code == UNKNOWN
+
+
+def test_a_command_that_contradicts_one_of_an_earlier_audit_is_rightly_refused() -> None:
+    books = Books()
+    books.command("settings", command_id="s1", expected_version=0)
+    begun = {**BEGUN, topics.COMMAND: 2, topics.NOTIFICATION: 3}
+    earlier = books.checkpoint()
+    body = {"command": "settings", "command_id": "s1", "source": "cli", "issued_at": AT}
+    other = record(topics.COMMAND, 2, body | {"expected_version": 1})
+    books.records[topics.COMMAND].append(other)
+    books.next[topics.COMMAND] = 3
+    letter = books.letter(2, other.value or b"", "conflict")
+    books.records[topics.dead_letters_of(topics.COMMAND)] = [replace(letter, offset=99)]
+    books.tell("command_refused", command_id="s1", rule="conflict")
+    report, _ = books.audited_from(begun, earlier)
+    assert (violated(report), unknown(report)) == (set(), set()), report.lines()
+
+
+def test_a_checkpoint_of_before_commands_were_kept_takes_what_stands_for_commanded() -> None:
+    books = Books()
+    books.command("settings", command_id="s1", expected_version=0)
+    commanded_twice = books.records[topics.COMMAND][-1]
+    books.set = {
+        settled.DECKS: [["partners", datetime.fromisoformat(AT)]],
+        settled.LICENCES: [["MCOMEETADV", None, [1_772_000_000_000_000, 2], []]],
+        settled.POLICY: [1, *UNSET[settled.POLICY][1:]],
+    }
+    earlier = books.checkpoint()
+    for known in earlier.values():
+        for member in ("decided", "settled", "kept_since"):
+            del known[member]
+    begun = {**BEGUN, topics.COMMAND: 2, topics.NOTIFICATION: 3}
+    report, earlier = books.audited_from(begun, earlier)
+    assert violated(report) == set(), report.lines()
+    assert "settings" in unknown(report)
+
+    books.records[topics.COMMAND].append(replace(commanded_twice, offset=2))
+    books.next[topics.COMMAND] = 3
+    books.tell("command_repeated", command_id="s1")
+    report, _ = books.audited_from(begun, earlier)
+    assert (violated(report), unknown(report)) == (set(), set()), report.lines()
+
+    books.set |= {settled.DECKS: []}
+    report, _ = books.audited_from(begun, earlier)
+    assert (violated(report), unknown(report)) == (set(), {"settings"}), report.lines()

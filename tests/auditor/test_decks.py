@@ -16,7 +16,7 @@ from streams.testbed.auditor.prices import Deck, decks_of
 from streams.testbed.auditor.records import Record
 from streams.testbed.auditor.verdict import Report
 from streams.testbed.auditor.view import Options
-from tests.auditor.books import DECK, NAMES, Books, record, usage, violated
+from tests.auditor.books import AT, DECK, NAMES, Books, record, usage, violated
 
 COLUMNS = (
     "Destination Name,Destination Type,Country,Prefix,Price / min,Connect fee,Initial increment,"
@@ -163,7 +163,7 @@ def test_a_deck_that_is_not_the_tenants_is_found() -> None:
         )
     )  # fmt: skip
     books.records[topics.NOTIFICATION].append(
-        record(topics.NOTIFICATION, 1, {"notice": "command_applied", "command_id": "a"})
+        record(topics.NOTIFICATION, 1, {"notice": "command_applied", "command_id": "a", "at": AT})
     )
     books.next[topics.COMMAND] = 2
     report = books.judged()

@@ -265,7 +265,6 @@ def paid_in_the_same_instant(books: Asking) -> None:
         (Asking, exactly_as_often_as_it_may_be),
         (Asking, exactly_at_its_caps),
         (Asking, approved_by_a_person),
-        (Asking, by_a_policy_that_nobody_knows),
         (Asking, paid_in_the_same_instant),
         (Risky, exactly_at_its_limit),
         (Risky, suspicious_and_approved),
@@ -279,6 +278,14 @@ def test_a_request_that_no_guard_forbids_is_sound(
     sound(books)
     report = books.audited()
     assert report.exit_code == HOLDS, report.lines()
+
+
+def test_a_policy_that_nobody_knows_forbids_nothing_and_is_unknown() -> None:
+    books = Asking()
+    by_a_policy_that_nobody_knows(books)
+    report = books.audited()
+    assert violated(report) == set(), report.lines()
+    assert report.findings["settings"].unknown
 
 
 @pytest.mark.parametrize("breach", [a_retry_of_what_was_paid, paid_and_asked_for_at_once])

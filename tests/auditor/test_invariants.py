@@ -350,6 +350,21 @@ def adjusted_though_refused(books: Books) -> None:
     books.records[topics.NOTIFICATION][-1] = record(topics.NOTIFICATION, 1, refused)
 
 
+def decided_twice(books: Books) -> None:
+    """The same command once more, with money once more."""
+    adjusted(books)
+    again = msgspec.structs.replace(books.records[topics.COMMAND][-1], offset=2)
+    books.records[topics.COMMAND].append(again)
+    books.next[topics.COMMAND] = 3
+    books.records[topics.NOTIFICATION].append(books.records[topics.NOTIFICATION][-1])
+    cause = (topics.COMMAND, 2, "cli", "a1")
+    books.entries.append(books.entry(5, "adjustment", "5", "159.4", cause))
+
+
+def taken_for_a_repeat(books: Books) -> None:
+    books.command("adjustment", answer="command_repeated", amount=FIVE, reason="gift")
+
+
 def payment_booked_as_more(books: Books) -> None:
     paid_elsewhere(books)
     books.entries[-1] |= {"amount": "500", "balance_after": "649.4"}
@@ -732,6 +747,8 @@ BREACHES: list[tuple[Callable[[Books], None], set[str]]] = [
     (adjusted_by_more, {"cause"}),
     (adjusted_twice, {"cause"}),
     (adjusted_by_nothing, {"cause"}),
+    (decided_twice, {"at_most_once"}),
+    (taken_for_a_repeat, {"answered"}),
     (adjusted_though_refused, {"cause"}),
     (payment_booked_as_more, {"cause"}),
     (payment_booked_as_another, {"cause"}),
@@ -824,8 +841,8 @@ def test_a_correction_and_its_repeat_hold() -> None:
 
 def test_every_invariant_can_turn_red() -> None:
     covered = {name for _, names in BREACHES for name in names}
-    # These have tests of their own, here, in test_lots, test_minutes and test_recharges.
-    apart = {"partition", "stable", "expectation", "lots", "pools", "recharge"}
+    # These have tests of their own, here and in other files.
+    apart = {"partition", "stable", "expectation", "lots", "pools", "recharge", "settings"}
     assert covered | apart == set(INVARIANTS)
 
 

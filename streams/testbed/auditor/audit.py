@@ -19,6 +19,7 @@ from streams.testbed.auditor.recharges import Moved, Recharges
 from streams.testbed.auditor.records import Log
 from streams.testbed.auditor.requests import Requests
 from streams.testbed.auditor.rows import Rows
+from streams.testbed.auditor.settled import Settled
 from streams.testbed.auditor.sources import Sources
 from streams.testbed.auditor.tenants import Tenants
 from streams.testbed.auditor.usage import Usage
@@ -82,22 +83,25 @@ def _audit_one(
     sources = Sources(view, letters, refusals, moves, recharges)
     payments = Payments(view, sources, ledger, tenants, requests)
     grants = Grants(view, ledger)
-    Commands(
+    settled = Settled(view, rows, tenants, recharges)
+    commands = Commands(
         view,
         sources,
         ledger,
         tenants=tenants,
         grants=grants,
+        settled=settled,
         requests=requests,
         payments=payments,
         recharges=recharges,
-    ).judge()
+    )
+    commands.judge()
     grants.judge()
     payments.judge()
     requests.judge_answers()
     usage = Usage(view, sources, ledger, tenants, tariffs, recharges)
     usage.judge()
-    refusals.judge_conflicts(usage.identities)
+    refusals.judge_conflicts(usage.identities | commands.decided.keys())
     corrections = Corrections(view, ledger, usage, refusals)
     corrections.judge()
     pools = Pools(view, ledger, tenants, usage, corrections, coverage)
@@ -114,6 +118,7 @@ def _audit_one(
             view.report.violate(fault.invariant, fault.text)
         else:
             view.report.unknown(fault.invariant, fault.text)
+    settled.judge()
     return {
         "recharges": recharges.checkpoint(),
         **view.checkpoint(),
@@ -121,6 +126,8 @@ def _audit_one(
         **ledger.checkpoint(),
         **requests.checkpoint(),
         **payments.checkpoint(),
+        **commands.checkpoint(),
+        **settled.checkpoint(),
         **grants.checkpoint(),
         **usage.checkpoint(),
         **corrections.checkpoint(),

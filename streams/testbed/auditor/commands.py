@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Set
-from datetime import datetime
+from datetime import datetime, timedelta
 from fractions import Fraction
 from typing import Any, Final
 
@@ -10,12 +10,13 @@ import msgspec
 from msgspec import Struct
 
 from schemas import topics
-from streams.testbed.auditor.events import Event
+from streams.testbed.auditor.events import Event, number_of
 from streams.testbed.auditor.ledger import Entry, Ledger
 from streams.testbed.auditor.payments import Payments
 from streams.testbed.auditor.recharges import Recharges
 from streams.testbed.auditor.records import EVER, PLAIN, nanos, utc
 from streams.testbed.auditor.requests import Requests
+from streams.testbed.auditor.settled import Settled
 from streams.testbed.auditor.sources import Sources
 from streams.testbed.auditor.tenants import Tenants
 from streams.testbed.auditor.view import View
@@ -29,6 +30,8 @@ _OF_COMMAND: Final[Mapping[str, Set[str]]] = {
     "resolve_recharge": {"recharge", "purchase"},
 }
 _OF_PAYMENTS: Final = {"book_payment", "resolve_recharge"}
+# The same command sent later is another one.
+_REPEATED_WITHIN: Final = timedelta(days=35)
 
 
 class Asked(Struct, gc=False):
@@ -124,7 +127,8 @@ class Grants:
 
 
 class Commands:
-    """The commands of a partition."""
+    """The commands of a partition. `decided` is when, by the number of each; of those that earlier
+    audits have read too."""
 
     def __init__(
         self,
@@ -134,6 +138,7 @@ class Commands:
         *,
         tenants: Tenants,
         grants: Grants,
+        settled: Settled,
         requests: Requests,
         payments: Payments,
         recharges: Recharges,
@@ -144,9 +149,13 @@ class Commands:
         self._ledger = ledger
         self._tenants = tenants
         self._grants = grants
+        self._settled = settled
         self._requests = requests
         self._payments = payments
         self._recharges = recharges
+        self.decided: dict[int, datetime] = {
+            number: utc(at) for number, at in view.remembered("decided")
+        }
         # The answers by the offset of the command, and what was answered when to those that do
         # not say it.
         self._answered: dict[int, tuple[str, datetime | None]] = {}
@@ -204,10 +213,12 @@ class Commands:
             if "conflict" in reasons:  # refused for the one whose id it took, and nothing else
                 continue
             self._tenants.note(event, answered_at)
+            if below and answer:
+                self._decide(event, answer, answered_at)
             if answer == "command_applied":
                 if event.body.get("command") == "open_tenant" and answered_at is not None:
                     self._tenants.note_opening(event.tenant, answered_at)
-                self._tenants.note_licences(event, answered_at or EVER)
+                self._tenants.note_applied(event, answered_at or EVER)
                 if event.body.get("command") == "approve":
                     self._recharges.approve(event.tenant, answered_at or EVER)
                 if event.body.get("command") == "resolve_recharge":
@@ -222,6 +233,27 @@ class Commands:
                     "answered",
                     f"command {command_id} of {tenant}: {least} asked, {answers} answers",
                 )
+
+    def _decide(self, event: Event, answer: str, at: datetime | None) -> None:
+        """A command is decided once, for as long as its id is remembered; what comes under that
+        later is a repeat of it, and nothing else is one."""
+        number = number_of((event.source, event.id))
+        first = self.decided.get(number)
+        if answer == "command_repeated":
+            since = self._view.known_since(topics.COMMAND, topics.NOTIFICATION)
+            if first is None and at is not None and at - _REPEATED_WITHIN >= since:
+                self._report.violate(
+                    "answered", f"{event.id} of {event.tenant} is no repeat, and was taken for one"
+                )
+            return
+        if first is not None and at is not None and at - first < _REPEATED_WITHIN:
+            self._report.violate(
+                "at_most_once", f"command {event.id} of {event.tenant} was decided twice"
+            )
+        if at is not None:
+            self.decided[number] = at
+        if answer == "command_applied":
+            self._settled.note(event)
 
     def _commanded(self, event: Event, answer: str, answered_at: datetime | None) -> None:
         """What a command has booked is what it asks for, once, and nothing unless it was
@@ -282,6 +314,17 @@ class Commands:
 
     def _uncaused(self, entry: Entry, what: str) -> None:
         self._report.violate("cause", f"{entry.name} {what}")
+
+    def checkpoint(self) -> dict[str, Any]:
+        """What a later run needs to go on from here."""
+        now = self._view.now
+        return {
+            "decided": [
+                [number, at.isoformat()]
+                for number, at in self.decided.items()
+                if now is None or at + _REPEATED_WITHIN > now
+            ]
+        }
 
 
 def _lot_of(event: Event) -> str:

@@ -43,6 +43,32 @@ def shown(amount: int) -> str:
     return f"{sign}{amount // _NANOS}{'.' + rest if rest else ''}"
 
 
+# Where a row keeps what a policy says; amounts are nanos there, and the first is its version.
+AMOUNTS: Final = {
+    "trigger": 2,
+    "amount": 5,
+    "target": 6,
+    "min_amount": 7,
+    "max_amount": 8,
+    "daily_cap": 9,
+    "weekly_cap": 10,
+    "monthly_cap": 11,
+}
+PLAIN: Final = {"enabled": 1, "compare": 3, "method": 4, "max_per_day": 12, "cooldown_s": 13}
+VELOCITY: Final = 14
+# What holds where nothing is said.
+_UNSAID: Final = {
+    "enabled": False,
+    "trigger": "0",
+    "compare": "lt",
+    "method": "fixed",
+    "amount": "0",
+    "target": "0",
+    "max_per_day": 3,
+    "cooldown_s": 900,
+}
+
+
 class Policy(Struct, frozen=True):
     """A policy as its command says it. `since` is when it came into force."""
 
@@ -52,7 +78,7 @@ class Policy(Struct, frozen=True):
     @property
     def enabled(self) -> bool:
         """Whether anything may be asked for."""
-        return bool(self.said.get("enabled"))
+        return bool(self._plain("enabled"))
 
     @property
     def trigger(self) -> int:
@@ -62,12 +88,12 @@ class Policy(Struct, frozen=True):
     @property
     def max_per_day(self) -> int:
         """How often money may come in a day; the one limit that is there unless it is said."""
-        return int(self.said.get("max_per_day", 3))
+        return int(self._plain("max_per_day"))
 
     @property
     def cooldown_s(self) -> int:
         """For how long nothing is asked after an answer."""
-        return int(self.said.get("cooldown_s", 900))
+        return int(self._plain("cooldown_s"))
 
     @property
     def velocity(self) -> dict[str, int]:
@@ -75,18 +101,18 @@ class Policy(Struct, frozen=True):
         return {risk: nanos(text) for risk, text in (self.said.get("velocity") or {}).items()}
 
     def cap(self, name: str) -> int | None:
-        """A cap in nanos; None when it is off."""
+        """A cap, or another bound, in nanos; None when it is off."""
         return None if self.said.get(name) is None else self._nanos(name)
 
     def below(self, available: int) -> bool:
         """Whether that little is reason to ask."""
-        if self.said.get("compare") == "le":
+        if self._plain("compare") == "le":
             return available <= self.trigger
         return available < self.trigger
 
     def amount(self, available: int, currency: str) -> int:
         """How much to ask for."""
-        method = self.said.get("method") or "fixed"
+        method = self._plain("method")
         one = self._nanos("amount")
         missing = max(0, self.trigger - available)
         if method == "target":
@@ -105,6 +131,19 @@ class Policy(Struct, frozen=True):
         if self.said.get("max_amount") is not None and method != "target":
             wanted = min(wanted, nanos(self.said["max_amount"]))
         return to_coins(wanted, currency)
+
+    def in_row(self) -> list[Any]:
+        """As a row keeps it, without its version."""
+        row: list[Any] = [None] * (VELOCITY + 1)
+        for name, place in PLAIN.items():
+            row[place] = self._plain(name)
+        for name, place in AMOUNTS.items():
+            row[place] = self._nanos(name) if name in _UNSAID else self.cap(name)
+        row[VELOCITY] = sorted([risk, most] for risk, most in self.velocity.items())
+        return row[1:]
+
+    def _plain(self, name: str) -> Any:
+        return self.said.get(name, _UNSAID[name])
 
     def _nanos(self, name: str) -> int:
         return nanos(self.said.get(name) or "0")

@@ -302,7 +302,7 @@ class Tariffs:
         """The deck an entry names is the tenant's, was in force when the call started, and
         nobody could know of a later one."""
         where = f"{event.place} is priced by {deck.name}/{deck.version}"
-        if deck.name not in {"default", *self._tenants.assigned.get(event.tenant, ())}:
+        if deck.name not in self._tenants.names(event.tenant):
             self._report.violate("price", f"{where}, which is not its tenant's deck")
         if not deck.began_by(event.started):
             self._report.violate("price", f"{where}, which was not in force yet")
@@ -358,7 +358,7 @@ class Tariffs:
         return deck.price(digits, event.started, duration_s, paid_s)
 
     def _candidates(self, event: Event) -> list[Deck]:
-        names = {"default", *self._tenants.assigned.get(event.tenant, ())}
+        names = self._tenants.names(event.tenant)
         return [
             deck
             for deck in self._decks.values()

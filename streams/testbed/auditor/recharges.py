@@ -259,7 +259,9 @@ class Recharges:
                 same = all(one == said[0] for one in said)
                 of_tenant[version] = said[0] if same else None
 
-    def _policy(self, tenant: str, version: int | None) -> Policy | None:
+    def policy(self, tenant: str, version: int | None) -> Policy | None:
+        """The policy of a version, once all is judged; None when no command is known to have set
+        it."""
         return self._policies.get(tenant, {}).get(version or 0)
 
     def _without_cause(self) -> Iterator[Fault]:
@@ -299,11 +301,11 @@ class Recharges:
                 "recharge", f"{name} has {shown(available)}, not below {request['trigger']}"
             )
         version = request.get("policy_version")
-        policy = self._policy(tenant, version)
+        policy = self.policy(tenant, version)
         if policy is None or currency is None:
             return
         at = utc(request["requested_at"])
-        following = self._policy(tenant, (version or 0) + 1)
+        following = self.policy(tenant, (version or 0) + 1)
         if at < policy.since or (following is not None and following.since < at):
             yield Fault("recharge", f"{name} goes by policy {version}, which was not in force")
         if not policy.enabled:
@@ -517,7 +519,7 @@ class Recharges:
     ) -> Iterator[Fault]:
         """Who is below the trigger in the end has a request in flight, or was told why not."""
         version = public.get("policy_version")
-        policy = self._policy(tenant, version)
+        policy = self.policy(tenant, version)
         if policy is None or self._behind or public.get("closed"):
             return
         if "as_of" not in public or "available" not in public:

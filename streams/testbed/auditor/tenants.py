@@ -4,11 +4,21 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from streams.testbed.auditor.events import Event
 from streams.testbed.auditor.minutes import Licence
 from streams.testbed.auditor.records import EVER, utc
 from streams.testbed.auditor.view import View
+
+
+class Assigned(Struct, frozen=True):
+    """A deck for calls that start then or later, and when it was assigned; without instants, one
+    that was asked for, and that nothing tells more of."""
+
+    deck: str
+    since: datetime | None = None
+    at: datetime | None = None
 
 
 class Tenants:
@@ -22,8 +32,13 @@ class Tenants:
         self.closed: dict[str, datetime] = {}
         self.known_since = dict.fromkeys(view.remembered("tenants"), EVER)
         self.peaks: dict[str, int] = {}
-        self.assigned = {
-            tenant: set(decks) for tenant, decks in view.remembered("assigned", {}).items()
+        # Audits of before remembered no more than names.
+        self.assigned: dict[str, list[Assigned]] = {
+            tenant: [
+                Assigned(one) if isinstance(one, str) else msgspec.convert(one, Assigned)
+                for one in known
+            ]
+            for tenant, known in view.remembered("assigned", {}).items()
         }
         self.zones: dict[str, str] = dict(view.remembered("zones"))
         self.licences: dict[str, list[Licence]] = {
@@ -49,28 +64,54 @@ class Tenants:
             at = answered_at or EVER
             self.closed[event.tenant] = min(at, self.closed.get(event.tenant, at))
         elif body.get("command") == "tariff_assignment":
-            self.assigned.setdefault(event.tenant, set()).add(str(body.get("deck")))
+            self._assign(event.tenant, Assigned(str(body.get("deck"))))
 
     def note_opening(self, tenant: str, at: datetime) -> None:
         """A tenant was opened, then or before."""
         self.known_since[tenant] = min(self.known_since.get(tenant, at), at)
 
-    def note_licences(self, event: Event, at: datetime) -> None:
+    def _assign(self, tenant: str, one: Assigned) -> None:
+        known = self.assigned.setdefault(tenant, [])
+        if one.since is not None or one.deck not in self.names(tenant):
+            known.append(one)
+
+    def names(self, tenant: str) -> set[str]:
+        """What the decks are called that may price a tenant's calls, as far as names tell."""
+        return {"default", *(one.deck for one in self.assigned.get(tenant, ()))}
+
+    def note_applied(self, event: Event, at: datetime) -> None:
         """A command that was applied at an instant."""
         body = event.body
+        since = utc(body["effective_from"]) if body.get("effective_from") else at
         if body.get("command") == "open_tenant":
             self.zones.setdefault(event.tenant, str(body.get("time_zone") or "UTC"))
         elif body.get("command") == "licences":
-            since = utc(body["effective_from"]) if body.get("effective_from") else at
             country = str(body.get("country") or "")
             self.licences.setdefault(event.tenant, []).append(
                 Licence(body["capability"], country, body["count"], since, at)
             )
+        elif body.get("command") == "tariff_assignment":
+            self._assign(event.tenant, Assigned(str(body.get("deck")), since, at))
+
+    def believe_deck(self, tenant: str, one: Assigned) -> None:
+        """A deck whose command is gone was assigned, unless that is known."""
+        known = self.assigned.get(tenant, ())
+        if all((each.deck, each.since) != (one.deck, one.since) for each in known):
+            self._assign(tenant, one)
+
+    def believe_licence(self, tenant: str, one: Licence) -> None:
+        """Licences whose command is gone were given, unless that is known."""
+        known = self.licences.setdefault(tenant, [])
+        if all(msgspec.structs.replace(each, known_at=one.known_at) != one for each in known):
+            known.append(one)
 
     def checkpoint(self) -> dict[str, Any]:
         """What a later run needs to go on from here."""
         return {
-            "assigned": {one: sorted(decks) for one, decks in self.assigned.items()},
+            "assigned": {
+                tenant: [msgspec.to_builtins(one) for one in known]
+                for tenant, known in self.assigned.items()
+            },
             "zones": self.zones,
             "licences": {
                 tenant: [msgspec.to_builtins(one) for one in known]

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from schemas import topics
 from streams.testbed.auditor.records import EVER, Log, Place, Record, home, utc
 from streams.testbed.auditor.verdict import Report
 
@@ -52,6 +53,11 @@ class View:
         self.earlier = earlier
         self.position: dict[str, Any] = json.loads(log.rows.get(POSITION, b"{}"))
         self._since: dict[str, datetime] = {}
+        # From when on earlier audits have kept of commands and calls what matters here.
+        self._kept_since = EVER
+        if earlier is not None:
+            said = earlier.get("kept_since")
+            self._kept_since = self.after if said is None else utc(said)
 
     @property
     def now(self) -> datetime | None:
@@ -92,6 +98,16 @@ class View:
         """Whether everything that was ever written to a topic has been read."""
         return self.complete_since(topic) == EVER
 
+    def known_since(self, *of: str) -> datetime:
+        """From when on everything was seen that some topics were told, in this audit or in earlier
+        ones that have kept what matters of it."""
+        return max((self._kept_since, *map(self.complete_since, of)))
+
+    @property
+    def knows_commands(self) -> bool:
+        """Whether all commands and their answers were seen."""
+        return self.known_since(topics.COMMAND, topics.NOTIFICATION) == EVER
+
     def wanted(self, tenant: str) -> bool:
         """Whether this tenant is looked at."""
         return self.options.tenant is None or tenant == self.options.tenant
@@ -121,5 +137,6 @@ class View:
         # What comes after this audit is seen, also where nothing at all is left.
         seen = {topic: min(self.complete_since(topic), self.after) for topic in self.names}
         return {
-            "since": {topic: since.isoformat() for topic, since in seen.items() if since != EVER}
+            "since": {topic: since.isoformat() for topic, since in seen.items() if since != EVER},
+            "kept_since": self._kept_since.isoformat(),
         }
