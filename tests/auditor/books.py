@@ -16,6 +16,7 @@ from xxhash import xxh3_64_intdigest
 from schemas import topics
 from streams.testbed.auditor import settled
 from streams.testbed.auditor.audit import audit
+from streams.testbed.auditor.calls import name_of
 from streams.testbed.auditor.policies import Policy
 from streams.testbed.auditor.prices import Deck
 from streams.testbed.auditor.records import Log, Record
@@ -193,6 +194,15 @@ class Books:
             values.append(body + b',"hash":"' + head.hex().encode() + b'"}')
         return self.tamper(values), head
 
+    def hold(self, **legs: tuple[int, int, bool]) -> None:
+        """Hold something for calls that were told of."""
+        for name, held in legs.items():
+            told = self.records[topics.CALL_USAGE]
+            event = usage(f"{name}-start", phase="start", leg_id=name, duration_s=None)
+            told.append(record(topics.CALL_USAGE, len(told), event))
+            self.next[topics.CALL_USAGE] = len(told)
+            self.holds[name_of("pbx", event)] = held
+
     def _applied(self) -> Iterator[tuple[dict[str, Any], datetime]]:
         """Every command that was applied, once, and from when on it counts."""
         notices = [json.loads(one.value or b"") for one in self.records[topics.NOTIFICATION]]
@@ -316,18 +326,14 @@ class Books:
         return report, json.loads(json.dumps(reached))
 
 
+# What audits keep of commands and calls; those of before did not.
+KEPT = ("decided", "settled", "kept_since", "open_calls")
+
+
 def of_before(checkpoint: dict[str, Any]) -> None:
     """Make a checkpoint one that was written before audits said what they had not seen."""
     for known in checkpoint.values():
-        for member in (
-            "recharges",
-            "since",
-            "asked",
-            "by_hand",
-            "settled",
-            "kept_since",
-            "decided",
-        ):
+        for member in ("recharges", "since", "asked", "by_hand", *KEPT):
             known.pop(member, None)
 
 

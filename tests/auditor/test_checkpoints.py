@@ -13,6 +13,7 @@ from streams.testbed.auditor import settled
 from streams.testbed.auditor.verdict import UNKNOWN, Report
 from tests.auditor.books import (
     AT,
+    KEPT,
     NAMESPACE,
     RECHARGE,
     TENANT,
@@ -219,7 +220,7 @@ def test_a_checkpoint_of_before_commands_were_kept_takes_what_stands_for_command
     }
     earlier = books.checkpoint()
     for known in earlier.values():
-        for member in ("decided", "settled", "kept_since"):
+        for member in KEPT:
             del known[member]
     begun = {**BEGUN, topics.COMMAND: 2, topics.NOTIFICATION: 3}
     report, earlier = books.audited_from(begun, earlier)

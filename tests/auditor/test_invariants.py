@@ -258,22 +258,22 @@ def unreleased(books: Books) -> None:
 
 
 def released_twice(books: Books) -> None:
-    books.holds = {"one": (600_000_000, 100, False)}
+    books.hold(one=(600_000_000, 100, False))
     books.exposure = (0, 0)
 
 
 def outlived(books: Books) -> None:
-    books.holds = {"one": (600_000_000, -61, False)}
+    books.hold(one=(600_000_000, -61, False))
     books.exposure = (600_000_000, 1)
 
 
 def living_on(books: Books) -> None:
-    books.holds = {"one": (600_000_000, 181, False)}
+    books.hold(one=(600_000_000, 181, False))
     books.exposure = (600_000_000, 1)
 
 
 def ended_but_held(books: Books) -> None:
-    books.holds = {"one": (600_000_000, 60, True)}
+    books.hold(one=(600_000_000, 60, True))
 
 
 def wrong_available(books: Books) -> None:
@@ -286,9 +286,14 @@ def wrong_request_available(books: Books) -> None:
 
 
 def forgotten_in_the_sums(books: Books) -> None:
-    books.holds = {"one": (600_000_000, 100, False)}
+    books.hold(one=(600_000_000, 100, False))
     books.exposure = (600_000_000, 1)
     books.position_changes = {"holds": 0}
+
+
+def held_for_nobody(books: Books) -> None:
+    books.holds = {"one": (600_000_000, 100, False)}
+    books.exposure = (600_000_000, 1)
 
 
 def open_call_unsaid(books: Books) -> None:
@@ -728,6 +733,7 @@ BREACHES: list[tuple[Callable[[Books], None], set[str]]] = [
     (wrong_available, {"holds"}),
     (wrong_request_available, {"holds"}),
     (forgotten_in_the_sums, {"holds"}),
+    (held_for_nobody, {"holds"}),
     (open_call_unsaid, {"at_least_once"}),
     (wrong_row_count, {"changelog"}),
     (wrong_cause, {"cause"}),
@@ -794,8 +800,7 @@ def test_what_a_command_asks_for_is_sound(sound: Callable[[Books], None]) -> Non
 
 def test_open_calls_hold_money() -> None:
     books = Books()
-    books.holds = {"one": (600_000_000, 100, False), "two": (1_200_000_000, 180, False)}
-    books.holds["ended"] = (0, 5, True)
+    books.hold(one=(600_000_000, 100, False), two=(1_200_000_000, 180, False), ended=(0, 5, True))
     books.exposure = (1_800_000_000, 2)
     books.public_changes = {"available": "147.6", "exposure": "1.8"}
     report = books.audited()

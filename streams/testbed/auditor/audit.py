@@ -6,6 +6,7 @@ from datetime import UTC
 from typing import Any
 
 from schemas import topics
+from streams.testbed.auditor.calls import OpenCalls
 from streams.testbed.auditor.causes import Causes
 from streams.testbed.auditor.commands import Commands, Grants
 from streams.testbed.auditor.corrections import Corrections
@@ -99,8 +100,10 @@ def _audit_one(
     grants.judge()
     payments.judge()
     requests.judge_answers()
-    usage = Usage(view, sources, ledger, tenants, tariffs, recharges)
+    calls = OpenCalls(view, rows, tenants, tariffs)
+    usage = Usage(view, sources, ledger, tenants, tariffs, recharges, calls)
     usage.judge()
+    calls.judge()
     refusals.judge_conflicts(usage.identities | commands.decided.keys())
     corrections = Corrections(view, ledger, usage, refusals)
     corrections.judge()
@@ -130,6 +133,7 @@ def _audit_one(
         **settled.checkpoint(),
         **grants.checkpoint(),
         **usage.checkpoint(),
+        **calls.checkpoint(),
         **corrections.checkpoint(),
         **pools.checkpoint(),
     }

@@ -348,6 +348,18 @@ class Tariffs:
         rated = [cost for cost in costs if cost is not None]
         return min(rated) if rated else None
 
+    def prices(self, event: Event, duration_s: int) -> set[int]:
+        """What an open call may hold: by any deck that can price it. What has no price is free."""
+        kind, callee = kind_of(event.body), str(event.body.get("callee") or "")
+        known = not depends_on_country(event.body, kind)
+        rated = callee.startswith("+") and callee[1:].isdigit()
+        if not rated or (kind in self._coverage.free and known):
+            return {0}
+        return {
+            self._cost_by(event, deck, callee[1:], duration_s) or 0
+            for deck in self._candidates(event)
+        }
+
     def _cost_by(
         self, event: Event, deck: Deck, digits: str, duration_s: int, paid_s: int = 0
     ) -> int | None:

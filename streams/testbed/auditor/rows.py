@@ -5,6 +5,7 @@ from fractions import Fraction
 from typing import Any, Final
 
 import msgspec
+from msgspec import Struct
 from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 
 from schemas import topics
@@ -20,8 +21,16 @@ _HOLD_LIVES: Final = timedelta(minutes=3)
 _TICK_WITHIN: Final = timedelta(minutes=1)
 
 
+class Held(Struct, frozen=True):
+    """A hold as its row says it."""
+
+    nanos: int
+    ended: bool
+
+
 class Rows:
-    """The rows of a partition: those of tenants are kept, by tenant."""
+    """The rows of a partition: those of tenants are kept, by tenant, and those of open calls, by
+    tenant and leg (`holds`)."""
 
     def __init__(self, view: View, tenants: Tenants) -> None:
         self._view = view
@@ -30,6 +39,7 @@ class Rows:
         self._position = view.position
         self._tenants = tenants
         self.of_tenant: dict[str, list[Any]] = {}
+        self.holds: dict[tuple[str, str], Held] = {}
         self._held: dict[str, list[int]] = {}
 
     def judge(self) -> None:
@@ -62,7 +72,7 @@ class Rows:
                 self._tenants.currencies[tenant.decode()] = row[2]
                 self._report.count("rows")
             elif mark == [b"hold"]:
-                self._one_hold(tenant.decode(), value)
+                self._one_hold(tenant.decode(), key[len(tenant) + 6 :].decode(), value)
         self._exposures()
         self._sums()
 
@@ -126,8 +136,10 @@ class Rows:
                     "at_least_once", f"{place} is another record than the one that was booked"
                 )
 
-    def _one_hold(self, tenant: str, value: bytes) -> None:
+    def _one_hold(self, tenant: str, leg: str, value: bytes) -> None:
         _, held, _, _, ended, *_ = msgspec.msgpack.decode(value[8:])
+        if self._view.wanted(tenant):
+            self.holds[tenant, leg] = Held(held, ended)
         due = EPOCH + timedelta(microseconds=int.from_bytes(value[:8], "big"))
         now = utc(self._position["now"])
         if due + _TICK_WITHIN < now or due > now + _HOLD_LIVES:

@@ -5,6 +5,7 @@ from fractions import Fraction
 from typing import Any
 
 from schemas import topics
+from streams.testbed.auditor.calls import OpenCalls
 from streams.testbed.auditor.events import Event, kind_by, number_of
 from streams.testbed.auditor.guards import Spent
 from streams.testbed.auditor.ledger import CHARGES, Entry, Ledger
@@ -30,6 +31,7 @@ class Usage:
         tenants: Tenants,
         tariffs: Tariffs,
         recharges: Recharges,
+        calls: OpenCalls,
     ) -> None:
         self._view = view
         self._report = view.report
@@ -38,6 +40,7 @@ class Usage:
         self._tenants = tenants
         self._tariffs = tariffs
         self._recharges = recharges
+        self._open_calls = calls
         self.identities: set[int] = set(view.remembered("ids"))
         self.corrections: dict[tuple[str, str], list[Event]] = {}
         self.calls: dict[Place, Call] = {}
@@ -91,6 +94,7 @@ class Usage:
             if entries:
                 self._report.violate("partition", f"{event.place} was booked where it strayed")
             return
+        self._open_calls.note(record, event)
         if event.body.get("phase") == "correction":
             self.corrections.setdefault(identity, []).append(event)
         charges = [entry for entry in entries if entry.kind in CHARGES]

@@ -24,7 +24,8 @@ INVARIANTS: Final = {
     "correction": "what is corrected is reversed once, by what it had cost, and linked both ways",
     "price": "every charge is what the deck it names says, and that version was in force for it",
     "pools": "included minutes pay first, as far as licences go and never further",
-    "holds": "what is held is the sum of open calls' holds, and none outlives its signs of life",
+    "holds": "open calls hold what was told of them, which sums up, and none outlives its signs of "
+    "life",
     "changelog": "rows are the fold of the ledger; the position row has their count and sums",
     "partition": "every record stands on the partition of its key",
     "cause": "every entry names a record that is there and asks for it, and for no more, every "
