@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -168,6 +169,32 @@ def test_a_deck_that_is_not_the_tenants_is_found() -> None:
     books.next[topics.COMMAND] = 2
     report = books.judged()
     assert violated(report) == set(), report.lines()
+
+
+@pytest.mark.parametrize(
+    ("since", "known_at", "expected"),
+    [
+        ("2026-03-01T00:00:00Z", "2026-03-02T09:00:00Z", set()),
+        ("2026-03-02T10:00:01Z", "2026-03-02T09:00:00Z", {"price"}),
+        ("2026-03-01T00:00:00Z", "2026-03-02T10:00:01Z", {"price"}),
+    ],
+)
+def test_a_deck_is_the_tenants_from_its_instant_on_once_it_is_assigned(
+    since: str, known_at: str, expected: set[str]
+) -> None:
+    books = Priced(deck="partners")
+    books.versions = published("dear", DEAR, "2026-03-01T00:00:00Z", deck="partners")
+    books.next[topics.COMMAND] = 2
+    books.records[topics.COMMAND].append(
+        record(
+            topics.COMMAND, 1,
+            {"command": "tariff_assignment", "command_id": "a", "source": "cli",
+             "deck": "partners", "effective_from": since},
+        )
+    )  # fmt: skip
+    applied = {"notice": "command_applied", "command_id": "a", "at": known_at}
+    books.records[topics.NOTIFICATION].append(record(topics.NOTIFICATION, 1, applied))
+    assert violated(books.judged()) == expected
 
 
 def test_a_split_call_is_judged_with_its_event() -> None:

@@ -262,6 +262,7 @@ class Tariffs:
     def __init__(
         self, view: View, tenants: Tenants, decks: Sequence[Deck], coverage: Coverage
     ) -> None:
+        self._view = view
         self._report = view.report
         self._tenants = tenants
         self._decks = {(deck.name, deck.version): deck for deck in decks}
@@ -302,7 +303,10 @@ class Tariffs:
         """The deck an entry names is the tenant's, was in force when the call started, and
         nobody could know of a later one."""
         where = f"{event.place} is priced by {deck.name}/{deck.version}"
-        if deck.name not in self._tenants.names(event.tenant):
+        of_tenant = self._tenants.names(event.tenant)
+        if self._view.knows_commands:
+            of_tenant = self._tenants.decks_of(event.tenant, event.started, booked_at)
+        if deck.name not in of_tenant:
             self._report.violate("price", f"{where}, which is not its tenant's deck")
         if not deck.began_by(event.started):
             self._report.violate("price", f"{where}, which was not in force yet")

@@ -1,5 +1,6 @@
 """What is known of tenants, by their rows, commands and entries."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -79,6 +80,18 @@ class Tenants:
         """What the decks are called that may price a tenant's calls, as far as names tell."""
         return {"default", *(one.deck for one in self.assigned.get(tenant, ()))}
 
+    def decks_of(self, tenant: str, started: datetime, booked_at: datetime) -> set[str]:
+        """The decks that may price a call: by what was assigned before it was booked, and in the
+        same instant before it or after."""
+        assigned = self.assigned.get(tenant, ())
+        known = [one for one in assigned if one.at is not None and one.at < booked_at]
+        decks = {_deck_at(known, started)}
+        for one in assigned:
+            if one.at == booked_at:
+                known.append(one)
+                decks.add(_deck_at(known, started))
+        return decks
+
     def note_applied(self, event: Event, at: datetime) -> None:
         """A command that was applied at an instant."""
         body = event.body
@@ -118,3 +131,10 @@ class Tenants:
                 for tenant, known in self.licences.items()
             },
         }
+
+
+def _deck_at(assigned: Iterable[Assigned], started: datetime) -> str:
+    begun = {
+        one.since: one.deck for one in assigned if one.since is not None and one.since <= started
+    }
+    return begun[max(begun)] if begun else "default"
