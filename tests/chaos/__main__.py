@@ -158,6 +158,7 @@ class Campaign:
             elif self._checkpoint is not None:
                 arguments += ["--from", str(self._checkpoint)]
             code, report, text = await self._verify(*arguments, "--deadline", "20m")
+            self.stage.counts["holds_audited"] += report.get("counts", {}).get("holds", 0)
             if code == VIOLATED:
                 say(text)
                 return code

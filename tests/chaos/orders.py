@@ -18,6 +18,7 @@ from msgspec import Struct
 from schemas import topics
 from schemas.envelope import binary_headers
 from schemas.notices import DeadLetterReason, NoticeKind
+from streams.billing import recharge
 from streams.testbed import load
 from streams.testbed.load import Expected, Planned
 
@@ -256,6 +257,16 @@ class Office:
         word = self._dice.choice(("approve", "deny"))
         return self._order(tenant.name, {"command": word}, APPLIED, f"nothing_to_{word}")
 
+    def _resolves(self, tenant: _Tenant) -> Planned:
+        """A person says that a request was paid, while its answer may be under way as well."""
+        epoch = 1 + self._dice.randrange(12)
+        body: Body = {"command": "resolve_recharge", "paid": bool(self._dice.randrange(4))}
+        body["recharge_id"] = recharge.recharge_id(tenant.name, epoch, 1)
+        if not body["paid"]:
+            return self._order(tenant.name, body, "too_early", "not_in_flight")
+        body |= {"payment_id": f"word-{self._next_id()}", "amount": self._money((50, 80))}
+        return self._order(tenant.name, body, APPLIED, "not_in_flight")
+
     def _visit(self, tenant: _Tenant) -> Planned:
         """A tenant comes or goes, or is asked for what cannot be done to one that has gone."""
         roll = self._dice.randrange(4)
@@ -310,6 +321,7 @@ _SENSIBLE: Final[Mapping[Callable[[Office, _Tenant], Planned], int]] = {
     Office._licenses: 10,
     Office._assigns: 6,
     Office._decides: 4,
+    Office._resolves: 8,
 }
 
 

@@ -41,8 +41,10 @@ from streams.testbed.broker import Cluster, free_port
 from streams.testbed.kafka import ends_of, started_producer, started_reader
 from streams.testbed.load import Planned, Produced, partition_of
 from tests.broker.harness import Worker, positions, unbooked
+from tests.chaos import calls, orders
+from tests.chaos.calls import LongCalls
 from tests.chaos.network import Network
-from tests.chaos.orders import PARTNERS, USAGE_TO_ONE, Answers, Office
+from tests.chaos.orders import PARTNERS, Answers, Office
 from tests.chaos.schedule import Options, Publication
 
 ROOT: Final = Path(__file__).parents[2]
@@ -82,6 +84,10 @@ async def wait(
         if monotonic() - began > within_s:
             raise StuckError(f"not within {within_s:.0f} s: {what}")
         await asyncio.sleep(0.1)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 async def credits_command(settings: Settings, *arguments: str) -> tuple[int, str]:
@@ -315,14 +321,17 @@ class Traffic:
         self.idle = True
 
     def _all(self, plan: load.Plan) -> Iterator[Planned]:
-        """Usage, and the administrators' orders between. Calls that are open are open now: a load
-        that pauses is soon behind its plan."""
+        """Usage, and administrators' orders and long calls between. Calls that are open are open
+        now: a load that pauses is soon behind its plan."""
         dice = random.Random(f"traffic/{plan.seed}")
-        orders = self.office.following()
-        for planned in load.events(plan, self.start, lambda: datetime.now(UTC)):
+        of_office = self.office.following()
+        long_calls = LongCalls(plan.seed, plan.tenants, _now).following()
+        for planned in load.events(plan, self.start, _now):
             yield planned
-            if not dice.randrange(USAGE_TO_ONE):
-                yield next(orders)
+            if not dice.randrange(orders.USAGE_TO_ONE):
+                yield next(of_office)
+            if not dice.randrange(calls.USAGE_TO_ONE):
+                yield next(long_calls)
 
     def go(self) -> None:
         """Write."""
@@ -736,7 +745,7 @@ class Stage:
         """Read what was answered since the last time; what is wrong with it. For when nothing is
         left to book."""
         name = self.settings.topics.of(topics.NOTIFICATION)
-        orders = self.traffic.office.orders
+        known = self.traffic.office.orders
         tps = [TopicPartition(name, number) for number in range(self.settings.partitions)]
         reader = await started_reader(self.settings)
         try:
@@ -748,14 +757,14 @@ class Stage:
             while waiting:
                 for records in (await reader.getmany(*waiting, timeout_ms=200)).values():
                     for record in records:
-                        self.answers.take(json.loads(record.value), orders)
+                        self.answers.take(json.loads(record.value), known)
                 for tp in list(waiting):
                     self._heard[tp] = await reader.position(tp)
                     if self._heard[tp] >= ends[tp]:
                         waiting.discard(tp)
         finally:
             await reader.stop()
-        return list(self.answers.faults(self.traffic.ordered, orders))
+        return list(self.answers.faults(self.traffic.ordered, known))
 
     async def open_transactions(self) -> list[str]:
         """Partitions whose last stable offset is not their end."""

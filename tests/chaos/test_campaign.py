@@ -49,3 +49,9 @@ def test_fifty_thousand_events_survive_a_short_campaign(tmp_path: Path) -> None:
     assert counts["zombies"] >= 1
     assert counts["broker_faults"] >= 1
     assert len(figures["points"]) >= BATCH_POINTS
+    # What administrators did meanwhile: some of it twice, some of it nonsense.
+    assert figures["orders"] >= 500
+    assert {"applied", "repeated", "conflict", "version_conflict"} <= figures["answers"].keys()
+    # One for the tenants that have their own, and one a round.
+    assert counts["decks_published"] == 1 + figures["rounds_planned"]
+    assert counts["offsets_compared"] >= 1
