@@ -717,21 +717,32 @@ class Stage:
 
     async def told_offsets(self) -> list[str]:
         """Offsets that the group has committed beyond what the position rows say is booked. They
-        may lag, being a hint; ahead of the books they would tell of no lag where there is some."""
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.broker)
-        await admin.start()
-        try:
-            committed = await admin.list_consumer_group_offsets(self.settings.app_id)
-        finally:
-            await admin.close()
-        ahead = []
+        may lag, being a hint; ahead of the books they would tell of no lag where there is some.
+        Raises StuckError."""
+        committed: dict[TopicPartition, Any] = {}
+
+        async def asked() -> bool:
+            # The group's coordinator may have just come back.
+            admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.broker)
+            try:
+                await admin.start()
+                committed.update(await admin.list_consumer_group_offsets(self.settings.app_id))
+            except (KafkaError, OSError):
+                return False
+            finally:
+                await admin.close()
+            return True
+
+        await wait(asked, 60, "the group's coordinator tells what is committed")
+        # After the offsets: what is booked meanwhile only moves the rows on.
         reached = await positions(self.settings)
+        ahead = []
         for tp, found in committed.items():
+            if tp.topic not in self.settings.topics.sources or found.offset <= 0:
+                continue
             row = reached.get(tp.partition)
             source = None if row is None else row.sources.get(tp.topic)
             booked = 0 if source is None else source.next
-            if tp.topic not in self.settings.topics.sources or found.offset <= 0:
-                continue
             self.counts["offsets_compared"] += 1
             self.counts["offsets_behind"] += found.offset < booked
             if found.offset > booked:
