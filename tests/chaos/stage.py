@@ -40,7 +40,7 @@ from streams.testbed import load
 from streams.testbed.broker import Cluster, free_port
 from streams.testbed.kafka import ends_of, started_producer, started_reader
 from streams.testbed.load import Planned, Produced, partition_of
-from tests.broker.harness import Worker, positions, unbooked
+from tests.broker.harness import Worker, unbooked
 from tests.chaos import calls, orders
 from tests.chaos.calls import LongCalls
 from tests.chaos.network import Network
@@ -718,7 +718,7 @@ class Stage:
     async def told_offsets(self) -> list[str]:
         """Offsets that the group has committed beyond what the position rows say is booked. They
         may lag, being a hint; ahead of the books they would tell of no lag where there is some.
-        Raises StuckError."""
+        For when nothing is left to book, as far as the watcher sees. Raises StuckError."""
         committed: dict[TopicPartition, Any] = {}
 
         async def asked() -> bool:
@@ -734,13 +734,11 @@ class Stage:
             return True
 
         await wait(asked, 60, "the group's coordinator tells what is committed")
-        # After the offsets: what is booked meanwhile only moves the rows on.
-        reached = await positions(self.settings)
         ahead = []
         for tp, found in committed.items():
             if tp.topic not in self.settings.topics.sources or found.offset <= 0:
                 continue
-            row = reached.get(tp.partition)
+            row = self.watcher.positions.get(tp.partition)
             source = None if row is None else row.sources.get(tp.topic)
             booked = 0 if source is None else source.next
             self.counts["offsets_compared"] += 1
