@@ -166,6 +166,13 @@ class Slot:
                     continue  # half a line of a process that was killed while writing it
         return [line for line in lines if line.get("event") == event]
 
+    def last_line(self) -> str:
+        """Where the log of its worker ends, shortened."""
+        with self.worker.log_path.open("rb") as log:
+            log.seek(self.began)
+            lines = log.read().decode(errors="replace").splitlines()
+        return lines[-1][:300] if lines else "nothing was logged"
+
     def partitions(self) -> list[int]:
         """What its worker was last assigned."""
         told = self.told(0, "assigned")
@@ -632,8 +639,9 @@ class Stage:
             return
         why = ""
         if process.returncode == 70:
-            told = slot.told(0, "gave_up")
-            why = f": {told[-1]['reason']}" if told else ""
+            told = slot.told(slot.began, "gave_up")
+            # Whoever ends without a word of its own has at least a last line.
+            why = f": {told[-1]['reason'] if told else slot.last_line()}"
         self.exits[f"{process.returncode}{why}"] += 1
         slot.worker.process = None
 
