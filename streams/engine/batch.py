@@ -10,7 +10,6 @@ from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
 import msgspec
-from aiokafka.partitioner import murmur2
 
 from schemas import topics
 from schemas.codec import Decoded, decoder
@@ -72,6 +71,7 @@ from streams.engine.rows import (
     PAYMENT_MARK,
     POSITION_KEY,
     hold_key,
+    home_of,
     owner_of,
     payment_key,
 )
@@ -189,7 +189,7 @@ class Decider:
             # tenant's name; hashing costs more.
             known = key in rows
             if not known and key is not None:
-                target = (murmur2(key) & 0x7FFF_FFFF) % self._partitions
+                target = home_of(key, self._partitions)
                 if target != partition:
                     work.tally.add("credits_wrong_partition_total", topic)
                     # A command's answer is awaited where its key belongs, so it is not moved.
