@@ -18,9 +18,8 @@ test: check build/compiled/ready ## Run every check and every test; the broker t
 	$(COMPILED) -m pytest -q --import-mode=append -m "not broker and not chaos" tests/billing \
 		tests/engine/test_fetched.py tests/engine/test_record_batch.py \
 		tests/testbed/test_load_generator.py
-	@# By default files with few tests come last, and the campaign is one test that takes minutes.
 	$(INSTALLED) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-		-m "(broker or chaos) and not alone" tests/chaos tests/testbed tests/broker tests
+		-m "(broker or chaos) and not alone"
 	$(INSTALLED) -m pytest -m alone
 
 chaos: .venv/ready ## Break everything and audit; ARGS="--seed 7 --for 120s --brokers 3" goes to it

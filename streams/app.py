@@ -183,7 +183,8 @@ def run_worker(settings: Settings, *, accept_source_loss: Sequence[str] = ()) ->
             return _refuse(EXIT_USAGE, str(cause))
         if isinstance(cause, KafkaConnectionError):
             return _refuse(EXIT_BROKER_AWAY, str(BrokerAwayError(settings.broker)))
-        log.error("gave_up", reason=f"Faust has ended: {type(cause).__name__}: {cause}")
+        why = f"code {end.code}" if cause is None else f"{type(cause).__name__}: {cause}"
+        log.error("gave_up", reason=f"Faust has ended: {why}")
         return EXIT_GAVE_UP
     except Exception as error:
         log.exception("worker_failed", error=type(error).__name__)

@@ -1,6 +1,7 @@
 """The worker's own listener: metrics and probes, answering while tables are restored."""
 
 import asyncio
+import errno
 from collections.abc import Callable
 from time import monotonic
 from typing import Final
@@ -55,9 +56,16 @@ class Listener:
         try:
             await web.TCPSite(self._runner, self._host, self._port).start()
         except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
             raise ListenError(
-                f"CREDITS_METRICS_PORT: cannot listen on {self._host}:{self._port} "
-                f"({error.strerror or error}); another worker may have it. Name a free port."
+                f"Cannot listen on {self._host}:{self._port} for metrics and probes: "
+                f"{error.strerror or error}. "
+                + (
+                    "Another worker may have it; name a free CREDITS_METRICS_PORT."
+                    if taken
+                    else "Set CREDITS_METRICS_HOST and CREDITS_METRICS_PORT to an address of this "
+                    "machine."
+                )
             ) from error
         port: int = self._runner.addresses[0][1]
         return port

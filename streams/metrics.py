@@ -224,8 +224,10 @@ DEFINITIONS: Final = (
     Definition(
         name="credits_restore_seconds",
         kind=Histogram,
-        meaning="From the start of a shard's opening to its first batch.",
-        remedy="Long restores mean large tables: check that compaction runs.",
+        meaning="From the start of a shard's opening to its first batch, with its turn: four of a "
+        "worker read at once.",
+        remedy="Long restores mean large tables, or many partitions on one worker: check that "
+        "compaction runs.",
         buckets=_RESTORE,
     ),
     Definition(

@@ -54,6 +54,11 @@ async def settings(broker: str) -> AsyncIterator[Settings]:
     await provision.remove_namespace(made)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Chaos first: one of its tests takes minutes, and must not be left for last."""
+    items.sort(key=lambda item: item.get_closest_marker("chaos") is None)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Note what a test ran on; the note travels with its report, from parallel workers too."""
     if not any(item.iter_markers("broker")) and not any(item.iter_markers("chaos")):

@@ -312,8 +312,8 @@ async def _read(
 def _check_home(rows: Rows, partition: int, partitions: int) -> None:
     """Whether the tenants of some rows belong here. When somebody has changed the number of
     partitions, about every second of them does not."""
-    for key in islice(rows.values, _HOMES_LOOKED_AT):
-        tenant = key.partition(b"\0")[0]
+    tenants = (key for key in rows.values if b"\0" not in key)
+    for tenant in islice(tenants, _HOMES_LOOKED_AT):
         home = home_of(tenant, partitions)
         if home != partition:
             raise StoppedError(

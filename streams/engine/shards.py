@@ -38,7 +38,7 @@ from streams.metrics import Meters
 from streams.settings import Settings
 
 # More tables read beside one another are no sooner there, and take more memory.
-OPENED_AT_ONCE: Final = 4
+READ_AT_ONCE: Final = 4
 REOPEN_AFTER_S: Final = 1.0
 FENCED_WAIT_S: Final = 30.0
 # Twice within a day, it is no late request of a former owner any more.
@@ -52,6 +52,7 @@ LOST_SLICE_AFTER_S: Final = 5.0
 ASKED_AFTER_S: Final = 5.0
 STALLED_AFTER_S: Final = 60.0
 OUTPUTS_EVERY_S: Final = 5.0
+OUTPUTS_WITHIN_S: Final = 3.0
 BROKER_AWAY_AFTER_S: Final = 15.0
 NO_MEMBER_AFTER_S: Final = 60.0
 EXIT_GAVE_UP: Final = 70
@@ -124,7 +125,7 @@ class Shards:
         self._gate = asyncio.Event()
         self._assigned = False
         self._decks = DeckView(settings, terms.tariff, self._use_decks, wall=wall)
-        self._opening = asyncio.Semaphore(OPENED_AT_ONCE)
+        self._turns = asyncio.Semaphore(READ_AT_ONCE)
         self._manifest_of = {settings.topics.of(name): name for name in topics.SOURCES}
         self._keepers: dict[int, _Keeper] = {}
         self._generation = -1
@@ -137,12 +138,13 @@ class Shards:
         self._is_member: Callable[[], bool] = lambda: True
         self._watcher: asyncio.Task[None] | None = None
         self._farewells: set[asyncio.Future[Any]] = set()
-        self._halves: list[int] = []
+        self._unfit: list[int] = []
         # When a producer's open transaction was last waited for, and when that was last told.
         self._waited_at: dict[TopicPartition, float] = {}
         self._wait_told_at: dict[TopicPartition, float] = {}
         # Output partitions with an open transaction: where it begins, and since when we know.
         self._open: dict[TopicPartition, tuple[int, float]] = {}
+        self._open_seen_at = 0.0
         self._outputs_at = float("-inf")
         self._open_told_at: dict[TopicPartition, float] = {}
 
@@ -229,11 +231,11 @@ class Shards:
                 by_partition.setdefault(tp.partition, set()).add(tp.topic)
         # Where somebody has added partitions, keys have moved to where no balance is.
         most = self._settings.partitions
-        self._halves = sorted(
+        self._unfit = sorted(
             p for p, names in by_partition.items() if names != sources or p >= most
         )
-        if self._halves:
-            log.error("not_copartitioned", partitions=self._halves)
+        if self._unfit:
+            log.error("not_copartitioned", partitions=self._unfit)
             self._show_states()
             return
         self._generation = generation
@@ -308,7 +310,7 @@ class Shards:
             count = sum(1 for keeper in keepers if keeper.state == name)
             self._meters["credits_shards", name].set(count)
         reasons = {keeper.stopped.reason for keeper in keepers if keeper.stopped is not None}
-        if self._halves:
+        if self._unfit:
             reasons.add(Stop.NOT_COPARTITIONED)
         for reason, word in _STOPS:
             self._meters["credits_shard_stopped", word].set(int(reason in reasons))
@@ -341,7 +343,7 @@ class Shards:
                 keeper.opened_at = monotonic()
                 shard = keeper.shard = self._new_shard(keeper.partition)
                 try:
-                    await shard.open(self._opening)
+                    await shard.open(self._turns)
                     await self._gate.wait()
                     keeper.ready = True
                     keeper.trouble = ""
@@ -539,7 +541,12 @@ class Shards:
         self._publish(oldest, rows, remembered, balances, tenants)
         if now - self._outputs_at >= OUTPUTS_EVERY_S:
             self._outputs_at = now
-            await self._look_at_outputs([keeper.partition for keeper in ready], now)
+            try:
+                # The client waits long for a partition without a leader; the rest must not.
+                async with asyncio.timeout(OUTPUTS_WITHIN_S):
+                    await self._look_at_outputs([keeper.partition for keeper in ready], now)
+            except (KafkaError, TimeoutError, OSError) as error:
+                log.warning("outputs_not_seen", error=type(error).__name__)
 
     async def _look_at_outputs(self, partitions: Iterable[int], now: float) -> None:
         """Whether somebody else's open transaction hides what we write. It keeps us from nothing,
@@ -557,7 +564,8 @@ class Shards:
                 if stable[tp] < ends[tp]:
                     begins, since = before.get(tp, (-1, now))
                     self._open[tp] = (stable[tp], since if begins == stable[tp] else now)
-        hanging = self._hanging(now)
+        self._open_seen_at = now
+        hanging = self._hanging()
         self._meters["credits_hanging_transactions",].set(len(hanging))
         self._open_told_at = {tp: at for tp, at in self._open_told_at.items() if tp in hanging}
         for tp, offset in hanging.items():
@@ -567,13 +575,13 @@ class Shards:
                     "output_transaction_open", topic=tp.topic, partition=tp.partition, offset=offset
                 )
 
-    def _hanging(self, now: float) -> dict[TopicPartition, int]:
+    def _hanging(self) -> dict[TopicPartition, int]:
         """Output partitions on which one transaction stays open, and the offset it begins at. Ours
         end by their time-out long before."""
         return {
             tp: begins
             for tp, (begins, since) in self._open.items()
-            if now - since > HANGING_AFTER_S
+            if self._open_seen_at - since > HANGING_AFTER_S
         }
 
     async def _look_at(
@@ -660,9 +668,9 @@ class Shards:
     def reasons_not_ready(self) -> list[str]:
         """Why this worker is not ready; empty when it is."""
         reasons = []
-        if self._halves:
+        if self._unfit:
             reasons.append(
-                f"not_copartitioned: partitions {self._halves} lack a source topic, or are beyond "
+                f"not_copartitioned: partitions {self._unfit} lack a source topic, or are beyond "
                 f"the {self._settings.partitions} of this installation"
             )
         if self._assigned_at < 0:
@@ -678,7 +686,7 @@ class Shards:
             alone_s = self._broker_seen_at - max(self._member_at, self._broker_back_at)
             if alone_s > NO_MEMBER_AFTER_S:
                 reasons.append(f"not a member of the group for {alone_s:.0f} s")
-        for tp, offset in self._hanging(self._outputs_at).items():
+        for tp, offset in self._hanging().items():
             reasons.append(
                 f"a transaction stays open on {tp.topic}/{tp.partition} at offset {offset}: who "
                 "reads committed records gets none that come after it"

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.broker
 Workers = Callable[..., Worker]
 
 
-async def test_added_partitions_stop_every_worker_by_name_and_what_is_booked_stays_right(
+async def test_added_partitions_stop_their_worker_by_name_and_what_is_booked_stays_right(
     installation: Settings, workers: Workers
 ) -> None:
     now = datetime.now(UTC)

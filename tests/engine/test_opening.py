@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from streams.engine import reader, restore
 from streams.engine.deck_view import DeckView
-from streams.engine.shards import OPENED_AT_ONCE, Shards
+from streams.engine.shards import READ_AT_ONCE, Shards
 from streams.engine.transaction import Transactor
 from streams.metrics import Meters
 from streams.settings import Settings
@@ -26,14 +26,14 @@ async def test_partitions_that_wait_for_replicas_keep_no_other_from_opening(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """More wait than may read at once, and they come first."""
-    settings = Settings(partitions=OPENED_AT_ONCE + HEALTHY)
+    settings = Settings(partitions=READ_AT_ONCE + HEALTHY)
     NETWORK.set(Network(Broker(), random.Random(1)))
     monkeypatch.setattr(restore, "log_reader", clients.restore_reader)
     monkeypatch.setattr(reader, "log_reader", clients.source_reader)
     monkeypatch.setattr(DeckView, "is_old", False)
 
     async def starts(self: Transactor) -> None:
-        if self._partition < OPENED_AT_ONCE:
+        if self._partition < READ_AT_ONCE:
             await asyncio.Event().wait()
 
     async def barrier(*_: object) -> dict[TopicPartition, int]:
@@ -58,7 +58,7 @@ async def test_partitions_that_wait_for_replicas_keep_no_other_from_opening(
         await until(
             lambda: (
                 [number for number in numbers if shards._keepers[number].ready]
-                == [*numbers[OPENED_AT_ONCE:]]
+                == [*numbers[READ_AT_ONCE:]]
             ),
             10,
         )

@@ -344,7 +344,7 @@ def ids_at_random() -> AbstractContextManager[Any]:
 
 
 def _not_in_flight(account: Any) -> Any:
-    free = msgspec.structs.replace(account.recharging, stage=Stage.IDLE, asked=None)
+    free = msgspec.structs.replace(account.standing.recharging, stage=Stage.IDLE, asked=None)
     return account.changed(recharging=free)
 
 
@@ -373,7 +373,7 @@ def credited_by_tenant() -> AbstractContextManager[Any]:
     """Whatever is paid for a tenant is its last recharge, whoever asked for it."""
 
     def last(account: Any, _: str) -> Any:
-        attempts = account.recharging.attempts
+        attempts = account.standing.recharging.attempts
         return attempts[-1] if attempts else None
 
     return _patched(recharge, "attempt_of", last)
