@@ -64,8 +64,8 @@ def offsets_first() -> None:
 
     _replace(transaction.Transactor, "commit", split)
 
-    async def by_the_group(self: Any) -> None:
-        await opened(self)
+    async def by_the_group(self: Any, *turn: Any) -> None:
+        await opened(self, *turn)
         from aiokafka.admin import AIOKafkaAdminClient
 
         from streams.engine.kafka import connection

@@ -51,8 +51,10 @@ def fence_last() -> AbstractContextManager[Any]:
     """Restore first and fence afterwards: what the former owner commits in between is missed."""
     restored = restore.restore
 
-    async def hasty(settings: Any, partition: int, marks: Any, _: Any, wall: Any) -> Any:
-        found = await restored(settings, partition, marks, {}, wall)
+    async def hasty(
+        settings: Any, partition: int, marks: Any, _: Any, wall: Any, *turn: Any
+    ) -> Any:
+        found = await restored(settings, partition, marks, {}, wall, *turn)
         await _starting.pop((PROCESS.get(), partition))()
         return found
 
@@ -116,12 +118,12 @@ def offsets_first() -> AbstractContextManager[Any]:
     committed = transaction.Transactor.commit
     opened = shard.Shard.open
 
-    async def split(self: Any, outputs: Any, offsets: Any) -> None:
+    async def split(self: Any, outputs: Any, offsets: Any) -> Any:
         await committed(self, self.outputs(0), offsets)
-        await committed(self, outputs, {})
+        return await committed(self, outputs, {})
 
-    async def by_the_group(self: Any) -> None:
-        await opened(self)
+    async def by_the_group(self: Any, *turn: Any) -> None:
+        await opened(self, *turn)
         group = NETWORK.get().broker.group(self._settings.app_id)
         for tp, offset in group.offsets.items():
             if tp.partition == self.partition and tp.topic in self._sources:
@@ -137,8 +139,8 @@ def group_decides() -> AbstractContextManager[Any]:
     """Go by the group's committed offsets instead of the position row."""
     opened = shard.Shard.open
 
-    async def by_the_group(self: Any) -> None:
-        await opened(self)
+    async def by_the_group(self: Any, *turn: Any) -> None:
+        await opened(self, *turn)
         group = NETWORK.get().broker.group(self._settings.app_id)
         for tp, offset in group.offsets.items():
             if tp.partition == self.partition and tp.topic in self._sources:
