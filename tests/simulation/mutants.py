@@ -153,12 +153,13 @@ def unknown_is_committed() -> AbstractContextManager[Any]:
     """After an unknown outcome go on as if it had been committed."""
     committed = transaction.Transactor.commit
 
-    async def hopeful(self: Any, outputs: Any, offsets: Any) -> None:
+    async def hopeful(self: Any, outputs: Any, offsets: Any) -> Any:
         try:
-            await committed(self, outputs, offsets)
+            return await committed(self, outputs, offsets)
         except UnknownOutcomeError:
             self.drop()
             await self.start()
+            return {}
 
     return _patched(transaction.Transactor, "commit", hopeful)
 
@@ -167,13 +168,13 @@ def unknown_is_aborted() -> AbstractContextManager[Any]:
     """After an unknown outcome write the same again."""
     committed = transaction.Transactor.commit
 
-    async def stubborn(self: Any, outputs: Any, offsets: Any) -> None:
+    async def stubborn(self: Any, outputs: Any, offsets: Any) -> Any:
         try:
-            await committed(self, outputs, offsets)
+            return await committed(self, outputs, offsets)
         except UnknownOutcomeError:
             self.drop()
             await self.start()
-            await committed(self, outputs, offsets)
+            return await committed(self, outputs, offsets)
 
     return _patched(transaction.Transactor, "commit", stubborn)
 
