@@ -18,7 +18,7 @@ test: check build/compiled/ready ## Run every check and every test; the broker t
 	$(COMPILED) -m pytest -q --import-mode=append -m "not broker and not chaos" tests/billing \
 		tests/engine/test_fetched.py tests/engine/test_record_batch.py \
 		tests/testbed/test_load_generator.py
-	$(INSTALLED) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	$(INSTALLED) -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
 		-m "(broker or chaos) and not alone"
 	$(INSTALLED) -m pytest -m alone
 

@@ -55,8 +55,9 @@ async def settings(broker: str) -> AsyncIterator[Settings]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Chaos first: one of its tests takes minutes, and must not be left for last."""
-    items.sort(key=lambda item: item.get_closest_marker("chaos") is None)
+    """The campaign and the benchmark first: each takes minutes, and must not be left for last."""
+    long = ("tests/chaos/", "tests/testbed/")
+    items.sort(key=lambda item: not item.nodeid.startswith(long))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
