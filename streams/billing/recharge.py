@@ -365,8 +365,8 @@ def consider(draft: Draft, *, stale: bool, result_timeout_s: int) -> None:
     policy = account.standing.policy
     recharging = account.standing.recharging
     available_nanos = draft.balance_nanos - account.standing.exposure_nanos
-    if available_nanos > policy.trigger_nanos or not below_trigger(policy, available_nanos):
-        # Nearly every event ends here. Money that is there again ends an epoch between tries.
+    if not below_trigger(policy, available_nanos):
+        # Money that is there again ends an epoch between tries.
         stage = recharging.stage
         if (
             recharging.withheld is not None
