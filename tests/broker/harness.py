@@ -7,16 +7,18 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Final
 
 import msgspec
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaProducer, TopicPartition
 
 from schemas import topics
 from streams.cli.demo import environment_of
+from streams.engine.kafka import connection
 from streams.engine.position import Position, decode_position
 from streams.engine.rows import POSITION_KEY
 from streams.settings import Settings
@@ -28,6 +30,22 @@ from streams.testbed.kafka import ends_of, read_to_end, started_reader
 
 READY_WITHIN_S: Final = 60
 DRAINED_WITHIN_S: Final = 90
+
+
+@asynccontextmanager
+async def a_transaction(settings: Settings, name: str) -> AsyncIterator[AIOKafkaProducer]:
+    """Somebody else's producer in a transaction, which the broker would let be for ten minutes."""
+    producer = AIOKafkaProducer(
+        **connection(settings),
+        transactional_id=f"{settings.namespace}{name}",
+        transaction_timeout_ms=600_000,
+    )
+    await producer.start()
+    try:
+        await producer.begin_transaction()
+        yield producer
+    finally:
+        await producer.stop()
 
 
 class Worker:

@@ -9,12 +9,12 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from schemas import topics
-from streams.engine.kafka import connection
 from streams.settings import Settings
 from streams.testbed.auditor.reading import verify
 from streams.testbed.auditor.records import home
 from streams.testbed.auditor.verdict import HOLDS, UNKNOWN, Report
 from streams.testbed.auditor.view import Options
+from tests.broker.harness import a_transaction
 
 pytestmark = pytest.mark.broker
 
@@ -26,20 +26,11 @@ NOTICE: Final = b'{"notice": "strayed"}'
 
 @asynccontextmanager
 async def an_open_transaction(settings: Settings) -> AsyncIterator[AIOKafkaProducer]:
-    """A transaction that has written a notice; the broker would let it be for a minute."""
-    producer = AIOKafkaProducer(
-        **connection(settings),
-        transactional_id=f"{settings.namespace}audited",
-        transaction_timeout_ms=60_000,
-    )
-    await producer.start()
-    try:
-        await producer.begin_transaction()
+    """A transaction that has written a notice."""
+    async with a_transaction(settings, "audited") as producer:
         name = settings.topics.of(topics.NOTIFICATION)
         await producer.send_and_wait(name, NOTICE, key=KEY, partition=PARTITION)
         yield producer
-    finally:
-        await producer.stop()
 
 
 async def still_waiting(settings: Settings) -> "asyncio.Future[Report]":

@@ -25,7 +25,15 @@ from streams.testbed.auditor.view import Options
 from streams.testbed.broker import Cluster
 from streams.testbed.kafka import read_to_end
 from streams.testbed.load import Plan, Produced
-from tests.broker.harness import Worker, audited, drained, positions, unbooked, until
+from tests.broker.harness import (
+    Worker,
+    a_transaction,
+    audited,
+    drained,
+    positions,
+    unbooked,
+    until,
+)
 from tests.broker.mutant import LEFT_OF_SEQUENCES
 
 pytestmark = pytest.mark.broker
@@ -503,12 +511,6 @@ async def test_an_open_transaction_of_commands_does_not_hold_back_usage(
     worker.kill()
     await loaded(installation, plan, start, tmp_path / "e.json")
     usage = await unbooked(installation)
-    producer = AIOKafkaProducer(
-        **connection(installation),
-        transactional_id=f"{installation.namespace}a-console",
-        transaction_timeout_ms=600_000,
-    )
-    await producer.start()
     key = load.tenant_id(1).encode()
     name = installation.topics.of(topics.COMMAND)
     command = {
@@ -518,16 +520,13 @@ async def test_an_open_transaction_of_commands_does_not_hold_back_usage(
         "capability": "MCOMEETADV",
         "count": 1,
     }
-    try:
-        await producer.begin_transaction()
+    async with a_transaction(installation, "a-console") as producer:
         await producer.send_and_wait(name, json.dumps(command).encode(), key=key)
         assert await unbooked(installation) == usage, "an open transaction hides what it wrote"
         again = workers("again").start()
         await drained(installation)
         assert again.probe("/readyz")[0] == 200
         await producer.commit_transaction()
-    finally:
-        await producer.stop()
     await drained(installation)
     await audited(installation, tmp_path / "e.json")
 

@@ -6,15 +6,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka import TopicPartition
 
 from schemas import topics
-from streams.engine.kafka import connection
 from streams.engine.restore import Marks
 from streams.settings import Settings
 from streams.testbed import load
 from streams.testbed.load import Plan
-from tests.broker.harness import Worker, audited, drained, until
+from tests.broker.harness import Worker, a_transaction, audited, drained, until
 
 pytestmark = pytest.mark.broker
 
@@ -26,22 +25,13 @@ PLAN = Plan(tenants=40, events=1_000)
 async def left_open(settings: Settings, *tps: TopicPartition) -> AsyncIterator[dict[str, int]]:
     """A transaction with a record on each of some partitions, which is aborted in the end; says
     where it begins, by topic."""
-    producer = AIOKafkaProducer(
-        **connection(settings),
-        transactional_id=f"{settings.namespace}foreign",
-        transaction_timeout_ms=600_000,
-    )
-    await producer.start()
-    try:
-        await producer.begin_transaction()
+    async with a_transaction(settings, "foreign") as producer:
         written = [
             await producer.send_and_wait(tp.topic, b"not ours", key=b"k", partition=tp.partition)
             for tp in tps
         ]
         yield {one.topic: one.offset for one in written}
         await producer.abort_transaction()
-    finally:
-        await producer.stop()
 
 
 def impatient(workers: Workers, name: str) -> Worker:
