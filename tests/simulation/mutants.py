@@ -8,6 +8,7 @@ import itertools
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any, Final
 from unittest import mock
 
@@ -17,10 +18,11 @@ from aiokafka import TopicPartition
 from schemas import topics
 from schemas.funding import Status
 from schemas.ledger import EntryKind
-from schemas.notices import DeadLetterReason
+from schemas.notices import DeadLetterReason, Withheld
 from streams.billing import booking, charging, commands, ledger, recharge, results
 from streams.billing.account import decode_row
 from streams.billing.booking import RefusedError
+from streams.billing.outcomes import Finding
 from streams.billing.stages import Stage
 from streams.engine import batch, identity, originals, restore, rows, seen, shard, transaction
 from streams.engine.errors import FencedError, UnknownOutcomeError
@@ -421,6 +423,36 @@ def asks_more_often_than_it_may() -> AbstractContextManager[Any]:
     return _patched(recharge, "count_money", lambda *_, **__: None)
 
 
+def asks_again_at_once() -> AbstractContextManager[Any]:
+    """Whoever was declined by all cards may ask again in the next batch."""
+    return _patched(recharge, "BACKOFF", timedelta())
+
+
+def asks_the_first_card_again() -> AbstractContextManager[Any]:
+    """The card that was declined is asked, and never the one after it."""
+    return _patched(recharge, "_next_index", lambda *_: 0)
+
+
+def asks_cards_that_are_lost() -> AbstractContextManager[Any]:
+    """No decline is final."""
+    return _patched(recharge, "TERMINAL_CODES", frozenset())
+
+
+def pauses_for_any_reason() -> AbstractContextManager[Any]:
+    """Every decline is final, whatever its code, and told as one too many."""
+    return _patched(recharge, "PAUSE_AFTER_DECLINES", 1)
+
+
+def stale_every_other_time() -> AbstractContextManager[Any]:
+    """Whether a balance is stale is not one answer for a batch."""
+    numbers = itertools.count()
+    guards = tuple(
+        (name, (lambda _: Finding(bool(next(numbers) % 2))) if name is Withheld.STALE else guard)
+        for name, guard in recharge.GUARDS
+    )
+    return _patched(recharge, "GUARDS", guards)
+
+
 def asks_beside_the_transaction() -> AbstractContextManager[Any]:
     """A request goes out by itself before its batch is committed."""
     committed = transaction.Transactor.commit
@@ -513,6 +545,11 @@ MUTANTS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
     "asks_without_a_word": asks_without_a_word,
     "asks_in_the_cooldown": asks_in_the_cooldown,
     "asks_more_often_than_it_may": asks_more_often_than_it_may,
+    "asks_again_at_once": asks_again_at_once,
+    "asks_the_first_card_again": asks_the_first_card_again,
+    "asks_cards_that_are_lost": asks_cards_that_are_lost,
+    "pauses_for_any_reason": pauses_for_any_reason,
+    "stale_every_other_time": stale_every_other_time,
     "asks_beside_the_transaction": asks_beside_the_transaction,
     "swallowed_half_way": swallowed_half_way,
     "what_is_now_counts": what_is_now_counts,

@@ -169,7 +169,7 @@ class Commands:
             self._view.judge_home(record, "notice")
             tenant, notice = (record.key or b"").decode(), PLAIN.decode(record.value or b"")
             if self._view.wanted(tenant):
-                self._recharges.notice(tenant, notice)
+                self._recharges.notice(tenant, notice, record.offset)
             if not notice["notice"].startswith("command_"):
                 continue
             key = (tenant, notice["command_id"])

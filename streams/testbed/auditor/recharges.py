@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from schemas import topics
 from streams.testbed.auditor.guards import ATTEMPTS, Came, Guards, Request, Spent
+from streams.testbed.auditor.pauses import Pauses
 from streams.testbed.auditor.policies import MOST_TIMES, Policy, decimals, least, shown, to_coins
 from streams.testbed.auditor.records import EVER, nanos, utc
 
@@ -96,6 +97,13 @@ class Recharges:
         known = earlier if earlier is not None else {}
         self._judged = utc(known["until"]) if "until" in known else EVER
         self._guards = Guards(known, whole=whole)
+        self._pauses = Pauses(
+            known,
+            whole=whole,
+            since=since,
+            judged=self._judged,
+            until=self._until,
+        )
         self._causes: dict[tuple[str, str], list[str]] = {}
         self._results: dict[str, list[Answer]] = {}
         self._named: dict[tuple[str, str], set[str]] = {}
@@ -143,6 +151,7 @@ class Recharges:
             return
         self._causes.pop((tenant, cause), None)
         topic, _, offset = place
+        self._pauses.record(topic, tenant, cause, body, below=below)
         if topic == topics.RESULT:
             asked, payment = str(body.get("recharge_id")), str(body.get("payment_id"))
             self._named.setdefault((tenant, payment), set()).add(asked)
@@ -163,13 +172,14 @@ class Recharges:
         """A record is there that is not booked yet."""
         self._behind = True
 
-    def notice(self, tenant: str, notice: Mapping[str, Any]) -> None:
-        """A notice, in the order of the topic."""
+    def notice(self, tenant: str, notice: Mapping[str, Any], offset: int | None = None) -> None:
+        """A notice, in the order of the topic; `offset` is its place there, if that is known."""
         kind, at = notice["notice"], notice.get("at")
         if kind == "command_applied":
             self._applied.add(str(notice["command_id"]))
         if at is None:
             return
+        self._pauses.notice(tenant, notice, offset)
         asked = notice.get("recharge_id")
         if kind == "recharge_requested" and asked is not None:
             self._told.setdefault(
@@ -241,6 +251,8 @@ class Recharges:
             by_hand = [one for one in of_tenant.values() if one["epoch"] is None]
             entries = moved.get(tenant, ())
             yield from self._allowed(tenant, auto, by_hand, entries, answered)
+        for what in self._pauses.judge(requests, moved, self._policies, settled):
+            yield Fault("recharge", what)
         yield from self._told_and_not_asked(requests)
         for tenant, public in balances.items():
             entries = moved.get(tenant, ())
@@ -567,6 +579,7 @@ class Recharges:
             "ends": [[one, at.isoformat()] for one, at in self._ends.items()],
             "unseen": sorted(self._unseen),
             **self._guards.checkpoint(max(self._until, self._judged)),
+            **self._pauses.checkpoint(),
             "withheld": [
                 [tenant, told.at.isoformat(), told.policy_version]
                 for tenant, told in self._withheld.items()
