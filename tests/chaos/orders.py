@@ -36,6 +36,10 @@ PARTNERS: Final = "partners"
 # No load has usage of them: they are opened and closed again and again.
 VISITORS: Final = 4
 NOBODY: Final = "t-nobody-commanded"
+# Risk classes of destinations in the decks that a campaign publishes, and one that is in none.
+MOBILE: Final = "mobile"
+FAR: Final = "far"
+NOWHERE: Final = "nowhere"
 
 APPLIED: Final = "applied"
 REPEATED: Final = "repeated"
@@ -76,6 +80,8 @@ class Office:
 
     def __init__(self, plan: load.Plan, start: datetime) -> None:
         self._dice = random.Random(f"office/{plan.seed}")
+        # With dice of their own, so that all other orders of a seed stay what they were.
+        self._limits = random.Random(f"limits/{plan.seed}")
         self.plan, self._start = plan, start
         opened: dict[str, _Tenant] = {}
         for name, _, command in load.opening_commands(plan, start):
@@ -189,9 +195,17 @@ class Office:
             "max_per_day": 1_000,
             "method": dice.choice(("fixed", "fixed_multiple", "target", "gap_plus_amount")),
         }
+        if self._limits.randrange(3) == 0:
+            policy["velocity"] = self._velocity()
         if policy["method"] == "target":
             return policy | {"target": str(dice.choice((300, 450)))}
         return policy | {"amount": str(dice.choice((50, 75, 120, 200)))}
+
+    def _velocity(self) -> dict[str, str]:
+        """Limits of risk classes that are reached at once, soon, or never."""
+        dice = self._limits
+        classes = dice.sample((MOBILE, FAR, NOWHERE), dice.randrange(1, 4))
+        return {one: dice.choice(("0", "2.5", "20", "5000")) for one in classes}
 
     def _funds(self, tenant: _Tenant) -> Planned:
         body: Body = {"command": "fund", "amount": self._money((50, 60, 95))}

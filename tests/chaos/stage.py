@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from importlib.resources import files
@@ -44,7 +44,7 @@ from tests.broker.harness import Worker, unbooked
 from tests.chaos import calls, orders
 from tests.chaos.calls import LongCalls
 from tests.chaos.network import Network
-from tests.chaos.orders import PARTNERS, Answers, Office
+from tests.chaos.orders import FAR, MOBILE, PARTNERS, Answers, Office
 from tests.chaos.schedule import Options, Publication
 
 ROOT: Final = Path(__file__).parents[2]
@@ -106,17 +106,29 @@ async def credits_command(settings: Settings, *arguments: str) -> tuple[int, str
     return process.returncode, told.decode()
 
 
+# From this price of a minute on, a destination is of a risk class.
+_DEAR: Final = Decimal("0.2")
+
+
 def repriced(percent: int) -> str:
-    """The packaged deck with all prices in hundredths of what they are."""
+    """The packaged deck with all prices in hundredths of what they are, and with risk classes:
+    velocity limits look at what is spent on them."""
     text = (files("streams") / "default_deck.csv").read_text(encoding="utf-8-sig")
     rows = list(csv.DictReader(StringIO(text)))
     made = StringIO()
-    writer = csv.DictWriter(made, rows[0])
+    writer = csv.DictWriter(made, [*rows[0], "Risk class"])
     writer.writeheader()
     for row in rows:
         price = Decimal(row["Price / min"]) * percent / 100
-        writer.writerow(row | {"Price / min": f"{price:f}"})
+        writer.writerow(row | {"Price / min": f"{price:f}", "Risk class": _risk_of(row)})
     return made.getvalue()
+
+
+def _risk_of(row: Mapping[str, str]) -> str:
+    """Mobile numbers are one class, other calls to where a minute is dear are another."""
+    if row["Destination Type"] == "mobile":
+        return MOBILE
+    return FAR if Decimal(row["Price / min"]) >= _DEAR else ""
 
 
 class Slot:

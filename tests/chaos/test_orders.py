@@ -17,11 +17,13 @@ from streams.billing import ledger
 from streams.billing.account import Account
 from streams.billing.events import Cause, CommandEvent
 from streams.billing.parts import Payment
+from streams.billing.tariff import parse_deck
 from streams.coverage import load_coverage
 from streams.testbed import load
 from streams.testbed.load import Planned
 from tests.billing.builders import NOW, some_terms
-from tests.chaos.orders import CONFLICT, Answers, Office
+from tests.chaos.orders import CONFLICT, FAR, MOBILE, NOWHERE, Answers, Office
+from tests.chaos.stage import repriced
 
 PLAN = load.Plan(tenants=40, seed=5, licensed_ppm=300_000, granted_ppm=200_000)
 MANY = 1_500
@@ -37,7 +39,7 @@ class Ledger:
 
     def __init__(self, *, forgetful: bool = False) -> None:
         self.forgetful = forgetful
-        self._accounts: dict[str, Account] = {}
+        self.accounts: dict[str, Account] = {}
         self._payments: dict[tuple[str, str], Payment] = {}
         self._seen: dict[str, bytes] = {}
         self.letters: list[tuple[str, DeadLetterReason]] = []
@@ -70,9 +72,9 @@ class Ledger:
             return
         self._seen[found.id] = said
         now = NOW + timedelta(seconds=number)
-        outcome = ledger.apply(self._accounts.get(found.tenant_id), event, TERMS, now)
+        outcome = ledger.apply(self.accounts.get(found.tenant_id), event, TERMS, now)
         if outcome.account is not None:
-            self._accounts[found.tenant_id] = outcome.account
+            self.accounts[found.tenant_id] = outcome.account
         if outcome.payment is not None:
             self._payments[found.tenant_id, outcome.payment.payment_id] = outcome.payment
         self.notices += [msgspec.to_builtins(one) for one in outcome.notices]
@@ -104,6 +106,22 @@ def test_every_order_is_answered_as_it_foresees(seed: int) -> None:
         if record.reason is not None
     )
     assert Counter(reason for _, reason in books.letters) == foreseen
+
+
+def test_limits_of_risk_classes_are_drawn_and_come_into_force() -> None:
+    books, _ = played(office())
+    limited = [
+        dict(account.standing.policy.velocity)
+        for account in books.accounts.values()
+        if account.standing.policy.velocity
+    ]
+    assert {one for limits in limited for one in limits} == {MOBILE, FAR, NOWHERE}
+
+
+def test_the_decks_of_a_campaign_have_risk_classes() -> None:
+    rates = parse_deck(repriced(80), deck="default", version="v").rates
+    classes = [rates[prefix].risk_class for prefix in ("447", "263", "4420")]
+    assert classes == [MOBILE, FAR, ""]
 
 
 def test_the_same_seed_gives_the_same_orders() -> None:
