@@ -76,6 +76,7 @@ class Loop(asyncio.BaseEventLoop):
     _ready: "deque[Any]"
     _scheduled: list[Any]
     _closed: bool
+    _stopping: bool
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,44 +142,53 @@ class Loop(asyncio.BaseEventLoop):
         return timer
 
     def _run_once(self) -> None:
+        """Rounds until somebody stops the loop: to begin each anew takes as long as a turn."""
         ready, scheduled = self._ready, self._scheduled
-        if not ready:
-            while scheduled and scheduled[0].callback is None:
-                heappop(scheduled)
-            if not scheduled:
-                raise StuckError("everybody waits and no timer is set")
-            self._now = max(self._now, float(scheduled[0]))
-        now = self._now
-        while scheduled and scheduled[0] <= now:
-            timer = heappop(scheduled)
-            if timer.callback is not None:
-                ready.append(timer)
-        self._turns += len(ready)
-        if self._turns > MOST_TURNS:
-            raise StuckError(f"no rest after {MOST_TURNS} turns")
         take = ready.popleft
-        for _ in range(len(ready)):
-            turn = take()
-            callback = turn.callback
-            if callback is None:
-                continue
-            self._now += TURN_S
-            context = turn.context
-            process = context.get(PROCESS)
-            if process is not None and process.frozen:
-                process.held.append(turn)
-                continue
-            try:
-                context.run(callback, *turn.args)
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as error:  # it ends only this turn, as in asyncio
-                told = {"message": f"Exception in callback {callback!r}", "exception": error}
-                self.call_exception_handler(told)
-            if process is not None:
-                process.turns += 1
-                if process.turns == process.doomed_at and process.doom is not None:
-                    process.doom()
+        while True:
+            if not ready:
+                while scheduled and scheduled[0].callback is None:
+                    heappop(scheduled)
+                if not scheduled:
+                    raise StuckError("everybody waits and no timer is set")
+                if scheduled[0] > self._now:
+                    self._now = float(scheduled[0])
+            now = self._now
+            while scheduled and scheduled[0] <= now:
+                timer = heappop(scheduled)
+                if timer.callback is not None:
+                    ready.append(timer)
+            waiting = len(ready)
+            self._turns += waiting
+            if self._turns > MOST_TURNS:
+                raise StuckError(f"no rest after {MOST_TURNS} turns")
+            for _ in range(waiting):
+                turn = take()
+                callback = turn.callback
+                if callback is None:
+                    continue
+                self._now += TURN_S
+                context = turn.context
+                process = context.get(PROCESS)
+                if process is not None and process.frozen:
+                    process.held.append(turn)
+                    continue
+                try:
+                    if turn.args:
+                        context.run(callback, *turn.args)
+                    else:
+                        context.run(callback)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:  # it ends only this turn, as in asyncio
+                    told = {"message": f"Exception in callback {callback!r}", "exception": error}
+                    self.call_exception_handler(told)
+                if process is not None:
+                    process.turns += 1
+                    if process.turns == process.doomed_at and process.doom is not None:
+                        process.doom()
+            if self._stopping:
+                return
 
     def create_task(
         self,
