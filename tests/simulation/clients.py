@@ -247,6 +247,7 @@ class Producer:
         self._txn_manager = None
         self._network = NETWORK.get()
         self._broker = self._network.broker
+        self._loop = asyncio.get_running_loop()
         self._name = transactional_id
         self._closed = False
         self._identity = (-1, -1)
@@ -307,7 +308,7 @@ class Producer:
         if self._failed is not None:
             raise self._failed
         assert not self._open, "Invalid state transition"
-        await asyncio.sleep(0)
+        await _turn()
         self._open = True
         self._touched = False
         self._added.clear()
@@ -324,10 +325,10 @@ class Producer:
                     for record in records_of(batch)
                 ]
             )
-        acknowledged: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        acknowledged: asyncio.Future[Any] = self._loop.create_future()
         self._waiting.append((TopicPartition(topic, partition), batch, acknowledged))
         if self.sender_task is None or self.sender_task.done():
-            self.sender_task = asyncio.ensure_future(self._send())
+            self.sender_task = self._loop.create_task(self._send())
         return acknowledged
 
     async def send_and_wait(
@@ -340,7 +341,7 @@ class Producer:
 
     async def _send(self) -> None:
         """Add what is new to the transaction, then send to the leaders side by side."""
-        await asyncio.sleep(0)
+        await _turn()
         while self._waiting:
             sending: dict[int, list[tuple[TopicPartition, Batch, asyncio.Future[Any]]]] = {}
             left = []
@@ -363,7 +364,7 @@ class Producer:
                 continue
             groups = list(sending.values())
             for group in groups[1:]:
-                asyncio.ensure_future(self._produce(group))  # noqa: RUF006  # its process keeps it
+                self._loop.create_task(self._produce(group))  # its process keeps it
             await self._produce(groups[0])
 
     def _add(self, tps: list[TopicPartition]) -> None:
@@ -457,6 +458,7 @@ class Consumer:
     def __init__(self, *, committed: bool) -> None:
         self._network = NETWORK.get()
         self._broker = self._network.broker
+        self._loop = asyncio.get_running_loop()
         self._committed = committed
         self._positions: dict[TopicPartition, int] = {}
         self._moves = 0
@@ -509,7 +511,7 @@ class Consumer:
 
         Raises OffsetOutOfRangeError.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         deadline = loop.time() + timeout_ms / 1000
         while True:
             moves = self._moves
@@ -591,7 +593,7 @@ class Consumer:
 
     async def _marks(self, serve: Callable[[], T]) -> T:
         # What `asyncio.timeout` does, which takes longer than the whole request.
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None
         cancelled_before, late = task.cancelling(), False
 
@@ -600,8 +602,7 @@ class Consumer:
             late = True
             task.cancel()
 
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(REQUEST_TIMEOUT_MS / 1000, give_up)
+        timer = self._loop.call_later(REQUEST_TIMEOUT_MS / 1000, give_up)
         try:
             return await self._network.ask("marks", serve)
         except asyncio.CancelledError as error:

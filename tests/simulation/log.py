@@ -8,9 +8,8 @@ come late, and time-outs; group offsets with generations; compaction and deletio
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import Context
-from enum import StrEnum
 from typing import Any, Final
 
 from aiokafka import TopicPartition
@@ -155,6 +154,13 @@ class Partition:
         """Every record a read_committed reader would get."""
         return self.read(self.start, committed=True, most=len(self.records))[0]
 
+    def committed_backwards(self) -> Iterator[Record]:
+        """The same from the last one on, for who looks for one that stands near the end."""
+        stable = self.stable_end
+        for record in reversed(self.records):
+            if record.offset < stable and not record.control and record.offset not in self.aborted:
+                yield record
+
     def delete_before(self, offset: int) -> None:
         """Move the log's start."""
         self.start = max(self.start, min(offset, self.end))
@@ -191,15 +197,14 @@ class _Partitions(dict[TopicPartition, Partition]):
         return made
 
 
-class State(StrEnum):
-    """Where a transactional id stands."""
-
-    EMPTY = "empty"
-    ONGOING = "ongoing"
-    COMMITTING = "committing"
-    ABORTING = "aborting"
-    COMMITTED = "committed"
-    ABORTED = "aborted"
+# Where a transactional id stands. Plain words: a member of an enumeration takes long to look up.
+EMPTY: Final = "empty"
+ONGOING: Final = "ongoing"
+COMMITTING: Final = "committing"
+ABORTING: Final = "aborting"
+COMMITTED: Final = "committed"
+ABORTED: Final = "aborted"
+_DECIDED: Final = (COMMITTING, ABORTING)
 
 
 class Transaction:
@@ -209,7 +214,7 @@ class Transaction:
         self.producer = producer
         self.epoch = -1
         self.timeout_s = 15.0
-        self.state = State.EMPTY
+        self.state = EMPTY
         self.partitions: dict[TopicPartition, None] = {}
         self.offsets: dict[tuple[str, TopicPartition], int] = {}
         self.timer: asyncio.TimerHandle | None = None
@@ -268,7 +273,7 @@ class Broker:
         Raises InvalidProducerEpoch, InvalidTxnState.
         """
         transaction = self._known(name, producer, epoch)
-        if transaction.state is not State.ONGOING or tp not in transaction.partitions:
+        if transaction.state != ONGOING or tp not in transaction.partitions:
             raise InvalidTxnState()
         return self.append(
             tp, contents, producer=producer, epoch=epoch, sequence=sequence, transactional=True
@@ -282,13 +287,13 @@ class Broker:
         transaction = self.transactions.get(name)
         if transaction is None:
             transaction = self.transactions[name] = Transaction(1_000 + len(self.transactions))
-        if transaction.state is State.ONGOING:
+        if transaction.state == ONGOING:
             transaction.epoch += 1
             self._end(transaction, commit=False)
-        if transaction.state in (State.COMMITTING, State.ABORTING):
+        if transaction.state in _DECIDED:
             raise ConcurrentTransactions()
         transaction.epoch += 1
-        transaction.state = State.EMPTY
+        transaction.state = EMPTY
         transaction.partitions.clear()
         transaction.offsets.clear()
         transaction.timeout_s = timeout_s
@@ -321,10 +326,10 @@ class Broker:
             transaction.offsets[group, tp] = offset
 
     def _go_on(self, transaction: Transaction) -> None:
-        if transaction.state in (State.COMMITTING, State.ABORTING):
+        if transaction.state in _DECIDED:
             raise ConcurrentTransactions()
-        if transaction.state is not State.ONGOING:
-            transaction.state = State.ONGOING
+        if transaction.state != ONGOING:
+            transaction.state = ONGOING
             transaction.partitions.clear()
             transaction.offsets.clear()
             transaction.timer = _later(transaction.timeout_s, self._expire, transaction)
@@ -333,19 +338,19 @@ class Broker:
         """Decide a transaction. Asked again it says the same. Raises ProducerFenced,
         ConcurrentTransactions, InvalidTxnState."""
         transaction = self._owned(name, producer, epoch)
-        going = State.COMMITTING if commit else State.ABORTING
-        if transaction.state in (State.COMMITTING, State.ABORTING):
-            if transaction.state is going:
+        going = COMMITTING if commit else ABORTING
+        if transaction.state in _DECIDED:
+            if transaction.state == going:
                 raise ConcurrentTransactions()
             raise InvalidTxnState()
-        if transaction.state is not State.ONGOING:
-            if transaction.state is (State.COMMITTED if commit else State.ABORTED):
+        if transaction.state != ONGOING:
+            if transaction.state == (COMMITTED if commit else ABORTED):
                 return
             raise InvalidTxnState()
         self._end(transaction, commit=commit)
 
     def _expire(self, transaction: Transaction) -> None:
-        if transaction.state is State.ONGOING:
+        if transaction.state == ONGOING:
             transaction.epoch += 1
             self._end(transaction, commit=False)
 
@@ -353,7 +358,7 @@ class Broker:
         if transaction.timer is not None:
             transaction.timer.cancel()
             transaction.timer = None
-        transaction.state = State.COMMITTING if commit else State.ABORTING
+        transaction.state = COMMITTING if commit else ABORTING
         left = dict(transaction.partitions)
         if not left:
             self._completed(transaction, commit=commit)
@@ -380,7 +385,7 @@ class Broker:
         self._changed(tp)
 
     def _completed(self, transaction: Transaction, *, commit: bool) -> None:
-        transaction.state = State.COMMITTED if commit else State.ABORTED
+        transaction.state = COMMITTED if commit else ABORTED
         if commit:
             for (group, tp), offset in transaction.offsets.items():
                 self.group(group).offsets[tp] = offset
@@ -393,7 +398,7 @@ class Broker:
         """Done when the markers of an id's decided transaction are written."""
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         transaction = self.transactions[name]
-        if transaction.state in (State.COMMITTING, State.ABORTING):
+        if transaction.state in _DECIDED:
             transaction.ended.append(ended)
         else:
             ended.set_result(None)
@@ -433,7 +438,8 @@ class Broker:
     # -- reading -------------------------------------------------------------------------------
 
     def _changed(self, tp: TopicPartition) -> None:
-        for waiter, tps in list(self._waiting.items()):
+        # A waiter is let go of in a turn of its own, not while this goes on.
+        for waiter, tps in self._waiting.items():
             if tp in tps and not waiter.done():
                 waiter.set_result(None)
 

@@ -97,13 +97,14 @@ class Worker(Process):
         self.started = False
         self.context = world.context.copy()
         self.context.run(PROCESS.set, self)
-        skew = timedelta(milliseconds=world.dice.randrange(-900, 900))
+        began = BEGAN + timedelta(milliseconds=world.dice.randrange(-900, 900))
+        now = world.loop.time
         self.shards = self.context.run(
             lambda: Shards(
                 world.settings,
-                meters=_Unread(),
+                meters=_UNREAD,
                 terms=_TERMS,
-                wall=lambda: world.wall() + skew,
+                wall=lambda: began + timedelta(seconds=now()),
                 exit_process=self.exits,
             )
         )
@@ -189,8 +190,9 @@ class World:
         self.network = Network(self.broker, self.dice, jitter=schedule.jitter)
         self.network.most_records = schedule.most
         self.network.tell = None if trace is None else self.say
-        self.names = {topic.name: self.settings.topics.of(topic.name) for topic in topics.MANIFEST}
-        self.sources = self.settings.topics.sources
+        names = self.settings.topics
+        self.names = {topic.name: names.of(topic.name) for topic in topics.MANIFEST}
+        self.sources = names.sources
         self.workers: list[Worker] = []
         self.places: list[Worker | None] = [None] * SLOTS
         self.generation = 0
@@ -629,7 +631,7 @@ class World:
         """The committed position rows."""
         found: dict[int, Position] = {}
         for number in range(self.settings.partitions):
-            for record in reversed(self.source(topics.CHANGELOG, number).committed()):
+            for record in self.source(topics.CHANGELOG, number).committed_backwards():
                 if record.key == POSITION_KEY and record.value is not None:
                     found[number] = decode_position(record.value)
                     break
@@ -649,14 +651,15 @@ class World:
         reached = self.positions()
         for number in range(self.settings.partitions):
             for name in self.sources:
-                records = self.broker.partition(TopicPartition(name, number)).committed()
-                if not records:
+                part = self.broker.partition(TopicPartition(name, number))
+                last = next(part.committed_backwards(), None)
+                if last is None:
                     continue
                 position = reached.get(number)
                 source = None if position is None else position.sources.get(name)
-                if source is None or source.next <= records[-1].offset:
+                if source is None or source.next <= last.offset:
                     at = 0 if source is None else source.next
-                    left.append(f"{name}/{number} from {at} to {records[-1].offset + 1}")
+                    left.append(f"{name}/{number} from {at} to {last.offset + 1}")
         return left
 
     def live(self) -> list[Worker]:
@@ -707,6 +710,7 @@ class _NoMeter:
 
 
 _NO_METER: Final = _NoMeter()
+_UNREAD: Final = _Unread()
 
 
 class _EngineLog:
