@@ -49,6 +49,8 @@ class Deck:
             row["Destination Type"] = row.get("Destination Type", "").casefold()
             self.rows[row["Prefix"]] = row
             self.bands.setdefault(row["Prefix"], []).append(row)
+        # A number has more digits than there are lengths of prefixes.
+        self._lengths = sorted({len(prefix) for prefix in self.bands if prefix}, reverse=True)
         self.has_risks = any(row.get("Risk class") for rows in self.bands.values() for row in rows)
 
     def began_by(self, at: datetime) -> bool:
@@ -65,8 +67,9 @@ class Deck:
 
     def at(self, digits: str, at: datetime) -> dict[str, str] | None:
         """The row in force at an instant: of the longest prefix that has one, the heaviest."""
-        for length in range(len(digits), 0, -1):
-            inside = [row for row in self.bands.get(digits[:length], ()) if covers(row, at)]
+        for length in self._lengths:
+            rows = self.bands.get(digits[:length]) if length <= len(digits) else None
+            inside = [row for row in rows or () if covers(row, at)]
             if inside:
                 # max() gives the first of equals, which is the deck's order.
                 return max(inside, key=lambda row: (weight(row), bool(row.get("Windows"))))
@@ -94,7 +97,7 @@ class Deck:
         most = row.get("Max cost") or ""
         if most and not most.endswith("/disconnect"):
             total = min(total, Fraction(most.removesuffix("/free")))
-        return rounded(total, row)
+        return rounded(total, _rounding(row))
 
     def _pieces(
         self, digits: str, started: datetime, low: int, high: int
@@ -127,13 +130,21 @@ class Deck:
         step = int(row.get("Increment") or 60)
         beyond = max(0, duration_s - first)
         billed = first - step * (-beyond // step)
-        fee, price = _exact(row.get("Connect fee") or "0"), _exact(row["Price / min"])
-        return rounded(fee + price * billed / 60, row)
+        fee, price = row.get("Connect fee") or "0", row["Price / min"]
+        return _cost(fee, price, billed, _rounding(row))
 
 
-def rounded(cost: Fraction, row: Mapping[str, str]) -> int:
-    """A cost in nanos by the row's rule."""
-    rule = row.get("Rounding") or "half_up/9"
+@lru_cache(REMEMBERED)
+def _cost(fee: str, price: str, billed_s: int, rule: str) -> int:
+    return rounded(_exact(fee) + _exact(price) * billed_s / 60, rule)
+
+
+def _rounding(row: Mapping[str, str]) -> str:
+    return row.get("Rounding") or "half_up/9"
+
+
+def rounded(cost: Fraction, rule: str) -> int:
+    """A cost in nanos by a row's rule."""
     mode, _, decimals = rule.partition("/")
     scaled = cost * 10 ** int(decimals)
     whole = scaled.numerator // scaled.denominator

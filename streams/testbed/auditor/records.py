@@ -97,6 +97,7 @@ def nanos(text: str) -> int:
     return value.numerator
 
 
+@lru_cache(REMEMBERED)
 def utc(text: str) -> datetime:
     """An instant in UTC; beyond the calendar's ends its first or last one."""
     at = datetime.fromisoformat(text)
