@@ -239,8 +239,8 @@ def _signal(
     free: Set[Kind],
 ) -> None:
     for bit in _SCOPES:
-        kinds = kinds_of(bit, free)
-        if scopes & bit and kinds:
+        kinds = kinds_of(bit, free) if scopes & bit else []
+        if kinds:
             draft.notify(
                 kind,
                 balance=text_from(draft.balance_nanos),
