@@ -185,8 +185,9 @@ def restored_from(settings: Settings, partition: int) -> list[TopicPartition]:
 
 def outputs_of(settings: Settings, partition: int) -> list[TopicPartition]:
     """The partitions that the owner of a partition writes, and nobody else."""
+    names = settings.topics
     return [
-        TopicPartition(settings.topics.of(topic.name), partition)
+        TopicPartition(names.of(topic.name), partition)
         for topic in topics.MANIFEST
         if topic.direction is not topics.Direction.IN
     ]

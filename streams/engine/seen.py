@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from struct import Struct as Packing
+from struct import pack as packed
 from typing import Final
 
 import numpy as np
@@ -24,6 +25,7 @@ WEEK: Final = timedelta(days=7)
 
 _HEADER: Final = Packing("<BIqqI")
 _VERSION: Final = 1
+_U8, _U4, _U2 = np.dtype("<u8"), np.dtype("<u4"), np.dtype("<u2")
 # A bucket's fingerprints are one cache line.
 _WIDTH: Final = 8
 _FIRST_BUCKETS: Final = 16
@@ -147,6 +149,12 @@ class _Table:
         for fingerprint, check, ordinal in zip(*columns, strict=True):
             self._place_one(fingerprint, check, ordinal)
 
+    def insert_few(self, fingerprints: Sequence[int], checks: Sequence[int], ordinal: int) -> None:
+        """Add the distinct fingerprints of one small batch, none of which is here yet."""
+        self._make_room(len(fingerprints))
+        for fingerprint, check in zip(fingerprints, checks, strict=True):
+            self._place_one(fingerprint, check, ordinal)
+
     def _make_room(self, count: int) -> None:
         self.count += count
         full, of = _FULL
@@ -251,13 +259,9 @@ def pack(
 ) -> bytes:
     """One record for all ids of a batch. `ledger_from` is a lower bound of the offsets of the
     batch's ledger entries, so that a correction finds its original."""
-    return b"".join(
-        (
-            _HEADER.pack(_VERSION, ordinal, ledger_from, now_us, len(fingerprints)),
-            np.array(fingerprints, dtype="<u8").tobytes(),
-            np.array(checks, dtype="<u4").tobytes(),
-            np.array(weeks, dtype="<u2").tobytes(),
-        )
+    count = len(fingerprints)
+    return _HEADER.pack(_VERSION, ordinal, ledger_from, now_us, count) + packed(
+        f"<{count}Q{count}I{count}H", *fingerprints, *checks, *weeks
     )
 
 
@@ -272,9 +276,9 @@ def unpack(value: bytes) -> Ids:
     return Ids(
         ordinal,
         ledger_from,
-        np.frombuffer(value, dtype="<u8", count=count, offset=at),
-        np.frombuffer(value, dtype="<u4", count=count, offset=at + 8 * count),
-        np.frombuffer(value, dtype="<u2", count=count, offset=at + 12 * count),
+        np.frombuffer(value, _U8, count, at),
+        np.frombuffer(value, _U4, count, at + 8 * count),
+        np.frombuffer(value, _U2, count, at + 12 * count),
     )
 
 
@@ -354,6 +358,12 @@ class Seen:
     def remember(self, ids: Ids) -> None:
         """Add the ids of a committed batch."""
         self._starts.note(ids.ordinal, ids.ledger_from)
+        # A few of one week, as of most batches, are sooner put in than arrays of them are made.
+        weeks = ids.weeks.tolist() if len(ids.weeks) <= _FEW else []
+        if weeks and weeks.count(weeks[0]) == len(weeks):
+            fingerprints, checks = ids.fingerprints.tolist(), ids.checks.tolist()
+            self._table(weeks[0]).insert_few(fingerprints, checks, ids.ordinal)
+            return
         for week in _weeks_of(ids):
             self._table(week).insert(*_of_week(ids, week))
 

@@ -92,6 +92,7 @@ class Shard:
         self._settings = settings
         self._names: Names = settings.topics
         self._manifest_of = {self._names.of(name): name for name in topics.SOURCES}
+        self._places = {topic: TopicPartition(topic, partition) for topic in self._manifest_of}
         self._ranks = {name: rank for rank, name in enumerate(self._manifest_of)}
         self._marks = marks
         self._originals = originals
@@ -200,10 +201,9 @@ class Shard:
 
     def positions(self) -> dict[TopicPartition, int]:
         """Where to read every source topic from."""
+        places = self._places
         return {
-            TopicPartition(topic, self.partition): source.next
-            for topic, source in self._sources.items()
-            if topic in self._manifest_of
+            places[topic]: source.next for topic, source in self._sources.items() if topic in places
         }
 
     @property

@@ -126,7 +126,9 @@ class Shards:
         self._assigned = False
         self._decks = DeckView(settings, terms.tariff, self._use_decks, wall=wall)
         self._turns = asyncio.Semaphore(READ_AT_ONCE)
-        self._manifest_of = {settings.topics.of(name): name for name in topics.SOURCES}
+        names = settings.topics
+        self._manifest_of = {names.of(name): name for name in topics.SOURCES}
+        self._usage = [names.of(name) for name in topics.USAGE]
         self._keepers: dict[int, _Keeper] = {}
         self._generation = -1
         self._new_generation = asyncio.Event()
@@ -298,7 +300,7 @@ class Shards:
         self._reader.begin(positions, held)
 
     def _usage_of(self, partition: int) -> set[TopicPartition]:
-        return {TopicPartition(self._settings.topics.of(name), partition) for name in topics.USAGE}
+        return {TopicPartition(name, partition) for name in self._usage}
 
     def _set_state(self, keeper: _Keeper, state: str) -> None:
         keeper.state = state
@@ -306,9 +308,9 @@ class Shards:
 
     def _show_states(self) -> None:
         keepers = self._keepers.values()
+        states = [keeper.state for keeper in keepers]
         for name in ("opening", "ready", "reopening", "fenced", "stopped"):
-            count = sum(1 for keeper in keepers if keeper.state == name)
-            self._meters["credits_shards", name].set(count)
+            self._meters["credits_shards", name].set(states.count(name))
         reasons = {keeper.stopped.reason for keeper in keepers if keeper.stopped is not None}
         if self._unfit:
             reasons.add(Stop.NOT_COPARTITIONED)
