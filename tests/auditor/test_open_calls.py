@@ -88,6 +88,13 @@ def over_in_another_topic(books: Books) -> None:
     books.next[topics.CONFERENCE_USAGE] = 1
 
 
+def told_of_after_its_end_which_is_repeated(books: Books) -> None:
+    tell(books, "end", duration_s=0, leg_id=None, event_id="hung-up")
+    leg = tell(books, "progress", leg_id=None)
+    tell(books, "end", duration_s=0, leg_id=None, event_id="hung-up")
+    held(books, leg, TWO_MINUTES)
+
+
 def perhaps_included(books: Books) -> None:
     books.command("licences", capability="MCOPSTN2", country="GB", count=1)
     tell(books, "progress")
@@ -102,7 +109,8 @@ def not_booked_yet(books: Books) -> None:
     "sound",
     [
         right, only_begun, told_out_of_order, long_silent, free_of_charge, without_a_price, over,
-        over_by_an_end_that_is_long_ago, over_in_another_topic, perhaps_included, not_booked_yet,
+        over_by_an_end_that_is_long_ago, over_in_another_topic,
+        told_of_after_its_end_which_is_repeated, perhaps_included, not_booked_yet,
     ],
 )  # fmt: skip
 def test_what_an_open_call_holds_is_sound(sound: Callable[[Books], None]) -> None:

@@ -75,8 +75,9 @@ class OpenCalls:
         """Whether a phase that is a sign of life of then can still say something."""
         return at > self._kept_from
 
-    def note(self, record: Record, event: Event) -> None:
-        """What a booked phase of a leg says about what is held for it."""
+    def note(self, record: Record, event: Event, *, again: bool) -> None:
+        """What a booked phase of a leg says about what is held for it; `again`: its id was met
+        before."""
         phase = event.body.get("phase", "end")
         # Most calls are not told of while they last: their ends say nothing here.
         if phase == "end" and event.tenant not in self._told_of:
@@ -88,6 +89,9 @@ class OpenCalls:
         at = min(event.ended, written_at(record))
         leg = self._leg(event.tenant, name_of(event.source, event.body), at, event.place[0])
         if phase == "end":
+            # A repeat ends nothing. The one that counts came before all that was told of the leg,
+            # or stands in the other topic, and nobody knows when that was booked.
+            leg.vague |= again and not leg.ended
             leg.ended = True
             return
         self._told_of.add(event.tenant)

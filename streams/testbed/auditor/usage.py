@@ -94,7 +94,8 @@ class Usage:
             if entries:
                 self._report.violate("partition", f"{event.place} was booked where it strayed")
             return
-        self._open_calls.note(record, event)
+        again = identity in booked or number_of(identity) in self.identities
+        self._open_calls.note(record, event, again=again)
         if event.body.get("phase") == "correction":
             self.corrections.setdefault(identity, []).append(event)
         charges = [entry for entry in entries if entry.kind in CHARGES]
