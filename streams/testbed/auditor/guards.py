@@ -31,8 +31,6 @@ _CAPS: Final = (
 # longer than a day.
 _LONGEST: Final = timedelta(days=32)
 _LONGEST_COOLDOWN: Final = timedelta(days=1)
-# A late success of an attempt before these is nobody's.
-ATTEMPTS: Final = 15
 
 
 class Came(Struct, frozen=True, gc=False, array_like=True):

@@ -29,7 +29,7 @@ _DAY: Final = timedelta(days=1)
 # Where more methods than these were declined, the product forgets some, and so do we all.
 _MOST_METHODS: Final = 8
 # A late success of an attempt before these is nobody's.
-_ATTEMPTS: Final = 15
+ATTEMPTS: Final = 15
 # No method is left that was not declined too often.
 _NONE_LEFT: Final = -1
 
@@ -225,7 +225,7 @@ class Walk:
         """Whether an attempt is one of the last ones."""
         first, last = _try_of(request), _try_of(self._requests[str(self._now.last)])
         of_later = (one for one in self._requests.values() if one["epoch"] is not None)
-        return sum(first < _try_of(one) <= last for one in of_later) < _ATTEMPTS
+        return sum(first < _try_of(one) <= last for one in of_later) < ATTEMPTS
 
     def _ended(self, notice: Notice) -> None:
         """A request came to nothing, or a person has decided what became of it."""

@@ -94,8 +94,8 @@ class Usage:
             if entries:
                 self._report.violate("partition", f"{event.place} was booked where it strayed")
             return
-        again = identity in booked or number_of(identity) in self.identities
-        self._open_calls.note(record, event, again=again)
+        before = number_of(identity) in self.identities
+        self._open_calls.note(record, event, again=before or identity in booked)
         if event.body.get("phase") == "correction":
             self.corrections.setdefault(identity, []).append(event)
         charges = [entry for entry in entries if entry.kind in CHARGES]
@@ -124,7 +124,7 @@ class Usage:
             return
         if charges:
             charged[identity] = charged.get(identity, 0) + 1
-            if number_of(identity) in self.identities:
+            if before:
                 self._report.violate("at_most_once", f"{event.id} was charged before as well")
             if charges[0].amount != -cost:
                 self._report.violate(
