@@ -141,18 +141,18 @@ class _Table:
 
     def insert(self, fingerprints: Words, checks: Halves, ordinals: Halves) -> None:
         """Add distinct fingerprints that are not here yet."""
-        self._make_room(len(fingerprints))
-        if len(fingerprints) > _FEW:
-            self._place(fingerprints, checks, ordinals)
+        if len(fingerprints) <= _FEW:
+            self.insert_few(fingerprints.tolist(), checks.tolist(), ordinals.tolist())
             return
-        columns = (fingerprints.tolist(), checks.tolist(), ordinals.tolist())
-        for fingerprint, check, ordinal in zip(*columns, strict=True):
-            self._place_one(fingerprint, check, ordinal)
-
-    def insert_few(self, fingerprints: Sequence[int], checks: Sequence[int], ordinal: int) -> None:
-        """Add the distinct fingerprints of one small batch, none of which is here yet."""
         self._make_room(len(fingerprints))
-        for fingerprint, check in zip(fingerprints, checks, strict=True):
+        self._place(fingerprints, checks, ordinals)
+
+    def insert_few(
+        self, fingerprints: Sequence[int], checks: Sequence[int], ordinals: Sequence[int]
+    ) -> None:
+        """The same for so few that arrays of them would take longer to make."""
+        self._make_room(len(fingerprints))
+        for fingerprint, check, ordinal in zip(fingerprints, checks, ordinals, strict=True):
             self._place_one(fingerprint, check, ordinal)
 
     def _make_room(self, count: int) -> None:
@@ -358,11 +358,10 @@ class Seen:
     def remember(self, ids: Ids) -> None:
         """Add the ids of a committed batch."""
         self._starts.note(ids.ordinal, ids.ledger_from)
-        # A few of one week, as of most batches, are sooner put in than arrays of them are made.
-        weeks = ids.weeks.tolist() if len(ids.weeks) <= _FEW else []
-        if weeks and weeks.count(weeks[0]) == len(weeks):
-            fingerprints, checks = ids.fingerprints.tolist(), ids.checks.tolist()
-            self._table(weeks[0]).insert_few(fingerprints, checks, ids.ordinal)
+        if len(ids.weeks) <= _FEW and _is_one_week(ids):
+            fingerprints, ordinals = ids.fingerprints.tolist(), [ids.ordinal] * len(ids.weeks)
+            table = self._table(int(ids.weeks[0]))
+            table.insert_few(fingerprints, ids.checks.tolist(), ordinals)
             return
         for week in _weeks_of(ids):
             self._table(week).insert(*_of_week(ids, week))
