@@ -358,16 +358,12 @@ class Shards:
                     )
                     self._begin_epoch()
                     await shard.run(self._gate, self._reader)
-                except FencedError as error:
-                    self._meters["credits_fenced_total",].inc()
-                    keeper.trouble = "its transactional id was taken or its transaction overdue"
-                    await self._dropped(keeper, "fenced")
-                    await self._after_fence(keeper, shard, overdue=error.overdue)
-                except (UnknownOutcomeError, KafkaError, OSError) as error:
-                    at = sum(shard.positions().values())
-                    await self._dropped(keeper, "reopening")
-                    self._count_error(keeper, error, at)
-                    await asyncio.sleep(REOPEN_AFTER_S)
+                except (FencedError, UnknownOutcomeError, KafkaError, OSError) as error:
+                    if keeper.task is not asyncio.current_task():
+                        # Another opens by now. Of what is awaited together, one that fails in the
+                        # turn in which we are cancelled is all that asyncio tells us.
+                        return
+                    await self._failed(keeper, shard, error)
         except StoppedError as error:
             keeper.stopped = error
             await self._dropped(keeper, "stopped")
@@ -393,6 +389,19 @@ class Shards:
             },
             wall=self._wall,
         )
+
+    async def _failed(self, keeper: _Keeper, shard: Shard, error: Exception) -> None:
+        """Throw a shard away that has failed, and wait until it may be opened again."""
+        if isinstance(error, FencedError):
+            self._meters["credits_fenced_total",].inc()
+            keeper.trouble = "its transactional id was taken or its transaction overdue"
+            await self._dropped(keeper, "fenced")
+            await self._after_fence(keeper, shard, overdue=error.overdue)
+            return
+        at = sum(shard.positions().values())
+        await self._dropped(keeper, "reopening")
+        self._count_error(keeper, error, at)
+        await asyncio.sleep(REOPEN_AFTER_S)
 
     async def _dropped(self, keeper: _Keeper, state: str) -> None:
         shard, keeper.shard = keeper.shard, None

@@ -2,13 +2,18 @@
 
 import asyncio
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.errors import RequestTimedOutError
 from prometheus_client import CollectorRegistry
 
 from streams.engine import reader, restore
+from streams.engine import shards as module
 from streams.engine.deck_view import DeckView
+from streams.engine.shard import Shard
 from streams.engine.shards import READ_AT_ONCE, Shards
 from streams.engine.transaction import Transactor
 from streams.metrics import Meters
@@ -22,25 +27,13 @@ from tests.simulation.log import Broker
 HEALTHY = 2
 
 
-async def test_partitions_that_wait_for_replicas_keep_no_other_from_opening(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """More wait than may read at once, and they come first."""
-    settings = Settings(partitions=READ_AT_ONCE + HEALTHY)
+@asynccontextmanager
+async def assigned(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shards]:
+    """The shards of a worker that owns all partitions of a model log and does not end."""
     NETWORK.set(Network(Broker(), random.Random(1)))
     monkeypatch.setattr(restore, "log_reader", clients.restore_reader)
     monkeypatch.setattr(reader, "log_reader", clients.source_reader)
     monkeypatch.setattr(DeckView, "is_old", False)
-
-    async def starts(self: Transactor) -> None:
-        if self._partition < READ_AT_ONCE:
-            await asyncio.Event().wait()
-
-    async def barrier(*_: object) -> dict[TopicPartition, int]:
-        return {}
-
-    monkeypatch.setattr(Transactor, "start", starts)
-    monkeypatch.setattr(Transactor, "barrier", barrier)
     ended: list[int] = []
     shards = Shards(
         settings,
@@ -55,6 +48,29 @@ async def test_partitions_that_wait_for_replicas_keep_no_other_from_opening(
         [TopicPartition(name, number) for name in settings.topics.sources for number in numbers], 1
     )
     try:
+        yield shards
+        assert ended == []
+    finally:
+        await asyncio.gather(*(shards._release(keeper) for keeper in shards._keepers.values()))
+
+
+async def test_partitions_that_wait_for_replicas_keep_no_other_from_opening(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """More wait than may read at once, and they come first."""
+    settings = Settings(partitions=READ_AT_ONCE + HEALTHY)
+
+    async def starts(self: Transactor) -> None:
+        if self._partition < READ_AT_ONCE:
+            await asyncio.Event().wait()
+
+    async def barrier(*_: object) -> dict[TopicPartition, int]:
+        return {}
+
+    monkeypatch.setattr(Transactor, "start", starts)
+    monkeypatch.setattr(Transactor, "barrier", barrier)
+    numbers = range(settings.partitions)
+    async with assigned(settings, monkeypatch) as shards:
         await until(
             lambda: (
                 [number for number in numbers if shards._keepers[number].ready]
@@ -62,6 +78,32 @@ async def test_partitions_that_wait_for_replicas_keep_no_other_from_opening(
             ),
             10,
         )
-        assert ended == []
-    finally:
-        await asyncio.gather(*(shards._release(keeper) for keeper in shards._keepers.values()))
+
+
+async def test_a_shard_that_fails_as_it_is_thrown_away_is_opened_once_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of several acknowledgements one fails in the very turn in which the wait is cancelled."""
+    opened: list[Shard] = []
+    waits: list[list[asyncio.Future[None]]] = []
+
+    async def opens(self: Shard, *_: object) -> None:
+        opened.append(self)
+
+    async def runs(*_: object) -> None:
+        loop = asyncio.get_running_loop()
+        waits.append([loop.create_future(), loop.create_future()])
+        await asyncio.gather(*waits[-1])
+
+    monkeypatch.setattr(Shard, "open", opens)
+    monkeypatch.setattr(Shard, "run", runs)
+    monkeypatch.setattr(module, "REOPEN_AFTER_S", 0)
+    async with assigned(Settings(partitions=1), monkeypatch) as shards:
+        await until(lambda: len(waits) == 1, 10)
+        waits[0][0].set_exception(RequestTimedOutError())
+        shards._reopen(0, "the log no longer has our offset")
+        await until(lambda: len(waits) >= 2, 10)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(opened) == len(waits) == 2
+        assert shards._keepers[0].shard is opened[1]
