@@ -170,7 +170,8 @@ class Reader:
         if not room:  # getmany without partitions would mean all of them
             self._changed.clear()
             try:
-                await asyncio.wait_for(self._changed.wait(), _ROOM_WAIT_MS / 1000)
+                async with asyncio.timeout(_ROOM_WAIT_MS / 1000):
+                    await self._changed.wait()
             except TimeoutError:
                 return []
             return []

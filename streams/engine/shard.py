@@ -275,7 +275,8 @@ class Shard:
     async def settle(self, timeout_s: float) -> bool:
         """Wait for the running batch; False when it does not end in time."""
         try:
-            await asyncio.wait_for(self._quiet.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._quiet.wait()
         except TimeoutError:
             return False
         return True
@@ -373,8 +374,7 @@ class Shard:
                     return
                 timeout = max(wait_s, lingered, 0.001)
             self._wake.clear()
-            # Not `wait_for`: Python 3.11's loses a cancellation that comes with the wake-up. Nor a
-            # time-out, which cancels and raises: it comes with nearly every batch.
+            # Not a time-out, which cancels and raises: it comes with nearly every batch.
             timer = asyncio.get_running_loop().call_later(timeout, self._wake.set)
             try:
                 await self._wake.wait()

@@ -347,6 +347,10 @@ class Shards:
                 try:
                     await shard.open(self._turns)
                     await self._gate.wait()
+                    # A cancellation can be lost: the client ends its tasks by cancelling them, and
+                    # takes ours for theirs.
+                    if keeper.shard is not shard:
+                        return
                     keeper.ready = True
                     keeper.trouble = ""
                     self._set_state(keeper, "ready")
@@ -359,9 +363,9 @@ class Shards:
                     self._begin_epoch()
                     await shard.run(self._gate, self._reader)
                 except (FencedError, UnknownOutcomeError, KafkaError, OSError) as error:
-                    if keeper.task is not asyncio.current_task():
-                        # Another opens by now. Of what is awaited together, one that fails in the
-                        # turn in which we are cancelled is all that asyncio tells us.
+                    # Of what is awaited together, one that fails in the turn in which we are
+                    # cancelled is all that asyncio tells us.
+                    if keeper.shard is not shard:
                         return
                     await self._failed(keeper, shard, error)
         except StoppedError as error:

@@ -114,7 +114,6 @@ class Transactor:
         producer = self._producer
         put_off(producer)  # what it was told before is of the past
         try:
-            # Not `wait_for`: Python 3.11's loses a cancellation that comes with the answer.
             async with asyncio.timeout(timeout_s):
                 return await work
         except TimeoutError as error:
@@ -153,7 +152,8 @@ class Transactor:
         if producer is None:
             return
         try:
-            await asyncio.wait_for(producer.stop(), STOP_TIMEOUT_S)
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await producer.stop()
         except (TimeoutError, KafkaError, AssertionError, OSError):
             self.drop()
         self._producer = None
@@ -218,4 +218,5 @@ _closings: set[asyncio.Future[None]] = set()
 
 async def _close(client: Any) -> None:
     with contextlib.suppress(TimeoutError, KafkaError, OSError):
-        await asyncio.wait_for(client.close(), STOP_TIMEOUT_S)
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await client.close()

@@ -1,9 +1,9 @@
 """Partitions are opened beside one another."""
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 from aiokafka import TopicPartition
@@ -27,7 +27,7 @@ from tests.simulation.log import Broker
 HEALTHY = 2
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def assigned(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shards]:
     """The shards of a worker that owns all partitions of a model log and does not end."""
     NETWORK.set(Network(Broker(), random.Random(1)))
@@ -107,3 +107,35 @@ async def test_a_shard_that_fails_as_it_is_thrown_away_is_opened_once_again(
             await asyncio.sleep(0)
         assert len(opened) == len(waits) == 2
         assert shards._keepers[0].shard is opened[1]
+
+
+async def test_a_shard_thrown_away_while_a_client_is_disconnected_does_not_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The client swallows what cancels us while it waits for tasks of its own to end."""
+    opened: list[Shard] = []
+    ran: list[Shard] = []
+    swallowed = asyncio.Event()
+
+    async def opens(self: Shard, *_: object) -> None:
+        opened.append(self)
+        if len(opened) == 2:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            swallowed.set()
+
+    async def runs(self: Shard, *_: object) -> None:
+        ran.append(self)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Shard, "open", opens)
+    monkeypatch.setattr(Shard, "run", runs)
+    async with assigned(Settings(partitions=1), monkeypatch) as shards:
+        await until(lambda: len(ran) == 1, 10)
+        keeper = shards._keepers[0]
+        shards._forget(keeper)
+        await until(lambda: len(opened) == 2, 10)
+        shards._forget(keeper)
+        await until(lambda: swallowed.is_set() and keeper.ready, 10)
+        assert ran == [opened[0], opened[2]]
+        assert keeper.shard is opened[2]

@@ -593,9 +593,8 @@ class World:
         await self._calm()
         if self.failure is None:
             await invariants.check_live(self)
-        for worker in self.places:
-            if worker is not None and worker.started:
-                await self.stop(worker)
+        # All at once: one that opens what another gave up may leave its barrier to the broker.
+        await asyncio.gather(*(self.stop(one) for one in self.places if one and one.started))
 
     # -- the end -------------------------------------------------------------------------------
 
