@@ -757,7 +757,8 @@ def _engine_on_the_model(world: World) -> Iterator[None]:
         (shards, "DeckView", _NoDecks),
         # No broker keeps them here: that they can be compressed is for the tests of the batches.
         (record_batch, "lz4_encode", _as_it_is),
-        # A poll that finds nothing costs turns and shows nothing.
+        # A poll that finds nothing costs turns and shows nothing, nor does every other look.
+        (shards, "WATCH_EVERY_S", 2.0),
         (reader, "_ROOM_WAIT_MS", 2_000),
         (reader, "_SILENCE_MS", 2_000),
         (reader, "_COLLECT_MS", 2_000),
