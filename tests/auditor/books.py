@@ -272,7 +272,7 @@ class Books:
         rows = {key: value, **self.hold_rows()}
         position = {
             "version": 1,
-            "now": AT,
+            "now": max(AT, *(entry["booked_at"] for entry in self.entries)),
             "sources": {topic: {"next": offset} for topic, offset in self.next.items()},
             "rows": len(rows),
             "digest": f"{sum(xxh3_64_intdigest(k + v) for k, v in rows.items()) % 2**64:016x}",

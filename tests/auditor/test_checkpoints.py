@@ -1,5 +1,6 @@
 """Audits that go on from one another, and what topics have let go before any of them."""
 
+import json
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -10,10 +11,15 @@ from msgspec.structs import replace
 
 from schemas import topics
 from streams.testbed.auditor import settled
-from streams.testbed.auditor.verdict import UNKNOWN, Report
+from streams.testbed.auditor.audit import audit
+from streams.testbed.auditor.letters import Moves
+from streams.testbed.auditor.records import Log, home
+from streams.testbed.auditor.verdict import HOLDS, UNKNOWN, Report
+from streams.testbed.auditor.view import POSITION, Options, View
 from tests.auditor.books import (
     AT,
     KEPT,
+    NAMES,
     NAMESPACE,
     RECHARGE,
     TENANT,
@@ -54,6 +60,67 @@ def asked_again(books: Books) -> None:
     request = books.request(2, 1, name, caused_by="pbx/e9", requested_at=LATER)
     books.records[topics.REQUESTED].append(record(topics.REQUESTED, 1, request))
     books.tell("recharge_requested", recharge_id=name, at=LATER)
+
+
+def test_what_is_beyond_the_position_is_left_to_the_next_audit() -> None:
+    books = Books()
+    log = books.log()
+    books.entries.append(books.charge(4, 4, "e9", "-0.6", "148.8"))
+    later = books.log()
+    ledger = later.records[topics.LEDGER]
+    call = record(topics.CALL_USAGE, 4, usage("e9"))
+    log.records |= {
+        topics.LEDGER: ledger,
+        topics.CALL_USAGE: [*books.records[topics.CALL_USAGE], call],
+    }
+    report, reached = audit([log], names=NAMES, partitions=1, deck=books.deck)
+    assert report.exit_code == HOLDS, report.lines()
+    assert (report.counts["events"], report.counts["pending"]) == (4, 1)
+    assert reached["0"]["ends"] == {topics.LEDGER: 3, topics.CALL_USAGE: 4}
+
+
+def a_view(partition: int, booked: int, earlier: Any = None) -> View:
+    position = {"now": AT, "sources": {topics.CALL_USAGE: {"next": booked}}}
+    rows = {POSITION: json.dumps(position).encode()}
+    log = Log(partition=partition, rows=rows, records={})
+    return View(Report(), log, names=NAMES, partitions=2, options=Options(), earlier=earlier)
+
+
+@pytest.mark.parametrize(("booked", "red"), [(3, set()), (4, {"partition"})])
+def test_what_arrived_before_its_origin_was_booked_is_expected_later(
+    booked: int, red: set[str]
+) -> None:
+    """The partition to which a record was moved has booked it, and the other's row is older."""
+    strayed = record(topics.CALL_USAGE, 3, usage("e9"))
+    origin = (("credits-moved-from", f"{topics.CALL_USAGE}/0/3".encode()),)
+    moves = Moves()
+    moves.begin(a_view(0, booked))
+    moves.begin(a_view(1, 8))
+    moves.look(topics.CALL_USAGE, replace(strayed, partition=1, offset=7, headers=origin))
+    handed_on = json.loads(json.dumps(moves.checkpoint(1)))
+
+    moves = Moves()
+    moves.begin(a_view(0, 4))
+    moves.begin(a_view(1, 8, handed_on))
+    moves.expect(topics.CALL_USAGE, strayed)
+    report = Report()
+    moves.judge(report)
+    assert violated(report) == red
+    assert moves.checkpoint(1) == {"arrived": []}
+
+
+def test_what_may_stand_behind_an_open_transaction_is_not_lost() -> None:
+    home_of_it = home(TENANT.encode(), 2)
+    strayed = replace(record(topics.CALL_USAGE, 3, usage("e9")), partition=1 - home_of_it)
+    for hidden, red in ((topics.CALL_USAGE, set()), (topics.RESULT, {"partition"})):
+        moves = Moves()
+        view = a_view(home_of_it, 4)
+        view.log.hidden = frozenset({hidden})
+        moves.begin(view)
+        moves.expect(topics.CALL_USAGE, strayed)
+        report = Report()
+        moves.judge(report)
+        assert (violated(report), unknown(report)) == (red, {"partition"} - red)
 
 
 def test_a_payment_that_an_earlier_audit_knows_may_be_booked_by_hand_after_it() -> None:

@@ -194,6 +194,7 @@ def test_a_deck_is_the_tenants_from_its_instant_on_once_it_is_assigned(
     )  # fmt: skip
     applied = {"notice": "command_applied", "command_id": "a", "at": known_at}
     books.records[topics.NOTIFICATION].append(record(topics.NOTIFICATION, 1, applied))
+    books.position_changes = {"now": max(AT, known_at)}
     assert violated(books.judged()) == expected
 
 

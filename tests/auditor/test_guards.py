@@ -493,7 +493,7 @@ class Witnessed(Book):
             self.told.append(
                 partial(
                     Recharges.record, place=place, tenant="t-1", cause=cause, body=body,
-                    refused=False, below=True,
+                    refused=False,
                 )
             )  # fmt: skip
         applied = outcome.label == "applied"

@@ -822,18 +822,6 @@ def test_a_persons_word_is_an_answer_like_any_other() -> None:
     assert violated(books.audited()) == set()
 
 
-def test_an_answer_that_is_not_booked_yet_is_an_answer_to_what_came_after_it() -> None:
-    books = Books()
-    two_in_flight(books)
-    name = json.loads(books.records[topics.REQUESTED][1].value or b"")["recharge_id"]
-    later = json.loads(books.records[topics.REQUESTED][2].value or b"")
-    later["requested_at"] = "2026-03-02T10:00:01Z"
-    books.records[topics.REQUESTED][2] = record(topics.REQUESTED, 2, later)
-    declined = books.result("r2", recharge_id=name, status="declined", amount=None)
-    books.records[topics.RESULT].append(record(topics.RESULT, 1, declined))
-    assert violated(books.audited()) == set()
-
-
 def test_a_correction_and_its_repeat_hold() -> None:
     books = Books()
     corrected(books)

@@ -25,8 +25,6 @@ from streams.billing.outcomes import Finding
 from streams.billing.recharge import recharge_id
 from streams.billing.stages import Stage
 from streams.testbed.auditor import settled, standings
-from streams.testbed.auditor.pauses import Pauses
-from streams.testbed.auditor.records import EVER
 from streams.testbed.auditor.verdict import HOLDS
 from tests.auditor.books import AT, NAMESPACE, RECHARGE, TENANT, record, violated
 from tests.auditor.test_guards import END, Witnessed, and_more, runs_short, without
@@ -477,7 +475,7 @@ def first_half(breach: Callable[[Declining], None]) -> Any:
 def of_before(checkpoint: dict[str, Any]) -> None:
     """As it was written before audits remembered where recharges stand."""
     for known in checkpoint.values():
-        for member in ("knows_standings", "standings", "vague"):
+        for member in ("knows_standings", "standings"):
             known["recharges"].pop(member)
 
 
@@ -519,18 +517,6 @@ def test_what_is_paid_without_a_word_makes_unknown_where_recharges_stand() -> No
     runs_short(book, later + timedelta(minutes=1))
     assert book.requests[-1].attempt == 1
     assert book.audited(END) == []
-
-
-@pytest.mark.parametrize("below", [True, False])
-def test_a_success_that_is_still_to_be_booked_makes_the_next_audit_silent(below: bool) -> None:
-    pauses = Pauses({}, whole=True, since={}, judged=EVER, until=NOW)
-    paid = {"status": "succeeded", "payment_id": "p", "recharge_id": "r"}
-    pauses.record(topics.RESULT, "t-1", "pay/r1", paid, below=below)
-    assert list(pauses.judge({}, {}, {}, set())) == []
-    following = Pauses(pauses.checkpoint(), whole=False, since={}, judged=NOW, until=END)
-    told = {"notice": "recharge_withheld", "withheld": "paused", "caused_by": "pbx/e1"}
-    following.notice("t-1", told | {"at": (NOW + timedelta(hours=1)).isoformat()}, None)
-    assert len(list(following.judge({}, {}, {}, set()))) == below
 
 
 # -- whatever happens -----------------------------------------------------------------------------

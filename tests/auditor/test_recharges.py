@@ -329,11 +329,6 @@ def requests_are_gone(books: Asking) -> None:
     books.starts = {topics.REQUESTED: 2}
 
 
-def not_below_the_position(books: Asking) -> None:
-    ten_times_too_much(books)
-    books.position_changes["now"] = AT
-
-
 def a_success_of_money_that_was_booked_before(books: Asking) -> None:
     answered_by(books, "succeeded")
 
@@ -350,17 +345,11 @@ def the_same_once_more(books: Asking) -> None:
     books.log = more  # type: ignore[method-assign]
 
 
-def records_are_still_to_be_booked(books: Asking) -> None:
-    never_asked(books)
-    books.records[topics.CALL_USAGE].append(record(topics.CALL_USAGE, 6, usage("e10")))
-
-
 @pytest.mark.parametrize(
     "gap",
     [
-        trimmed, notices_are_gone, requests_are_gone, not_below_the_position,
+        trimmed, notices_are_gone, requests_are_gone,
         a_success_of_money_that_was_booked_before, the_same_once_more,
-        records_are_still_to_be_booked,
     ],
 )  # fmt: skip
 def test_what_the_topics_do_not_prove_is_no_violation(gap: Callable[[Asking], None]) -> None:

@@ -74,7 +74,7 @@ class Seen:
         place = (topics.COMMAND, 0, number)
         event = Event(place, "t-1", "cli", str(number), body)
         cause = f"cli/{number}"
-        self.recharges.record(place, "t-1", cause, body, refused=False, below=True)
+        self.recharges.record(place, "t-1", cause, body, refused=False)
         if body.get("policy") is not None:
             told = {"notice": "settings_changed", "policy_version": 1, "caused_by": cause}
             self.recharges.notice("t-1", told | {"at": at.isoformat()})

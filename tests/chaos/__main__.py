@@ -82,12 +82,19 @@ class Campaign:
         stage.traffic.go()
         before = stage.watcher.booked()
         await wait(lambda: stage.watcher.booked() > before, 60, "a steady installation books")
-        await asyncio.gather(self._publish(one), *(self._lane(faults_) for faults_ in one.lanes))
-        await self._heal()
+        breaking = asyncio.gather(
+            self._publish(one), *(self._lane(faults_) for faults_ in one.lanes)
+        )
+        auditing = asyncio.ensure_future(self._audit_during(breaking))
+        try:
+            await breaking
+            await self._heal()
+        finally:
+            found = await auditing
         await wait(
             lambda: not stage.unread(_version(one)), HEALED_WITHIN_S, "every worker reads the deck"
         )
-        self.verdict = await self._audit()
+        self.verdict = found or await self._audit()
         stage.read_logs()
         stage.check_tasks()
 
@@ -143,34 +150,52 @@ class Campaign:
     async def _none_open(self) -> bool:
         return not await self.stage.open_transactions()
 
+    async def _audit_during(self, breaking: asyncio.Future[Any]) -> int:
+        """Audits one after the other while things break; what one cannot tell, the next may."""
+        while not breaking.done():
+            code, report, text = await self._audit_onward("60s")
+            if code == VIOLATED:
+                say(text)
+                return code
+            if code == HOLDS:
+                self.stage.counts["audits_during_faults"] += 1
+                self.stage.counts["pending_then"] += report["counts"].get("pending", 0)
+            await asyncio.sleep(2)
+        return HOLDS
+
+    async def _audit_onward(self, deadline: str) -> tuple[int, dict[str, Any], str]:
+        """`credits verify` from the last audit on that held; the next goes on from it."""
+        self.audits += 1
+        checkpoint = self.folder / f"checkpoint-{self.audits}"
+        arguments = ["--checkpoint", str(checkpoint), "--deadline", deadline]
+        if self._checkpoint is not None:
+            arguments += ["--from", str(self._checkpoint)]
+        found = await self._verify(*arguments)
+        if found[0] == HOLDS:
+            self._checkpoint = checkpoint
+        return found
+
     async def _audit(self, *, everything: bool = False) -> int:
-        """`credits verify` from the last audit on, or of everything with what the load foresaw.
+        """From the last audit on, or of everything with what the load foresaw.
 
         What is pending is asked again, and so is unknown; violated is not.
         """
         code = UNKNOWN
         for again in range(AUDITED_TIMES):
-            self.audits += 1
-            arguments = ["--checkpoint", str(self.folder / f"checkpoint-{self.audits}")]
             if everything:
+                self.audits += 1
                 self.stage.traffic.expect(self.folder / "expectation.json")
-                arguments = ["--expect", str(self.folder / "expectation.json")]
-            elif self._checkpoint is not None:
-                arguments += ["--from", str(self._checkpoint)]
-            code, report, text = await self._verify(*arguments, "--deadline", "20m")
+                code, report, text = await self._verify(
+                    "--expect", str(self.folder / "expectation.json"), "--deadline", "20m"
+                )
+            else:
+                code, report, text = await self._audit_onward("20m")
             self.stage.counts["holds_audited"] += report.get("counts", {}).get("holds", 0)
-            if code == VIOLATED:
+            done = code == HOLDS and not report["counts"].get("pending", 0)
+            if code == VIOLATED or (done and everything) or again == AUDITED_TIMES - 1:
                 say(text)
+            if done or code == VIOLATED:
                 return code
-            pending = report.get("counts", {}).get("pending", 0)
-            if code == HOLDS and not pending:
-                if not everything:
-                    self._checkpoint = self.folder / f"checkpoint-{self.audits}"
-                else:
-                    say(text)
-                return code
-            if again == AUDITED_TIMES - 1:
-                say(text)
             await asyncio.sleep(1)
         return code or UNKNOWN
 

@@ -2,7 +2,8 @@
 must hold beside it."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, cast
 
 from schemas import topics
@@ -13,11 +14,20 @@ from streams.testbed.auditor.audit import audit
 from streams.testbed.auditor.minutes import Coverage
 from streams.testbed.auditor.prices import Deck
 from streams.testbed.auditor.records import Log, Record
+from streams.testbed.auditor.verdict import Report
+from streams.testbed.auditor.view import Options
 from tests.simulation import events
 from tests.simulation.world import FailedError, World
 
 # A batch may settle for six seconds, and a producer take three to stop.
 GHOSTS_GONE_WITHIN_S: Final = 15
+# What an audit reads beside the rows, and of that what workers write.
+READ: Final = [
+    topic.name
+    for topic in topics.MANIFEST
+    if topic.partitions is None and topic.name not in (topics.CHANGELOG, topics.SEEN)
+]
+OUTPUTS: Final = [name for name in READ if name not in topics.SOURCES]
 _DECK: Final = Deck(events.DECK)
 _COVERAGE: Final = Coverage()
 
@@ -34,35 +44,58 @@ def _rows(world: World, number: int) -> dict[bytes, bytes]:
     return rows
 
 
-def check_log(world: World) -> None:
-    """The books, by the auditor, which shares no code with the engine."""
+def rows_of(world: World) -> list[dict[bytes, bytes]]:
+    """The changelog of every partition, folded."""
+    return [_rows(world, number) for number in range(world.settings.partitions)]
+
+
+def audited(
+    world: World,
+    rows: Sequence[dict[bytes, bytes]],
+    begun: Mapping[str, Mapping[str, int]] | None = None,
+    earlier: Mapping[str, Any] | None = None,
+) -> tuple[Report, dict[str, Any]]:
+    """What the auditor, which shares no code with the engine, says of the log from `begun` on, and
+    of rows that were read before; what it hands on."""
     logs = []
-    read = [name for name in world.names if name not in (topics.CHANGELOG, topics.SEEN)]
-    for number in range(world.settings.partitions):
+    for number, of_partition in enumerate(rows):
+        start = {} if begun is None else dict(begun[str(number)])
         records: dict[str, Iterable[Record]] = {}
-        for name in read:
-            part = world.source(name, number)
-            records[name] = cast("list[Record]", part.committed())
-            if part.stable_end < part.end and name not in topics.SOURCES:
-                world.fail("stable", f"a transaction is open on {name}/{number}")
+        for name in READ:
+            committed = cast("list[Record]", world.source(name, number).committed())
+            records[name] = [one for one in committed if one.offset >= start.get(name, 0)]
+        starts = {name: world.source(name, number).start for name in topics.SOURCES}
         logs.append(
-            Log(
-                partition=number,
-                rows=_rows(world, number),
-                records=records,
-                starts={name: world.source(name, number).start for name in topics.SOURCES},
-            )
+            Log(partition=number, rows=of_partition, records=records, starts=starts, begun=start)
         )
-    report, _ = audit(
+    return audit(
         logs,
         names=world.names,
         partitions=world.settings.partitions,
         deck=_DECK,
         coverage=_COVERAGE,
+        options=Options(checkpoint_from=None if earlier is None else Path("earlier")),
+        earlier=earlier,
     )
+
+
+def faults_in(report: Report) -> Iterator[tuple[str, str]]:
+    """What an audit found wrong, or could not tell."""
     for name, finding in report.findings.items():
         if finding.violations or finding.unknown:
-            world.fail(name, "; ".join([*finding.shown, *finding.unknown]))
+            yield name, "; ".join([*finding.shown, *finding.unknown])
+
+
+def check_log(world: World) -> None:
+    """The books, by the auditor."""
+    for number in range(world.settings.partitions):
+        for name in OUTPUTS:
+            part = world.source(name, number)
+            if part.stable_end < part.end:
+                world.fail("stable", f"a transaction is open on {name}/{number}")
+    report, _ = audited(world, rows_of(world))
+    for name, text in faults_in(report):
+        world.fail(name, text)
     counts = report.counts
     world.happened["entries"] += counts.get("entries", 0)
     world.happened["events"] += counts.get("events", 0)

@@ -55,9 +55,12 @@ def audit(
             options=options,
             earlier=(earlier or {}).get(str(log.partition)),
         )
+        moves.begin(view)
         checkpoint[str(log.partition)] = _audit_one(view, moves, [deck, *published], coverage)
     if options.partition is None and options.tenant is None:
         moves.judge(report)
+    for partition, known in checkpoint.items():
+        known |= moves.checkpoint(int(partition))
     if options.expect is not None:
         report.compare(json.loads(options.expect.read_text()))
     return report, checkpoint

@@ -197,7 +197,7 @@ class Commands:
         """Read all commands and their answers; what they have booked is what they ask for."""
         found = self._notices()
         expected: dict[tuple[str, str], tuple[int, int]] = {}
-        for record, event, below in self._sources.events(topics.COMMAND):
+        for record, event in self._sources.events(topics.COMMAND):
             self._report.count("commands")
             reasons = self._sources.letters.reasons(event.place)
             self._sources.refusals.judge(record, event, reasons)
@@ -205,15 +205,14 @@ class Commands:
                 continue
             least, most = expected.get((event.tenant, event.id), (0, 0))
             self._sources.letters.bytes_kept(record, event.place)
-            answered = below and event.place not in self._sources.letters.lost
+            answered = event.place not in self._sources.letters.lost
             expected[event.tenant, event.id] = (least + answered, most + 1)
             answer, answered_at = self._answer_to(event)
-            if below:
-                self._commanded(event, answer, answered_at)
+            self._commanded(event, answer, answered_at)
             if "conflict" in reasons:  # refused for the one whose id it took, and nothing else
                 continue
             self._tenants.note(event, answered_at)
-            if below and answer:
+            if answer:
                 self._decide(event, answer, answered_at)
             if answer == "command_applied":
                 if event.body.get("command") == "open_tenant" and answered_at is not None:

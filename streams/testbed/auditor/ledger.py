@@ -345,9 +345,11 @@ class Ledger:
                         )
                     if public["hash"] != fold.head.hex():
                         self._report.violate("chain", f"the published head of {tenant}")
+        # A later one may have been the end of it, where the topic is compacted.
+        later = {one.key for one in self._view.later(topics.BALANCE)}
         for tenant in self._rows.of_tenant:
             known = tenant in latest or self._view.options.checkpoint_from is not None
-            if self._view.wanted(tenant) and not known:
+            if self._view.wanted(tenant) and not known and tenant.encode() not in later:
                 self._report.violate("conservation", f"no balance of {tenant} is published")
         return {tenant: public for tenant, public in latest.items() if self._view.wanted(tenant)}
 

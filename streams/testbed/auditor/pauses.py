@@ -35,11 +35,10 @@ _NEVER: Final = datetime.max.replace(tzinfo=UTC)
 
 
 class Success(Struct, frozen=True, gc=False):
-    """A result that says that something was paid; `below` the position it is booked."""
+    """A result that says that something was paid."""
 
     cause: str
     payment: str
-    below: bool
 
 
 class Pauses:
@@ -72,7 +71,6 @@ class Pauses:
             tenant: msgspec.convert(said, Standing)
             for tenant, said in (() if gap else earlier.get("standings", ()))
         }
-        self._vague: set[str] = set(earlier.get("vague", ()))
         self._notices: dict[str, list[Notice]] = {}
         # None: under one name came two that say different things.
         self._commands: dict[tuple[str, str], Command | None] = {}
@@ -87,9 +85,7 @@ class Pauses:
 
     # what there is
 
-    def record(
-        self, topic: str, tenant: str, cause: str, body: Mapping[str, Any], *, below: bool
-    ) -> None:
+    def record(self, topic: str, tenant: str, cause: str, body: Mapping[str, Any]) -> None:
         """A command or a result that was not refused."""
         if topic == topics.COMMAND:
             word = str(body.get("command"))
@@ -104,7 +100,7 @@ class Pauses:
             self._codes.setdefault((tenant, cause), set()).add(code)
         elif topic == topics.RESULT and body.get("status") == "succeeded":
             payment = self._name(tenant, body)
-            self._successes.setdefault(tenant, []).append(Success(cause, payment, below))
+            self._successes.setdefault(tenant, []).append(Success(cause, payment))
 
     def _name(self, tenant: str, body: Mapping[str, Any]) -> str:
         """Note of which request something says that a payment is; which payment."""
@@ -158,7 +154,7 @@ class Pauses:
         """What was asked for, withheld or paused and should not have been. `entries` stand in
         their order, `settled` are payments that an earlier audit has seen."""
         yield from (text for at, text in self._torn if at <= self._until)
-        vague, later = self._moved_without_a_word(settled)
+        vague = self._moved_without_a_word(settled)
         for tenant in sorted(self._notices.keys() | vague | self._standings.keys()):
             standing = self._standings.setdefault(tenant, self._first())
             walk = Walk(
@@ -185,7 +181,6 @@ class Pauses:
                 if event[0].at <= self._until:
                     yield from found
             standing.over = walk.may_be_over(_NEVER)
-        self._vague = later
 
     def _first(self) -> Standing:
         """Where a tenant stands of whom nothing is known yet: at the beginning, or anywhere."""
@@ -194,27 +189,24 @@ class Pauses:
             standing.forget(self._blank)
         return standing
 
-    def _moved_without_a_word(self, settled: Set[tuple[str, str]]) -> tuple[set[str], set[str]]:
-        """Whose recharges may have moved without a notice, in this audit or in the next: by the
-        success of a request whose money was booked before under another name."""
-        vague, later = set(self._vague), set()
+    def _moved_without_a_word(self, settled: Set[tuple[str, str]]) -> set[str]:
+        """Whose recharges may have moved without a notice: by the success of a request whose money
+        was booked before under another name."""
+        vague = set()
         for tenant, successes in self._successes.items():
             told = {one.cause for one in self._notices.get(tenant, ()) if one.kind in PAID}
             for one in successes:
                 payment = (tenant, one.payment)
                 if one.cause in told:
                     continue
-                if not one.below:
-                    later.add(tenant)
-                elif payment in settled or len(self._names[payment]) > 1:
+                if payment in settled or len(self._names[payment]) > 1:
                     vague.add(tenant)
-        return vague, later
+        return vague
 
     def checkpoint(self) -> dict[str, Any]:
         """What a later run needs to go on from here."""
         return {
             "knows_standings": self._knows,
-            "vague": sorted(self._vague),
             "standings": [
                 [tenant, msgspec.to_builtins(standing)]
                 for tenant, standing in self._standings.items()

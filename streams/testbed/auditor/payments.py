@@ -61,7 +61,7 @@ class Payments:
             if entry.payment is not None and self._view.below(entry.place):
                 group = (entry.tenant, entry.payment, _group_of(entry.kind))
                 self.booked[group] = self.booked.get(group, 0) + entry.amount
-        for record, event, below in self._sources.events(topics.RESULT):
+        for record, event in self._sources.events(topics.RESULT):
             self._report.count("results")
             self._sources.letters.bytes_kept(record, event.place)
             reasons = self._sources.letters.reasons(event.place)
@@ -69,15 +69,11 @@ class Payments:
                 self._sources.refusals.judge(record, event, reasons)
                 continue
             if self._view.strayed(record):
-                if below:
-                    self._sources.moves.expect(topics.RESULT, record)
+                self._sources.moves.expect(topics.RESULT, record)
                 continue
             body = event.body
             if body["status"] in _TERMINAL:
-                # Also one beyond the position: what was asked for after it is looked at, too.
                 self._requests.answer(body["recharge_id"], body["status"])
-            if not below:
-                continue
             if event.place in self._sources.letters.lost and body["status"] in OF_RESULT:
                 if event.place not in self._ledger.entries:
                     self.gone.add((event.tenant, body["payment_id"]))

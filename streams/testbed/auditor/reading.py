@@ -178,7 +178,8 @@ async def _verify(settings: Settings, options: Options, reader: _Reader, report:
     bounds = {tariff: (first[tariff], last[tariff])}
     versions = [record async for record in reader.records(bounds, deadline)]
     begun: dict[str, dict[str, int]] = earlier.get("offsets", {})
-    reached: dict[str, dict[str, int]] = {}
+    # Of partitions that are not looked at nothing changes.
+    reached = dict(begun)
 
     logs = []
     read = [name for name in names if name not in (topics.CHANGELOG, topics.SEEN)]
@@ -198,6 +199,7 @@ async def _verify(settings: Settings, options: Options, reader: _Reader, report:
                 records=dict(records),
                 starts={name: starts[tp] for tp, name in tps.items() if name != topics.LEDGER},
                 begun=begun.get(str(number), {}),
+                hidden=frozenset(name for tp, name in tps.items() if stable[tp] < ends[tp]),
             )
         )
         reached[str(number)] = {name: stable[tp] for tp, name in tps.items()}
@@ -213,6 +215,9 @@ async def _verify(settings: Settings, options: Options, reader: _Reader, report:
         coverage=coverage,
     )
     if options.checkpoint_to is not None:
+        for name, known in checkpoint.items():
+            reached[name] |= known.pop("ends")
+        partitions = {**earlier.get("partitions", {}), **checkpoint}
         options.checkpoint_to.write_text(
-            json.dumps({"version": 1, "offsets": reached, "partitions": checkpoint})
+            json.dumps({"version": 1, "offsets": reached, "partitions": partitions})
         )

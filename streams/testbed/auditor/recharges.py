@@ -120,7 +120,6 @@ class Recharges:
             tenant: Told(utc(at), version) for tenant, at, version in known.get("withheld", ())
         }
         self._holding: set[str] = set()
-        self._behind = False
         self._policies: dict[str, dict[int, Policy | None]] = {}
         for tenant, version, said, since_then in known.get("policies", ()):
             policy = Policy(said, utc(since_then))
@@ -144,23 +143,19 @@ class Recharges:
         body: Mapping[str, Any],
         *,
         refused: bool,
-        below: bool,
     ) -> None:
         """A record of a source topic that is an event."""
-        self._behind |= not below
         if refused:
             return
         self._causes.pop((tenant, cause), None)
         topic, _, offset = place
-        self._pauses.record(topic, tenant, cause, body, below=below)
+        self._pauses.record(topic, tenant, cause, body)
         if topic == topics.RESULT:
             asked, payment = str(body.get("recharge_id")), str(body.get("payment_id"))
             self._named.setdefault((tenant, payment), set()).add(asked)
             answer = Answer(offset, str(body.get("status")), cause)
             self._results.setdefault(asked, []).append(answer)
         elif topic == topics.COMMAND:
-            if not below:
-                return  # what it holds nobody has looked at yet
             if body.get("command") == "settings" and body.get("policy") is not None:
                 self._asked.setdefault((tenant, cause), []).append(body["policy"])
             elif body.get("command") == "fund":
@@ -168,10 +163,6 @@ class Recharges:
                 self._funds.setdefault((tenant, cause), amount)
         elif body.get("phase") in ("start", "progress"):
             self._holding.add(tenant)
-
-    def behind(self) -> None:
-        """A record is there that is not booked yet."""
-        self._behind = True
 
     def notice(self, tenant: str, notice: Mapping[str, Any], offset: int | None = None) -> None:
         """A notice, in the order of the topic; `offset` is its place there, if that is known."""
@@ -533,7 +524,7 @@ class Recharges:
         """Who is below the trigger in the end has a request in flight, or was told why not."""
         version = public.get("policy_version")
         policy = self.policy(tenant, version)
-        if policy is None or self._behind or public.get("closed"):
+        if policy is None or public.get("closed"):
             return
         if "as_of" not in public or "available" not in public:
             return

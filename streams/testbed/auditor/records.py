@@ -33,13 +33,15 @@ class Record(Struct, frozen=True, gc=False):
 class Log(Struct, kw_only=True):
     """What was read of one partition. `rows` is the fold of the changelog, read before the rest;
     `starts` the log starts of the topics that do not keep their records, `begun` the offsets at
-    which an earlier audit has ended."""
+    which an earlier audit has ended; behind what is open on a topic, if it is `hidden`, more may
+    stand."""
 
     partition: int
     rows: dict[bytes, bytes]
     records: dict[str, Iterable[Record]]
     starts: dict[str, int] = {}
     begun: dict[str, int] = {}
+    hidden: frozenset[str] = frozenset()
 
     def gone(self, topic: str) -> range:
         """The offsets whose records have left their topic before an audit could read them."""

@@ -28,28 +28,20 @@ class Sources:
         self.refusals = refusals
         self.moves = moves
 
-    def events(self, topic: str) -> Iterator[tuple[Record, Event, bool]]:
-        """The events of a topic and whether they are booked, below the position. What holds none
-        must be a dead letter; what is another tenant's than the one looked at is left out."""
-        reached = self._view.next_of(topic)
+    def events(self, topic: str) -> Iterator[tuple[Record, Event]]:
+        """The events of a topic. What holds none must be a dead letter; what is another tenant's
+        than the one looked at is left out, and what is pending counted."""
         for record in self._view.records(topic):
-            below = record.offset < reached
-            for name, text in record.headers:
-                if name == "credits-moved-from":
-                    self.moves.arrived(topic, text.decode(), record)
+            self.moves.look(topic, record)
             event = understand(record, topic)
             if isinstance(event, str):
-                if not below:
-                    self._recharges.behind()
                 if topic in topics.USAGE:
                     self._view.report.count("events")
-                self.letters.must_be_letter(record, topic, below, event)
+                self.letters.must_be_letter(record, topic, event)
                 continue
-            if below and (event.source, event.id) in self.letters.disputed:
+            if (event.source, event.id) in self.letters.disputed:
                 self.letters.disputed[event.source, event.id].append(event)
             if not self._view.wanted(event.tenant):
-                if not below:
-                    self._recharges.behind()
                 continue
             self._recharges.record(
                 event.place,
@@ -57,6 +49,8 @@ class Sources:
                 f"{event.source}/{event.id}",
                 event.body,
                 refused=bool(self.letters.reasons(event.place)) or self._view.strayed(record),
-                below=below,
             )
-            yield record, event, below
+            yield record, event
+        for record in self._view.later(topic):
+            self._view.report.count("pending")
+            self.moves.look(topic, record, later=True)

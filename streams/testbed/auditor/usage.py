@@ -51,11 +51,8 @@ class Usage:
         unbooked: dict[tuple[str, str], Event] = {}
         charged: dict[tuple[str, str], int] = {}
         for topic in topics.USAGE:
-            for record, event, below in self._sources.events(topic):
+            for record, event in self._sources.events(topic):
                 self._report.count("events")
-                if not below:
-                    self._report.count("pending")
-                    continue
                 self._one_usage(record, event, booked, unbooked, charged)
         for identity, event in unbooked.items():
             if identity in booked or number_of(identity) in self.identities:

@@ -1,7 +1,8 @@
 """What an audit looks at: its options, and how far it sees on one partition."""
 
 import json
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -9,10 +10,17 @@ from typing import Any, Final
 from msgspec import Struct
 
 from schemas import topics
-from streams.testbed.auditor.records import EVER, Log, Place, Record, home, utc
+from streams.testbed.auditor.records import EVER, PLAIN, Log, Place, Record, home, utc
 from streams.testbed.auditor.verdict import Report
 
 POSITION: Final = b"\0position"
+# Where what a batch says has the batch's instant.
+_DECIDED_AT: Final[Mapping[str, str]] = {
+    topics.LEDGER: "booked_at",
+    topics.BALANCE: "as_of",
+    topics.NOTIFICATION: "at",
+    topics.REQUESTED: "requested_at",
+}
 
 
 class Options(Struct, frozen=True, kw_only=True):
@@ -32,8 +40,10 @@ class Options(Struct, frozen=True, kw_only=True):
 
 
 class View:
-    """One partition as an audit sees it: what was read of it, how far it is booked, and what an
-    audit before it has said (`earlier`). `names` are what topics are called here."""
+    """One partition as an audit sees it, at the instant of its position: what was read of it, how
+    far it is booked, and what an audit before it has said (`earlier`). Workers go on meanwhile:
+    what is not booked by then, and what comes of it, is for the next audit. `names` are what
+    topics are called here."""
 
     def __init__(
         self,
@@ -52,6 +62,13 @@ class View:
         self.options = options
         self.earlier = earlier
         self.position: dict[str, Any] = json.loads(log.rows.get(POSITION, b"{}"))
+        self._records: dict[str, Sequence[Record]] = {}
+        self._later: dict[str, Sequence[Record]] = {}
+        # Requests and balances last: what came after the position is known of the others then.
+        for topic in sorted(log.records, key=(topics.REQUESTED, topics.BALANCE).count):
+            records = list(log.records[topic])
+            ends = self._ends_at(topic, records)
+            self._records[topic], self._later[topic] = records[:ends], records[ends:]
         self._since: dict[str, datetime] = {}
         # From when on earlier audits have kept of commands and calls what matters here.
         self._kept_since = EVER
@@ -77,9 +94,78 @@ class View:
         """What this partition of a topic is called."""
         return f"{self.names[topic]}/{self.log.partition}"
 
-    def records(self, topic: str) -> Iterable[Record]:
-        """What was read of a topic."""
-        return self.log.records.get(topic, ())
+    def records(self, topic: str) -> Sequence[Record]:
+        """What was read of a topic, up to the position."""
+        return self._records.get(topic, ())
+
+    def later(self, topic: str) -> Sequence[Record]:
+        """What was read of a topic beyond the position."""
+        return self._later.get(topic, ())
+
+    def _ends_at(self, topic: str, records: Sequence[Record]) -> int:
+        """How many of a topic's records the position covers."""
+        if topic in topics.SOURCES:
+            return bisect_left(records, self.next_of(topic), key=lambda one: one.offset)
+        ends = at = len(records)
+        if self.now is None:
+            return ends
+        again = self._asked_again(records) if topic == topics.REQUESTED else ()
+        # From the end: what stands between others that are covered is not taken out, so that it is
+        # judged. A request that is made again has the instant of the first time, and says nothing.
+        while at:
+            at -= 1
+            if self._is_later(topic, records[at]):
+                ends = at
+            elif at not in again:
+                break
+        return ends
+
+    def _asked_again(self, records: Sequence[Record]) -> set[int]:
+        """The places of requests that stand further ahead too, or were read before."""
+        again = set()
+        known = {name for asked in self.remembered("requests", {}).values() for name in asked}
+        for at, record in enumerate(records):
+            name = PLAIN.decode(record.value or b"{}").get("recharge_id")
+            if name in known:
+                again.add(at)
+            known.add(name)
+        return again
+
+    def _is_later(self, topic: str, record: Record) -> bool:
+        """Whether a record was decided after the position: the one that it comes of is not booked,
+        or, where it names none, its instant is a later one."""
+        headers = dict(record.headers)
+        if topic not in _DECIDED_AT:
+            source = next(one for one in topics.SOURCES if topics.dead_letters_of(one) == topic)
+            offset = int(headers["credits-dlq-offset"])
+            return not self.below((source, int(headers["credits-dlq-partition"]), offset))
+        said = PLAIN.decode(record.value or b"{}")
+        # tenant/topic/partition/offset/number
+        named = headers.get("ce_id", b"").decode().split("/")
+        if topic == topics.NOTIFICATION and len(named) == 5:
+            return not self.below((named[1], int(named[2]), int(named[3])))
+        cause = said.get("caused_by")
+        if topic == topics.LEDGER and cause["topic"] in topics.SOURCES:
+            return not self.below((cause["topic"], cause["partition"], cause["offset"]))
+        at, now = _decided_at(topic, said), self.now or EVER
+        return at > now or (at == now and self._follows(topic, said))
+
+    def _follows(self, topic: str, said: Mapping[str, Any]) -> bool:
+        """Whether what has the position's own instant came after it, while the clock stood still:
+        so did a notice of it, or something else of its tenant."""
+        if topic not in (topics.REQUESTED, topics.BALANCE):
+            return False
+        for other in (topics.NOTIFICATION, topics.LEDGER):
+            for one in self.later(other):
+                known = PLAIN.decode(one.value or b"{}")
+                if topic == topics.REQUESTED:
+                    same = known.get("notice") == "recharge_requested"
+                    same &= known.get("recharge_id") == said["recharge_id"]
+                else:
+                    same = one.key == said["tenant_id"].encode()
+                if same and _decided_at(other, known) == self.now:
+                    return True
+        return False
 
     def complete_since(self, topic: str) -> datetime:
         """From when on everything that was written to a topic has been read, in this audit or in an
@@ -139,4 +225,10 @@ class View:
         return {
             "since": {topic: since.isoformat() for topic, since in seen.items() if since != EVER},
             "kept_since": self._kept_since.isoformat(),
+            "ends": {topic: later[0].offset for topic, later in self._later.items() if later},
         }
+
+
+def _decided_at(topic: str, said: Mapping[str, Any]) -> datetime:
+    """The instant of the batch in which something was said."""
+    return utc(said.get(_DECIDED_AT[topic]) or EVER.isoformat())
