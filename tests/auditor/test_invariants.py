@@ -1128,6 +1128,29 @@ def test_what_was_charged_before_a_checkpoint_is_corrected_after_it_and_only_onc
     assert violated(report) == {"correction"}, report.lines()
 
 
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ("0.75", "upstream: 1 calls cost 0.75 USD there and 0.60 here, 1 of them more there"),
+        ("0.006", "upstream: 1 calls cost 0.01 USD there and 0.60 here, 0 of them more there"),
+        (None, None),
+    ],
+)
+def test_what_carriers_say_is_summed_up_and_proves_nothing(
+    told: str | None, line: str | None
+) -> None:
+    books = Books()
+    calls = books.records[topics.CALL_USAGE]
+    for at in (0, 1):
+        calls[at] = record(topics.CALL_USAGE, at, usage("e1", upstream_charge=told))
+    report = books.audited()
+    assert report.exit_code == HOLDS, report.lines()
+    shown = [one for one in report.lines() if one.startswith("upstream")]
+    assert shown == ([line] if told else [])
+    said = {"USD": {"calls": 1, "told": told, "charged": "0.6", "dearer": int(told == "0.75")}}
+    assert report.to_json()["upstream"] == (said if told else {})
+
+
 def test_what_several_could_not_be_checked_for_is_said_once_below_the_last() -> None:
     report = Report()
     for name in ("conservation", "lots", "at_most_once", "at_least_once"):

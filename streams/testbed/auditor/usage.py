@@ -12,7 +12,7 @@ from streams.testbed.auditor.ledger import CHARGES, Entry, Ledger
 from streams.testbed.auditor.minutes import Call
 from streams.testbed.auditor.prices import Deck, Tariffs
 from streams.testbed.auditor.recharges import Recharges
-from streams.testbed.auditor.records import Place, Record
+from streams.testbed.auditor.records import Place, Record, nanos
 from streams.testbed.auditor.sources import Sources
 from streams.testbed.auditor.tenants import Tenants
 from streams.testbed.auditor.view import View
@@ -130,6 +130,10 @@ class Usage:
                     f"{Fraction(-charges[0].amount, 10**9)}",
                 )
             booked[identity] = event.says()
+            told = event.body.get("upstream_charge")
+            if told is not None and event.body.get("phase") != "correction":
+                currency = event.body.get("currency") or self._tenants.currencies[event.tenant]
+                self._report.cross_check(currency, nanos(told), -charges[0].amount)
             return
         earlier = booked.get(identity)
         if earlier is not None and earlier != event.says():

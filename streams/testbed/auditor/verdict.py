@@ -1,6 +1,7 @@
 """The verdict: which invariants there are, and what became of each."""
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Final
 
 from msgspec import Struct
@@ -44,13 +45,24 @@ class Finding(Struct):
     unknown: list[str] = []
 
 
+class Upstream(Struct):
+    """What carriers say that calls have cost, beside what tenants were charged for them, in 10⁻⁹;
+    `dearer` are calls that cost more there than here."""
+
+    calls: int = 0
+    told: int = 0
+    charged: int = 0
+    dearer: int = 0
+
+
 class Report:
-    """The verdict."""
+    """The verdict. What carriers say, by currency (`upstream`), is no part of it."""
 
     def __init__(self) -> None:
         self.findings = {name: Finding() for name in INVARIANTS}
         self.counts: dict[str, int] = {}
         self.dead_letters: dict[str, int] = {}
+        self.upstream: dict[str, Upstream] = {}
         self.expectation_asked = False
 
     def violate(self, invariant: str, text: str) -> None:
@@ -69,6 +81,14 @@ class Report:
     def count(self, name: str, by: int = 1) -> None:
         """Count what was looked at."""
         self.counts[name] = self.counts.get(name, 0) + by
+
+    def cross_check(self, currency: str, told: int, charged: int) -> None:
+        """A carrier has told what a charged call has cost."""
+        sums = self.upstream.setdefault(currency, Upstream())
+        sums.calls += 1
+        sums.told += told
+        sums.charged += charged
+        sums.dearer += told > charged
 
     def compare(self, expected: Mapping[str, Any]) -> None:
         """Hold what was counted against what a load generator foresaw."""
@@ -119,6 +139,12 @@ class Report:
         if self.dead_letters:
             letters = ", ".join(f"{n:,} {why}" for why, n in sorted(self.dead_letters.items()))
             lines.append(f"dead letters: {letters}")
+        for currency, sums in sorted(self.upstream.items()):
+            told, charged = (f"{_decimal(one):,.2f}" for one in (sums.told, sums.charged))
+            lines.append(
+                f"upstream: {sums.calls:,} calls cost {told} {currency} there and {charged} here, "
+                f"{sums.dearer:,} of them more there"
+            )
         word = {HOLDS: "the books hold", VIOLATED: "VIOLATED", UNKNOWN: "unknown"}
         lines.append(f"verdict: {word[self.exit_code]}")
         return lines
@@ -137,4 +163,17 @@ class Report:
             },
             "counts": self.counts,
             "dead_letters": self.dead_letters,
+            "upstream": {
+                currency: {
+                    "calls": sums.calls,
+                    "told": f"{_decimal(sums.told):f}",
+                    "charged": f"{_decimal(sums.charged):f}",
+                    "dearer": sums.dearer,
+                }
+                for currency, sums in self.upstream.items()
+            },
         }
+
+
+def _decimal(nanos: int) -> Decimal:
+    return Decimal(nanos).scaleb(-9).normalize()
