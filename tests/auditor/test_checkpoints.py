@@ -109,6 +109,15 @@ def test_what_arrived_before_its_origin_was_booked_is_expected_later(
     assert moves.checkpoint(1) == {"arrived": []}
 
 
+@pytest.mark.parametrize("said", [b"", b"nowhere", b"a/b/c", b"\xff/1/2", b"x/-1/2", b"x/1/2"])
+def test_whatever_a_producer_says_of_a_move_is_no_reason_to_stop(said: bytes) -> None:
+    books = Books()
+    calls = books.records[topics.CALL_USAGE]
+    calls[3] = replace(calls[3], headers=(("credits-moved-from", said),))
+    report = books.audited()
+    assert report.exit_code == HOLDS, report.lines()
+
+
 def test_what_may_stand_behind_an_open_transaction_is_not_lost() -> None:
     home_of_it = home(TENANT.encode(), 2)
     strayed = replace(record(topics.CALL_USAGE, 3, usage("e9")), partition=1 - home_of_it)

@@ -1151,6 +1151,15 @@ def test_what_carriers_say_is_summed_up_and_proves_nothing(
     assert report.to_json()["upstream"] == (said if told else {})
 
 
+@pytest.mark.parametrize("told", [0.5, "a little", "0.0123456789"])
+def test_what_is_no_amount_had_to_be_refused(told: Any) -> None:
+    books = Books()
+    for at in (0, 1):
+        call = record(topics.CALL_USAGE, at, usage("e1", upstream_charge=told))
+        books.records[topics.CALL_USAGE][at] = call
+    assert violated(books.audited()) == {"at_least_once"}
+
+
 def test_what_several_could_not_be_checked_for_is_said_once_below_the_last() -> None:
     report = Report()
     for name in ("conservation", "lots", "at_most_once", "at_least_once"):

@@ -1,5 +1,6 @@
 """Dead letters: records byte for byte, refused for what is wrong with them."""
 
+import re
 from collections.abc import Mapping, Set
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -45,6 +46,8 @@ _REASONS: Final[Mapping[str, Set[str]]] = {
 }
 _USAGE_WITHIN: Final = timedelta(days=35)
 _RESULT_WITHIN: Final = timedelta(days=396)
+# Where a record was moved from, as its header says it; anybody can write one.
+_PLACE: Final = re.compile(r".+/[0-9]{1,9}/[0-9]{1,18}")
 _FUTURE: Final = timedelta(minutes=5)
 # One event moves at most the one, a balance is at most the other.
 _MOST_MOVED: Final = 999_999_999 * 10**9
@@ -89,11 +92,10 @@ class Moves:
     def look(self, topic: str, record: Record, *, later: bool = False) -> None:
         """This record may say that it was moved here; `later`: the next audit reads it too."""
         for name, text in record.headers:
-            if name == "credits-moved-from":
-                one = Arrival(
-                    topic, text.decode(), record.partition, _digest_of(record), seen=not later
-                )
-                self._arrived.setdefault((topic, one.origin), []).append(one)
+            origin = text.decode(errors="replace") if name == "credits-moved-from" else ""
+            if _PLACE.fullmatch(origin):
+                one = Arrival(topic, origin, record.partition, _digest_of(record), seen=not later)
+                self._arrived.setdefault((topic, origin), []).append(one)
 
     def judge(self, report: Report) -> None:
         """Every strayed record arrived once, with its bytes."""
@@ -128,7 +130,7 @@ class Moves:
 
 
 def _digest_of(record: Record) -> str:
-    return xxh3_64_hexdigest((record.key or b"") + b"\0" + (record.value or b""))
+    return xxh3_64_hexdigest(msgspec.msgpack.encode((record.key, record.value)))
 
 
 class Letters:

@@ -70,7 +70,7 @@ def _instant(value: Any) -> bool:
     return True
 
 
-_amount: Final = _like(_AMOUNT)
+is_amount: Final = _like(_AMOUNT)
 _currency: Final = _like(_CURRENCY)
 _country: Final = _like(_COUNTRY)
 
@@ -78,7 +78,7 @@ _country: Final = _like(_COUNTRY)
 def _money(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and _amount(value.get("amount"))
+        and is_amount(value.get("amount"))
         and _currency(value.get("currency"))
     )
 
@@ -104,7 +104,7 @@ _MAY_USAGE: Final[Mapping[str, Check]] = {
     "callee": _text,
     "ended_at": _instant,
     "duration_s": _within(0, _MOST_SECONDS),
-    "upstream_charge": _amount,
+    "upstream_charge": is_amount,
     "currency": _currency,
     "corrects": _id,
 }
@@ -142,7 +142,7 @@ _MAY_COMMAND: Final[Mapping[str, Check]] = {
     "effective_at": _instant,
     "effective_from": _instant,
     "billing_from": _instant,
-    "opening_balance": _amount,
+    "opening_balance": is_amount,
     "time_zone": _text,
     "payment_method": _text,
     "kind": _one_of("paid", "promotional"),

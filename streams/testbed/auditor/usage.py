@@ -13,6 +13,7 @@ from streams.testbed.auditor.minutes import Call
 from streams.testbed.auditor.prices import Deck, Tariffs
 from streams.testbed.auditor.recharges import Recharges
 from streams.testbed.auditor.records import Place, Record, nanos
+from streams.testbed.auditor.shapes import is_amount
 from streams.testbed.auditor.sources import Sources
 from streams.testbed.auditor.tenants import Tenants
 from streams.testbed.auditor.view import View
@@ -130,10 +131,7 @@ class Usage:
                     f"{Fraction(-charges[0].amount, 10**9)}",
                 )
             booked[identity] = event.says()
-            told = event.body.get("upstream_charge")
-            if told is not None and event.body.get("phase") != "correction":
-                currency = event.body.get("currency") or self._tenants.currencies[event.tenant]
-                self._report.cross_check(currency, nanos(told), -charges[0].amount)
+            self._cross_check(event, -charges[0].amount)
             return
         earlier = booked.get(identity)
         if earlier is not None and earlier != event.says():
@@ -144,6 +142,17 @@ class Usage:
             booked.setdefault(identity, event.says())
         else:
             unbooked[identity] = event
+
+    def _cross_check(self, event: Event, charged: int) -> None:
+        told = event.body.get("upstream_charge")
+        if told is None or event.body.get("phase") == "correction":
+            return
+        if not is_amount(told):
+            text = f"{event.place} was booked, and its upstream_charge is no amount"
+            self._report.violate("at_least_once", text)
+            return
+        currency = event.body.get("currency") or self._tenants.currencies.get(event.tenant, "")
+        self._report.cross_check(currency, nanos(told), charged)
 
     def _note_call(self, event: Event, deck: Deck) -> None:
         if event.tenant not in self._tenants.licences:
