@@ -158,6 +158,7 @@ def test_words_behind_two_dashes_are_no_options(said: Call) -> None:
         (["load"], "Set CREDITS_NAMESPACE (demo- or another), or say --yes-this-is-not"),
         (["payments", "run"], "Set CREDITS_NAMESPACE (demo- or another), or say --yes-this-is-not"),
         (["verify", "--expect", "nowhere.json"], "nowhere.json is no file"),
+        (["verify", "--tenant", "t-1", "--checkpoint", "c"], "leave --tenant or --checkpoint out"),
         (["vectors", "nowhere.json"], "nowhere.json cannot be read"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
