@@ -112,6 +112,26 @@ class Marks:
         return dict(await self._committed.end_offsets(list(tps)))
 
 
+# Where a transaction begins that is open on a partition, and since when that is known.
+OpenSince = dict[TopicPartition, tuple[int, float]]
+
+
+def open_since(
+    ends: Mapping[TopicPartition, int],
+    stable: Mapping[TopicPartition, int],
+    before: OpenSince,
+    now: float,
+) -> OpenSince:
+    """The partitions that end (`ends`) beyond their last stable offset. One that begins elsewhere
+    than that of the last look (`before`) is another one, and open since now."""
+    found: OpenSince = {}
+    for tp, begins in stable.items():
+        if begins < ends[tp]:
+            known = before.get(tp)
+            found[tp] = known if known is not None and known[0] == begins else (begins, now)
+    return found
+
+
 async def wait_stable(
     marks: Marks, tps: list[TopicPartition], least: Mapping[TopicPartition, int]
 ) -> dict[TopicPartition, int]:
@@ -122,25 +142,30 @@ async def wait_stable(
     UnknownOutcomeError when nobody who knows the ends answers.
     """
     deadline = monotonic() + HANGING_AFTER_S
+    opened: OpenSince = {}
     looked_anew = False
     while True:
         ends = await marks.ends(tps)
         stable = await marks.stable_ends(tps)
-        open_now = [tp for tp in tps if stable[tp] < ends[tp]]
+        now = monotonic()
+        opened = open_since(ends, stable, opened, now)
         behind = [tp for tp, end in least.items() if ends[tp] < end]
-        if not open_now and not behind:
+        if not opened and not behind:
             return {tp: max(ends[tp], stable[tp]) for tp in tps}
         if behind:
             await marks.refresh()
-        if monotonic() > deadline:
-            if behind:
+            if now > deadline:
                 raise UnknownOutcomeError(f"who answers for {behind[0]} is behind its leader")
+        # One transaction, not one after the other: whoever stood still may find that its
+        # partition is another's by now, which goes on.
+        hanging = [tp for tp, (_, since) in opened.items() if now - since > HANGING_AFTER_S]
+        if hanging and not behind:
             if not looked_anew:
                 # What looks open may be what a former leader remembers.
                 await marks.refresh()
                 looked_anew = True
                 continue
-            tp = open_now[0]
+            tp = hanging[0]
             raise StoppedError(
                 Stop.HANGING_TRANSACTION,
                 f"a transaction stays open on {tp.topic}/{tp.partition} at offset {stable[tp]}; "

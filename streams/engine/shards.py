@@ -32,7 +32,7 @@ from streams.engine.errors import (
 from streams.engine.kafka import NO_WRITES_NOW
 from streams.engine.originals import Originals
 from streams.engine.reader import Reader, Slice
-from streams.engine.restore import HANGING_AFTER_S, Marks, outputs_of
+from streams.engine.restore import HANGING_AFTER_S, Marks, OpenSince, open_since, outputs_of
 from streams.engine.shard import Shard
 from streams.metrics import Meters
 from streams.settings import Settings
@@ -144,8 +144,8 @@ class Shards:
         # When a producer's open transaction was last waited for, and when that was last told.
         self._waited_at: dict[TopicPartition, float] = {}
         self._wait_told_at: dict[TopicPartition, float] = {}
-        # Output partitions with an open transaction: where it begins, and since when we know.
-        self._open: dict[TopicPartition, tuple[int, float]] = {}
+        # Output partitions with an open transaction.
+        self._open: OpenSince = {}
         self._open_seen_at = 0.0
         self._outputs_at = float("-inf")
         self._open_told_at: dict[TopicPartition, float] = {}
@@ -573,12 +573,7 @@ class Shards:
             # In this order: what is open at the second answer was written before the first.
             ends = await self._marks.ends(tps)
             stable = await self._marks.stable_ends(tps)
-            before = self._open
-            self._open = {}
-            for tp in tps:
-                if stable[tp] < ends[tp]:
-                    begins, since = before.get(tp, (-1, now))
-                    self._open[tp] = (stable[tp], since if begins == stable[tp] else now)
+            self._open = open_since(ends, stable, self._open, now)
         self._open_seen_at = now
         hanging = self._hanging()
         self._meters["credits_hanging_transactions",].set(len(hanging))

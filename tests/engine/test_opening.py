@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator
+from typing import Any, cast
 
 import pytest
 from aiokafka import TopicPartition
@@ -13,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from streams.engine import reader, restore
 from streams.engine import shards as module
 from streams.engine.deck_view import DeckView
+from streams.engine.errors import StoppedError
 from streams.engine.shard import Shard
 from streams.engine.shards import READ_AT_ONCE, Shards
 from streams.engine.transaction import Transactor
@@ -139,3 +141,48 @@ async def test_a_shard_thrown_away_while_a_client_is_disconnected_does_not_go_on
         await until(lambda: swallowed.is_set() and keeper.ready, 10)
         assert ran == [opened[0], opened[2]]
         assert keeper.shard is opened[2]
+
+
+class _Offsets:
+    """The ends of a log with an open transaction, `(offset, seconds)` one after the other."""
+
+    def __init__(self, *opened: tuple[int, float]) -> None:
+        self.now = 0.0
+        self._until = []
+        until = 0.0
+        for offset, lasts_s in opened:
+            until += lasts_s
+            self._until.append((until, offset))
+
+    async def ends(self, tps: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(tps, 9)
+
+    async def stable_ends(self, tps: list[TopicPartition]) -> dict[TopicPartition, int]:
+        offset = next((one for until, one in self._until if self.now < until), 9)
+        return dict.fromkeys(tps, offset)
+
+    async def refresh(self) -> None:
+        """Nobody else knows more."""
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize(
+    ("opened", "stops"),
+    [([(1, 20), (2, 20), (3, 20)], False), ([(1, 29)], False), ([(1, 20), (2, 31)], True)],
+)
+async def test_what_hangs_is_one_transaction_and_not_one_after_the_other(
+    opened: list[tuple[int, float]], stops: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen worker that thaws finds its partition another's, which always has one open."""
+    log = _Offsets(*opened)
+    monkeypatch.setattr(restore, "monotonic", lambda: log.now)
+    monkeypatch.setattr(asyncio, "sleep", log.sleep)
+    tp = TopicPartition("t", 0)
+    waiting = restore.wait_stable(cast("Any", log), [tp], {})
+    if stops:
+        with pytest.raises(StoppedError, match="stays open on t/0 at offset 2"):
+            await waiting
+    else:
+        assert await waiting == {tp: 9}
