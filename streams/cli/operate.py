@@ -288,8 +288,8 @@ def verify(
         checkpoint_to=checkpoint,
         deadline_s=seconds_from(deadline),
     )
-    if tenant is not None and checkpoint is not None:
-        fail(EXIT_USAGE, "A checkpoint is of all tenants: leave --tenant or --checkpoint out.")
+    if checkpoint is not None and (tenant is not None or partition is not None):
+        fail(EXIT_USAGE, "A checkpoint is of everything: leave --tenant and --partition out.")
     for path in (deck, coverage, expect, start):
         if path is not None and not path.is_file():
             fail(EXIT_USAGE, f"{path} is no file.")

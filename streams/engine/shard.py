@@ -8,7 +8,7 @@ producer are thrown away and read again from Kafka, which alone knows what happe
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime
+from datetime import datetime, timedelta
 from time import monotonic
 from typing import Any, Final
 
@@ -68,6 +68,8 @@ TELL_OFFSETS_EVERY_S: Final = 0.5
 TELL_OFFSETS_WITHIN_S: Final = 2.0
 # Further behind than this, a balance is too old to ask for money by it.
 STALE_AFTER_S: Final = 60.0
+# No instant is finer.
+_A_LITTLE: Final = timedelta(microseconds=1)
 
 
 class Shard:
@@ -300,7 +302,8 @@ class Shard:
     # -- booking -----------------------------------------------------------------------------
 
     def now(self) -> datetime:
-        """The instant of the next batch: never before that of the last.
+        """The instant of the next batch: after that of the last, so that what a batch has decided
+        can be told from what the others have.
 
         Raises StoppedError(`clock_skew`) when the wall clock is far behind it.
         """
@@ -311,7 +314,7 @@ class Shard:
                 f"this machine's clock says {wall.isoformat()}, but a batch was booked at "
                 f"{self._now.isoformat()}; correct the clock (NTP) and restart",
             )
-        return max(wall, self._now)
+        return max(wall, self._now + _A_LITTLE)
 
     async def run(self, gate: asyncio.Event, reader: Reader) -> None:
         """Book batch after batch for ever; none begins while `gate` is shut (rebalances).

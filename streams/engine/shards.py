@@ -80,6 +80,10 @@ def loss_from(text: str) -> Loss:
     return Loss(topic, int(partition), int(rest))
 
 
+# After these a shard is opened again.
+_REOPENS: Final = (FencedError, UnknownOutcomeError, KafkaError, OSError)
+
+
 class _Keeper:
     """One owned partition and the task that keeps its shard going."""
 
@@ -362,11 +366,15 @@ class Shards:
                     )
                     self._begin_epoch()
                     await shard.run(self._gate, self._reader)
-                except (FencedError, UnknownOutcomeError, KafkaError, OSError) as error:
+                except Exception as error:
                     # Of what is awaited together, one that fails in the turn in which we are
                     # cancelled is all that asyncio tells us.
                     if keeper.shard is not shard:
+                        name = f"{type(error).__name__}: {error}"
+                        log.warning("left_shard_failed", partition=keeper.partition, error=name)
                         return
+                    if not isinstance(error, _REOPENS):
+                        raise
                     await self._failed(keeper, shard, error)
         except StoppedError as error:
             keeper.stopped = error

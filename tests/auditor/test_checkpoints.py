@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,8 +13,8 @@ from schemas import topics
 from streams.testbed.auditor import settled
 from streams.testbed.auditor.audit import audit
 from streams.testbed.auditor.letters import Moves
-from streams.testbed.auditor.records import Log, home
-from streams.testbed.auditor.verdict import HOLDS, UNKNOWN, Report
+from streams.testbed.auditor.records import Log, Record, home
+from streams.testbed.auditor.verdict import HOLDS, UNKNOWN, VIOLATED, Report
 from streams.testbed.auditor.view import POSITION, Options, View
 from tests.auditor.books import (
     AT,
@@ -79,10 +79,12 @@ def test_what_is_beyond_the_position_is_left_to_the_next_audit() -> None:
     assert reached["0"]["ends"] == {topics.LEDGER: 3, topics.CALL_USAGE: 4}
 
 
-def a_view(partition: int, booked: int, earlier: Any = None) -> View:
+def a_view(
+    partition: int, booked: int, earlier: Any = None, records: Sequence[Record] = ()
+) -> View:
     position = {"now": AT, "sources": {topics.CALL_USAGE: {"next": booked}}}
     rows = {POSITION: json.dumps(position).encode()}
-    log = Log(partition=partition, rows=rows, records={})
+    log = Log(partition=partition, rows=rows, records={topics.CALL_USAGE: records})
     return View(Report(), log, names=NAMES, partitions=2, options=Options(), earlier=earlier)
 
 
@@ -94,9 +96,12 @@ def test_what_arrived_before_its_origin_was_booked_is_expected_later(
     strayed = record(topics.CALL_USAGE, 3, usage("e9"))
     origin = (("credits-moved-from", f"{topics.CALL_USAGE}/0/3".encode()),)
     moves = Moves()
-    moves.begin(a_view(0, booked))
+    moves.begin(a_view(0, booked, records=[strayed]))
     moves.begin(a_view(1, 8))
     moves.look(topics.CALL_USAGE, replace(strayed, partition=1, offset=7, headers=origin))
+    # Of others anybody may say it.
+    nowhere = (("credits-moved-from", f"{topics.CALL_USAGE}/0/4".encode()),)
+    moves.look(topics.CALL_USAGE, replace(strayed, partition=1, offset=6, headers=nowhere))
     handed_on = json.loads(json.dumps(moves.checkpoint(1)))
 
     moves = Moves()
@@ -116,6 +121,129 @@ def test_whatever_a_producer_says_of_a_move_is_no_reason_to_stop(said: bytes) ->
     calls[3] = replace(calls[3], headers=(("credits-moved-from", said),))
     report = books.audited()
     assert report.exit_code == HOLDS, report.lines()
+
+
+def test_a_letter_of_a_moved_record_that_is_replayed_is_no_second_arrival() -> None:
+    strayed = record(topics.CALL_USAGE, 3, usage("e9"))
+    origin = ("credits-moved-from", f"{topics.CALL_USAGE}/0/3".encode())
+    moves = Moves()
+    moves.begin(a_view(0, 4))
+    moves.begin(a_view(1, 9))
+    moves.expect(topics.CALL_USAGE, strayed)
+    again = (origin, ("credits-dlq-attempt", b"2"))
+    for offset, headers in enumerate([(origin,), again], 7):
+        arrived = replace(strayed, partition=1, offset=offset, headers=headers)
+        moves.look(topics.CALL_USAGE, arrived)
+    report = Report()
+    moves.judge(report)
+    assert violated(report) == set(), report.lines()
+
+
+def ends_of(books: Books) -> dict[str, int]:
+    return {topic: len(list(records)) for topic, records in books.log().records.items()}
+
+
+def gone_on(first: Books, later: Books) -> Report:
+    """What an audit says that goes on from where one of the first books has ended."""
+    begun = dict.fromkeys(later.log().records, 0) | ends_of(first)
+    report, _ = later.audited_from(begun, first.checkpoint())
+    return report
+
+
+def dated() -> Books:
+    """The books, and the first command's answer says when it was given."""
+    books = Books()
+    books.records[topics.NOTIFICATION].clear()
+    books.tell("command_applied", command_id="open")
+    books.tell("recharge_requested", recharge_id=RECHARGE)
+    return books
+
+
+def test_a_command_is_a_repeat_for_as_long_as_its_id_may_be_remembered() -> None:
+    """Which is until the end of a week and 35 days more."""
+    books = dated()
+    begun = ends_of(books)
+    earlier = books.checkpoint()
+    later = dated()
+    later.position_changes = {"now": "2026-04-07T10:00:00Z"}
+    _, earlier = later.audited_from(begun, earlier)
+    at = "2026-04-08T10:00:00Z"
+    later.position_changes = {"now": at}
+    again = replace(later.records[topics.COMMAND][0], offset=1)
+    later.records[topics.COMMAND].append(again)
+    later.next[topics.COMMAND] = 2
+    later.tell("command_repeated", command_id="open", at=at)
+    report, _ = later.audited_from(begun, earlier)
+    assert report.exit_code == HOLDS, report.lines()
+
+
+def test_a_result_that_contradicts_one_of_an_earlier_audit_is_rightly_refused() -> None:
+    later = Books()
+    other = later.result("r1", amount={"amount": "51", "currency": "USD"})
+    later.records[topics.RESULT].append(record(topics.RESULT, 1, other))
+    later.next[topics.RESULT] = 2
+    raw = later.records[topics.RESULT][1].value or b""
+    letter = replace(later.letter(1, raw, "conflict"), topic="letters")
+    later.records[topics.dead_letters_of(topics.RESULT)] = [letter]
+    report = gone_on(Books(), later)
+    assert report.exit_code == HOLDS, report.lines()
+
+
+def test_an_entry_of_what_an_earlier_audit_has_judged_comes_too_late() -> None:
+    later = Books()
+    later.entries.append(later.charge(4, 0, "e1", "-0.6", "148.8"))
+    assert "cause" in violated(gone_on(Books(), later))
+
+
+FUTURE = "2099-01-01T00:00:00Z"
+
+
+def forged(topic: str, books: Books, log: Log) -> Record:
+    """An output of what nobody has sent, or of a time that has not come."""
+    if topic == topics.LEDGER:
+        books.entries.append(books.charge(9, 999, "e9", "-77", "72.4"))
+        return list(books.log().records[topic])[-1]
+    if topic == topics.NOTIFICATION:
+        answer = {"notice": "command_applied", "command_id": "open", "tenant_id": TENANT}
+        named = (("ce_id", f"{TENANT}/{topics.COMMAND}/0/500/1".encode()),)
+        return replace(record(topic, 2, answer), headers=named)
+    if topic == topics.REQUESTED:
+        return record(topic, 1, books.request(7, 1, "not-derived", requested_at=FUTURE))
+    if topic == topics.BALANCE:
+        public = json.loads(next(iter(log.records[topic])).value or b"")
+        return record(topic, 1, public | {"balance": "9999", "hash": "00", "as_of": FUTURE})
+    return replace(books.letter(700, b"{x"), offset=1)
+
+
+@pytest.mark.parametrize(
+    ("topic", "code"),
+    [
+        (topics.LEDGER, VIOLATED),
+        (topics.NOTIFICATION, VIOLATED),
+        (topics.dead_letters_of(topics.CALL_USAGE), VIOLATED),
+        (topics.BALANCE, UNKNOWN),
+        (topics.REQUESTED, UNKNOWN),
+    ],
+)
+@pytest.mark.parametrize("hidden", [False, True])
+def test_what_no_audit_would_ever_judge_is_found(topic: str, code: int, hidden: bool) -> None:
+    books = Books()
+    log = books.log()
+    log.records = {**log.records, topic: [*log.records[topic], forged(topic, books, log)]}
+    log.read_at = datetime.fromisoformat(AT)
+    if hidden:
+        # It may come of what stands behind an open transaction.
+        log.hidden = frozenset(topics.SOURCES)
+    report, _ = audit([log], names=NAMES, partitions=1, deck=books.deck)
+    assert report.exit_code == (HOLDS if hidden and code == VIOLATED else code), report.lines()
+
+
+def test_a_notice_that_comes_of_no_topic_that_there_is_is_judged() -> None:
+    books = Books()
+    told = record(topics.NOTIFICATION, 2, {"notice": "x", "tenant_id": TENANT, "at": AT})
+    named = (("ce_id", f"{TENANT}/nowhere/0/500/1".encode()),)
+    books.records[topics.NOTIFICATION].append(replace(told, headers=named))
+    assert books.audited().counts.get("later outputs", 0) == 0
 
 
 def test_what_may_stand_behind_an_open_transaction_is_not_lost() -> None:

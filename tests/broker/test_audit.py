@@ -1,10 +1,8 @@
 """An audit of an installation at work waits for transactions that are open, but not for ever."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -69,19 +67,3 @@ async def test_a_transaction_that_does_not_end_is_unknown_and_named(
     (said,) = report.findings["stable"].unknown
     name = installation.topics.of(topics.NOTIFICATION)
     assert said.startswith(f"a transaction is open on {name}/{PARTITION} ")
-
-
-async def test_a_checkpoint_of_one_partition_keeps_the_others(
-    installation: Settings, tmp_path: Path
-) -> None:
-    whole, part = tmp_path / "whole", tmp_path / "part"
-    await verify(installation, Options(checkpoint_to=whole))
-    await verify(
-        installation, Options(partition=PARTITION, checkpoint_from=whole, checkpoint_to=part)
-    )
-    before, after = json.loads(whole.read_text()), json.loads(part.read_text())
-    assert len(before["partitions"]) == installation.partitions
-    for member in ("offsets", "partitions"):
-        assert after[member].keys() == before[member].keys()
-        for number, known in before[member].items():
-            assert number == str(PARTITION) or after[member][number] == known

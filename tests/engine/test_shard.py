@@ -215,7 +215,7 @@ async def test_headers_have_one_order_and_a_trace_travels_on(
     [(_, value, _)] = outputs.by_topic[topics.BALANCE]
     seq = json.loads(value or b"")["seq"]
     assert headers_of(topics.LEDGER) == [("ce_id", b"t-1/%d" % seq), cause, *traced]
-    now_us = microseconds(bench.now)
+    now_us = microseconds(bench.shard.last_now)
     assert headers_of(topics.BALANCE) == [("ce_id", b"t-1/%d/%d" % (seq, now_us))]
     [request] = requests_of(outputs)
     expires_us = microseconds(datetime.fromisoformat(request["expires_at"]))
@@ -272,7 +272,7 @@ async def test_only_tenants_rows_are_read_for_what_is_in_flight(bench: Bench) ->
 async def test_a_recharge_in_flight_ages_and_its_duration_is_measured(bench: Bench) -> None:
     assert bench.shard.oldest_request_s() == 0
     [request] = requests_of(await bench.book(topics.CALL_USAGE, a_call(1)))
-    bench.now = NOW + timedelta(minutes=5)
+    bench.now = bench.shard.last_now + timedelta(minutes=5)
     assert bench.shard.oldest_request_s() == 300
     bench.shard.remember_recharges()
     assert bench.shard.oldest_request_s() == 300
@@ -854,12 +854,24 @@ async def test_an_end_that_overtakes_the_start_of_its_leg_is_remembered(bench: B
     assert bench.shard.totals.holds == 1
 
 
+async def test_no_two_batches_have_one_instant(bench: Bench) -> None:
+    """Also while the clock stands, or is a little back: who reads tells one from the other."""
+    instants = [bench.shard.last_now]
+    for number, back_s in enumerate((0, 0, 60, 60), 1):
+        bench.now = NOW - timedelta(seconds=back_s)
+        await bench.book(topics.CALL_USAGE, a_call(number))
+        instants.append(bench.shard.last_now)
+    assert instants == sorted(set(instants))
+    assert instants[-1] - instants[0] < timedelta(milliseconds=1)
+
+
 async def test_the_position_row_marks_once_a_week_where_in_the_ids_it_was(bench: Bench) -> None:
     def marks(outputs: Recorded) -> list[tuple[int, timedelta]]:
         [value] = [v for k, v, _ in outputs.by_topic[topics.CHANGELOG] if k == POSITION_KEY]
         position = decode_position(value or b"")
         assert position.seen_next == bench.shard._seen_next
-        return [(ordinal, batch.instant_from(us) - NOW) for ordinal, us in position.seen_marks]
+        days = [(batch.instant_from(us) - NOW) // day * day for _, us in position.seen_marks]
+        return [(ordinal, at) for (ordinal, _), at in zip(position.seen_marks, days, strict=True)]
 
     day = timedelta(days=1)
     assert marks(await bench.book(topics.CALL_USAGE, a_call(1))) == [(0, 0 * day)]

@@ -1,17 +1,19 @@
 """Causes: every entry names a record that is there, and is of a kind that the record can book."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from fractions import Fraction
 from typing import Final
 
 from schemas import topics
 from streams.testbed.auditor.events import Event, understand
 from streams.testbed.auditor.ledger import OF_RESULT, Entry, Ledger
-from streams.testbed.auditor.view import View
+from streams.testbed.auditor.view import View, cause_of, decided_at
 
 # What a record of each kind can book.
 _OF_TICK: Final = {"expiry", "grant"}
 _OF_USAGE: Final = {"charge", "pool", "expiry_reopened"}
+_CLOCKS_DIFFER: Final = timedelta(minutes=5)
 _OF_CORRECTION: Final = {*_OF_USAGE, "reversal", "void", "expiry", "grant"}
 
 
@@ -68,12 +70,35 @@ class Causes:
                 wanted.pop((topic, record.partition, record.offset))
             for place in trimmed:
                 wanted.pop(place, None)
-        for place, entries in wanted.items():
-            if self._view.options.checkpoint_from is None:
+        # A checkpoint that does not say what arrived is of when an audit went beyond its position.
+        if self._view.earlier is None or "arrived" in self._view.earlier:
+            for place, entries in wanted.items():
                 first = entries[0]
                 self._report.violate(
                     "cause", f"{first.tenant}/{first.seq} names {place}, which is not there"
                 )
+
+        self._judge_later()
+
+    def _judge_later(self) -> None:
+        """What a later audit judges comes of something: of a record that is there, or of time."""
+        there = {
+            topic: {record.offset for record in self._view.later(topic)} for topic in topics.SOURCES
+        }
+        log = self._view.log
+        for topic in self._view.names:
+            for record in self._view.later(topic) if topic not in topics.SOURCES else ():
+                self._report.count("later outputs")
+                where = f"{self._view.where(topic)}/{record.offset}"
+                place = cause_of(topic, record)
+                if place is None:
+                    at = decided_at(topic, record)
+                    if log.read_at is not None and at > log.read_at + _CLOCKS_DIFFER:
+                        self._report.unknown("cause", f"{where} is of {at}, which is not yet")
+                elif place[0] not in log.hidden and (
+                    place[1] != log.partition or place[2] not in there[place[0]]
+                ):
+                    self._report.violate("cause", f"{where} names {place}, which is not there")
 
     def _caused(self, event: Event, entries: Sequence[Entry]) -> None:
         """What usage or a result has booked is of a kind that it can book. How much is judged with

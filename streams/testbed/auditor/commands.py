@@ -32,6 +32,8 @@ _OF_COMMAND: Final[Mapping[str, Set[str]]] = {
 _OF_PAYMENTS: Final = {"book_payment", "resolve_recharge"}
 # The same command sent later is another one.
 _REPEATED_WITHIN: Final = timedelta(days=35)
+# Ids are forgotten by the week, so that a few days later it may still be a repeat.
+_SURELY_FORGOTTEN: Final = timedelta(days=43)
 
 
 class Asked(Struct, gc=False):
@@ -240,7 +242,7 @@ class Commands:
         first = self.decided.get(number)
         if answer == "command_repeated":
             since = self._view.known_since(topics.COMMAND, topics.NOTIFICATION)
-            if first is None and at is not None and at - _REPEATED_WITHIN >= since:
+            if first is None and at is not None and at - _SURELY_FORGOTTEN >= since:
                 self._report.violate(
                     "answered", f"{event.id} of {event.tenant} is no repeat, and was taken for one"
                 )
@@ -321,7 +323,7 @@ class Commands:
             "decided": [
                 [number, at.isoformat()]
                 for number, at in self.decided.items()
-                if now is None or at + _REPEATED_WITHIN > now
+                if now is None or at + _SURELY_FORGOTTEN > now
             ]
         }
 

@@ -71,7 +71,8 @@ class Moves:
     def __init__(self) -> None:
         self._expected: dict[tuple[str, str], Record] = {}
         self._arrived: dict[tuple[str, str], list[Arrival]] = {}
-        self._booked: dict[tuple[str, int], int] = {}
+        # What is there and not booked, by what a partition is called.
+        self._ahead: dict[str, range] = {}
         self._partitions = 1
         self._hidden: set[tuple[str, int]] = set()
 
@@ -80,7 +81,8 @@ class Moves:
         self._partitions = view.partitions
         self._hidden |= {(topic, view.log.partition) for topic in view.log.hidden}
         for topic in topics.SOURCES:
-            self._booked[topic, view.log.partition] = view.next_of(topic)
+            ends = view.later(topic)[-1].offset + 1 if view.later(topic) else 0
+            self._ahead[view.where(topic)] = range(view.next_of(topic), ends)
         for said in view.remembered("arrived"):
             one = msgspec.convert(said, Arrival)
             self._arrived.setdefault((one.topic, one.origin), []).append(one)
@@ -91,7 +93,8 @@ class Moves:
 
     def look(self, topic: str, record: Record, *, later: bool = False) -> None:
         """This record may say that it was moved here; `later`: the next audit reads it too."""
-        for name, text in record.headers:
+        # The last thing that was done to it: a dead letter of it may be replayed.
+        for name, text in record.headers[-1:]:
             origin = text.decode(errors="replace") if name == "credits-moved-from" else ""
             if _PLACE.fullmatch(origin):
                 one = Arrival(topic, origin, record.partition, _digest_of(record), seen=not later)
@@ -125,8 +128,8 @@ class Moves:
         }
 
     def _is_ahead(self, one: Arrival) -> bool:
-        _, partition, offset = one.origin.rsplit("/", 2)
-        return int(offset) >= self._booked.get((one.topic, int(partition)), 0)
+        where, _, offset = one.origin.rpartition("/")
+        return int(offset) in self._ahead.get(where, ())
 
 
 def _digest_of(record: Record) -> str:

@@ -4,6 +4,7 @@ from fractions import Fraction
 from typing import Any, Final
 
 from schemas import topics
+from streams.testbed.auditor.events import number_of
 from streams.testbed.auditor.ledger import CREDITS, OF_RESULT, Ledger
 from streams.testbed.auditor.records import nanos
 from streams.testbed.auditor.requests import Requests
@@ -54,6 +55,8 @@ class Payments:
             for tenant, payment, amount in view.remembered("by_hand", unsaid)
         }
         self.gone: set[tuple[str, str]] = set()
+        # The numbers of results that were not refused, in earlier audits too.
+        self.identities: set[int] = set(view.remembered("result_ids"))
 
     def judge(self) -> None:
         """Read all results; what they say of payments is what is booked."""
@@ -71,6 +74,7 @@ class Payments:
             if self._view.strayed(record):
                 self._sources.moves.expect(topics.RESULT, record)
                 continue
+            self.identities.add(number_of((event.source, event.id)))
             body = event.body
             if body["status"] in _TERMINAL:
                 self._requests.answer(body["recharge_id"], body["status"])
@@ -162,6 +166,7 @@ class Payments:
             "by_hand": [[*key, amount] for key, amount in self.by_hand.items()],
             "paid": {"\0".join(key): said for key, said in self.paid.items()},
             "booked": [[*key, str(amount)] for key, amount in self.booked.items()],
+            "result_ids": sorted(self.identities),
         }
 
 

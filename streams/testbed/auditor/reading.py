@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping
+from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 
@@ -178,8 +179,7 @@ async def _verify(settings: Settings, options: Options, reader: _Reader, report:
     bounds = {tariff: (first[tariff], last[tariff])}
     versions = [record async for record in reader.records(bounds, deadline)]
     begun: dict[str, dict[str, int]] = earlier.get("offsets", {})
-    # Of partitions that are not looked at nothing changes.
-    reached = dict(begun)
+    reached: dict[str, dict[str, int]] = {}
 
     logs = []
     read = [name for name in names if name not in (topics.CHANGELOG, topics.SEEN)]
@@ -200,6 +200,7 @@ async def _verify(settings: Settings, options: Options, reader: _Reader, report:
                 starts={name: starts[tp] for tp, name in tps.items() if name != topics.LEDGER},
                 begun=begun.get(str(number), {}),
                 hidden=frozenset(name for tp, name in tps.items() if stable[tp] < ends[tp]),
+                read_at=datetime.now(UTC),
             )
         )
         reached[str(number)] = {name: stable[tp] for tp, name in tps.items()}
@@ -217,7 +218,6 @@ async def _verify(settings: Settings, options: Options, reader: _Reader, report:
     if options.checkpoint_to is not None:
         for name, known in checkpoint.items():
             reached[name] |= known.pop("ends")
-        partitions = {**earlier.get("partitions", {}), **checkpoint}
         options.checkpoint_to.write_text(
-            json.dumps({"version": 1, "offsets": reached, "partitions": partitions})
+            json.dumps({"version": 1, "offsets": reached, "partitions": checkpoint})
         )

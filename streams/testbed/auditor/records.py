@@ -34,7 +34,7 @@ class Log(Struct, kw_only=True):
     """What was read of one partition. `rows` is the fold of the changelog, read before the rest;
     `starts` the log starts of the topics that do not keep their records, `begun` the offsets at
     which an earlier audit has ended; behind what is open on a topic, if it is `hidden`, more may
-    stand."""
+    stand. It was read until `read_at`, if that is known."""
 
     partition: int
     rows: dict[bytes, bytes]
@@ -42,6 +42,7 @@ class Log(Struct, kw_only=True):
     starts: dict[str, int] = {}
     begun: dict[str, int] = {}
     hidden: frozenset[str] = frozenset()
+    read_at: datetime | None = None
 
     def gone(self, topic: str) -> range:
         """The offsets whose records have left their topic before an audit could read them."""

@@ -64,9 +64,8 @@ class View:
         self.position: dict[str, Any] = json.loads(log.rows.get(POSITION, b"{}"))
         self._records: dict[str, Sequence[Record]] = {}
         self._later: dict[str, Sequence[Record]] = {}
-        # Requests and balances last: what came after the position is known of the others then.
-        for topic in sorted(log.records, key=(topics.REQUESTED, topics.BALANCE).count):
-            records = list(log.records[topic])
+        for topic, read in log.records.items():
+            records = list(read)
             ends = self._ends_at(topic, records)
             self._records[topic], self._later[topic] = records[:ends], records[ends:]
         self._since: dict[str, datetime] = {}
@@ -134,38 +133,10 @@ class View:
     def _is_later(self, topic: str, record: Record) -> bool:
         """Whether a record was decided after the position: the one that it comes of is not booked,
         or, where it names none, its instant is a later one."""
-        headers = dict(record.headers)
-        if topic not in _DECIDED_AT:
-            source = next(one for one in topics.SOURCES if topics.dead_letters_of(one) == topic)
-            offset = int(headers["credits-dlq-offset"])
-            return not self.below((source, int(headers["credits-dlq-partition"]), offset))
-        said = PLAIN.decode(record.value or b"{}")
-        # tenant/topic/partition/offset/number
-        named = headers.get("ce_id", b"").decode().split("/")
-        if topic == topics.NOTIFICATION and len(named) == 5:
-            return not self.below((named[1], int(named[2]), int(named[3])))
-        cause = said.get("caused_by")
-        if topic == topics.LEDGER and cause["topic"] in topics.SOURCES:
-            return not self.below((cause["topic"], cause["partition"], cause["offset"]))
-        at, now = _decided_at(topic, said), self.now or EVER
-        return at > now or (at == now and self._follows(topic, said))
-
-    def _follows(self, topic: str, said: Mapping[str, Any]) -> bool:
-        """Whether what has the position's own instant came after it, while the clock stood still:
-        so did a notice of it, or something else of its tenant."""
-        if topic not in (topics.REQUESTED, topics.BALANCE):
-            return False
-        for other in (topics.NOTIFICATION, topics.LEDGER):
-            for one in self.later(other):
-                known = PLAIN.decode(one.value or b"{}")
-                if topic == topics.REQUESTED:
-                    same = known.get("notice") == "recharge_requested"
-                    same &= known.get("recharge_id") == said["recharge_id"]
-                else:
-                    same = one.key == said["tenant_id"].encode()
-                if same and _decided_at(other, known) == self.now:
-                    return True
-        return False
+        place = cause_of(topic, record)
+        if place is not None:
+            return not self.below(place)
+        return decided_at(topic, record) > (self.now or EVER)
 
     def complete_since(self, topic: str) -> datetime:
         """From when on everything that was written to a topic has been read, in this audit or in an
@@ -229,6 +200,26 @@ class View:
         }
 
 
-def _decided_at(topic: str, said: Mapping[str, Any]) -> datetime:
-    """The instant of the batch in which something was said."""
+def cause_of(topic: str, record: Record) -> Place | None:
+    """The record of a source topic that an output comes of; None where it names none."""
+    if topic == topics.LEDGER:
+        cause = PLAIN.decode(record.value or b"")["caused_by"]
+        place = (cause["topic"], cause["partition"], cause["offset"])
+        return place if place[0] in topics.SOURCES else None
+    headers = dict(record.headers)
+    if topic == topics.NOTIFICATION:
+        # tenant/topic/partition/offset/number
+        named = headers.get("ce_id", b"").decode().split("/")
+        if len(named) == 5 and named[1] in topics.SOURCES:
+            return (named[1], int(named[2]), int(named[3]))
+    elif topic not in _DECIDED_AT:
+        source = next(one for one in topics.SOURCES if topics.dead_letters_of(one) == topic)
+        offset = int(headers["credits-dlq-offset"])
+        return (source, int(headers["credits-dlq-partition"]), offset)
+    return None
+
+
+def decided_at(topic: str, record: Record) -> datetime:
+    """The instant of the batch of an output, which no other batch has."""
+    said = PLAIN.decode(record.value or b"{}")
     return utc(said.get(_DECIDED_AT[topic]) or EVER.isoformat())
