@@ -218,7 +218,7 @@ class Decider:
                 else:
                     event = _funding_event(decoded, cause)
                 late = punctuality.judge(event)
-                check = identity.check_of(ledger.content(event))
+                check = identity.check_of(ledger.content(event), key)
             except Exception as error:
                 # A record that breaks us is one dead letter, not a worker that never starts.
                 raise DefectError(error, (topic, offset)) from error

@@ -23,9 +23,9 @@ def corrected(source: str, event_id: str) -> int:
     return xxh3_64_intdigest(f"corrected\0{source}\0{event_id}".encode(), 1 << 32) or 1
 
 
-def check_of(content: bytes) -> int:
-    """The 32 bits that stand for what an event says about money."""
-    return xxh32_intdigest(content)
+def check_of(content: bytes, tenant: bytes = b"") -> int:
+    """The 32 bits that stand for what an event says about money, and about whose."""
+    return xxh32_intdigest(content + tenant)
 
 
 def week_of(at: datetime) -> int:

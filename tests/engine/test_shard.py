@@ -349,6 +349,27 @@ async def test_dead_letters_of_a_batch_stand_in_the_order_of_their_records(bench
     assert sorted(last[2]["credits-dlq-path"].split()) == [b"$.callee", b"$.duration_s"]
 
 
+@pytest.mark.parametrize("topic", [topics.CALL_USAGE, topics.COMMAND])
+async def test_an_id_that_comes_again_for_another_tenant_is_a_conflict(
+    bench: Bench, topic: str
+) -> None:
+    """Also when nothing else differs: it was never charged, and is no repeat."""
+    command = {"command": "adjustment", "command_id": "x", "source": "cli", "reason": "why",
+               "issued_at": NOW.isoformat(), "issued_by": "me",
+               "amount": {"amount": "20", "currency": "USD"}}  # fmt: skip
+    value = a_call(1) if topic == topics.CALL_USAGE else command
+    other = json.loads(json.dumps(value).replace("t-1", "t-2"))
+    opened = {"command": "open_tenant", "command_id": "o", "source": "cli", "currency": "USD",
+              "billing_from": NOW.isoformat()}  # fmt: skip
+    bench.left = [bench.slice(topics.COMMAND, opened, keys=[b"t-2"])]
+    await bench.book()
+    await bench.book(topic, value)
+    bench.left = [bench.slice(topic, other, keys=[b"t-2"])]
+    outputs = await bench.book()
+    [(key, _, headers)] = outputs.by_topic[topics.dead_letters_of(topic)]
+    assert (key, headers["credits-dlq-reason"]) == (b"t-2", b"conflict")
+
+
 async def test_the_group_is_told_offsets_now_and_then_and_at_the_end(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

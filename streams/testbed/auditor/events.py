@@ -117,16 +117,16 @@ class Event(Struct, gc=False):
         return self.ended
 
     def says(self) -> tuple[Any, ...]:
-        """What matters for money: a repeat must say the same."""
+        """What matters for money, and whose it is: a repeat must say the same."""
         if self.place[0] not in topics.USAGE:
             kept = {name: value for name, value in self.body.items() if name not in _NOT_SAID}
-            return (json.dumps(kept, sort_keys=True),)
+            return (self.tenant, json.dumps(kept, sort_keys=True))
         names = (
             *("kind", "call_type", "number_type", "capability", "user_country", "callee"),
             *("currency", "corrects"),
         )
         texts = [str(self.body.get(name)) for name in names]
-        return (*texts, self.body.get("phase") or "end", self.started, self.duration_s)
+        return (self.tenant, *texts, self.body.get("phase") or "end", self.started, self.duration_s)
 
 
 def number_of(identity: tuple[str, str]) -> int:
