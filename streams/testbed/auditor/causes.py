@@ -77,7 +77,6 @@ class Causes:
                 self._report.violate(
                     "cause", f"{first.tenant}/{first.seq} names {place}, which is not there"
                 )
-
         self._judge_later()
 
     def _judge_later(self) -> None:
@@ -86,8 +85,8 @@ class Causes:
             topic: {record.offset for record in self._view.later(topic)} for topic in topics.SOURCES
         }
         log = self._view.log
-        for topic in self._view.names:
-            for record in self._view.later(topic) if topic not in topics.SOURCES else ():
+        for topic in sorted(self._view.names.keys() - set(topics.SOURCES)):
+            for record in self._view.later(topic):
                 self._report.count("later outputs")
                 where = f"{self._view.where(topic)}/{record.offset}"
                 place = cause_of(topic, record)
