@@ -195,6 +195,24 @@ def test_an_entry_of_what_an_earlier_audit_has_judged_comes_too_late() -> None:
     assert "cause" in violated(gone_on(Books(), later))
 
 
+@pytest.mark.parametrize(
+    ("day", "red"), [("2026-04-05", {"at_most_once"}), ("2026-04-07", set()), ("2026-05-20", set())]
+)
+def test_an_id_is_charged_once_for_as_long_as_it_is_remembered(day: str, red: set[str]) -> None:
+    books, at = Books(), f"{day}T10:00:00Z"
+    earlier = books.checkpoint()
+    again = usage("e1", started_at=at)
+    books.records[topics.CALL_USAGE].append(record(topics.CALL_USAGE, 4, again))
+    books.next[topics.CALL_USAGE] = 5
+    charge = books.charge(4, 4, "e1", "-0.6", "148.8")
+    books.entries.append(charge | {"at": at, "booked_at": at})
+    report, later = books.audited_from(BEGUN, earlier)
+    assert violated(report) == red, report.lines()
+    # Of what is surely forgotten nothing is handed on.
+    kept = {AT[:10], day} if day < "2026-05" else {day}
+    assert later["0"]["ids"].keys() == kept
+
+
 FUTURE = "2099-01-01T00:00:00Z"
 
 

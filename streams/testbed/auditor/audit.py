@@ -107,7 +107,7 @@ def _audit_one(
     usage = Usage(view, sources, ledger, tenants, tariffs, recharges, calls)
     usage.judge()
     calls.judge()
-    refusals.judge_conflicts(usage.identities | commands.decided.keys() | payments.identities)
+    refusals.judge_conflicts(usage.met, commands.decided, payments.met)
     corrections = Corrections(view, ledger, usage, refusals)
     corrections.judge()
     pools = Pools(view, ledger, tenants, usage, corrections, coverage)

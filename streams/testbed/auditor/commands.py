@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Set
-from datetime import datetime, timedelta
+from datetime import datetime
 from fractions import Fraction
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from schemas import topics
-from streams.testbed.auditor.events import Event, number_of
+from streams.testbed.auditor.events import FORGOTTEN, REMEMBERED, Event, number_of
 from streams.testbed.auditor.ledger import Entry, Ledger
 from streams.testbed.auditor.payments import Payments
 from streams.testbed.auditor.recharges import Recharges
@@ -30,10 +30,6 @@ _OF_COMMAND: Final[Mapping[str, Set[str]]] = {
     "resolve_recharge": {"recharge", "purchase"},
 }
 _OF_PAYMENTS: Final = {"book_payment", "resolve_recharge"}
-# The same command sent later is another one.
-_REPEATED_WITHIN: Final = timedelta(days=35)
-# Ids are forgotten by the week, so that a few days later it may still be a repeat.
-_SURELY_FORGOTTEN: Final = timedelta(days=43)
 
 
 class Asked(Struct, gc=False):
@@ -242,12 +238,12 @@ class Commands:
         first = self.decided.get(number)
         if answer == "command_repeated":
             since = self._view.known_since(topics.COMMAND, topics.NOTIFICATION)
-            if first is None and at is not None and at - _SURELY_FORGOTTEN >= since:
+            if first is None and at is not None and at - FORGOTTEN >= since:
                 self._report.violate(
                     "answered", f"{event.id} of {event.tenant} is no repeat, and was taken for one"
                 )
             return
-        if first is not None and at is not None and at - first < _REPEATED_WITHIN:
+        if first is not None and at is not None and at - first < REMEMBERED:
             self._report.violate(
                 "at_most_once", f"command {event.id} of {event.tenant} was decided twice"
             )
@@ -323,7 +319,7 @@ class Commands:
             "decided": [
                 [number, at.isoformat()]
                 for number, at in self.decided.items()
-                if now is None or at + _SURELY_FORGOTTEN > now
+                if now is None or at + FORGOTTEN > now
             ]
         }
 

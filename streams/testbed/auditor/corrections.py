@@ -1,23 +1,20 @@
 """Corrections: what was wrong is reversed once, by what it had cost, and linked both ways."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from fractions import Fraction
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from schemas import topics
-from streams.testbed.auditor.events import Event, number_of
+from streams.testbed.auditor.events import FORGOTTEN, REMEMBERED, Event, number_of
 from streams.testbed.auditor.ledger import CHARGES, Entry, Ledger
 from streams.testbed.auditor.letters import Refusals
 from streams.testbed.auditor.minutes import Line, lines_of
 from streams.testbed.auditor.usage import Usage
 from streams.testbed.auditor.view import View
-
-# An id is remembered to the end of its week, and 35 days.
-_CORRECTED_WITHIN: Final = timedelta(days=43)
 
 
 class Charge(Struct, gc=False):
@@ -86,7 +83,7 @@ class Corrections:
             first = corrected_by.setdefault(named, identity)
             if first != identity:
                 self._wrong(f"{named[1]} is corrected by {first[1]} and by {identity[1]}")
-            if not had_cost and number_of(named) not in self._usage.identities:
+            if not had_cost and number_of(named) not in self._usage.met:
                 if any(self._view.log.starts.get(topic) for topic in topics.SOURCES):
                     self._report.unknown("correction", "what was corrected is gone from its topic")
                 else:
@@ -145,7 +142,7 @@ class Corrections:
             if event.corrected is None:
                 continue
             for charge in of_event.get((event.tenant, number_of(event.corrected)), ()):
-                remembered = failed_at - timedelta(days=35) <= charge.at
+                remembered = failed_at - REMEMBERED <= charge.at
                 if charge.booked_at < failed_at and remembered and charge.taken is None:
                     self._report.violate(
                         "at_least_once",
@@ -163,6 +160,6 @@ class Corrections:
             "charges": [
                 msgspec.to_builtins(one)
                 for one in self.charges.values()
-                if last is not None and one.at >= last - _CORRECTED_WITHIN
+                if last is not None and one.at >= last - FORGOTTEN
             ],
         }

@@ -1,8 +1,8 @@
 """Source records as events: what they say, what identifies them, and which are sound."""
 
 import json
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Mapping
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +19,9 @@ _ID_MEMBER: Final = {
     topics.COMMAND: "command_id",
     topics.RESULT: "result_id",
 }
+# So long an id is remembered at least. Ids are forgotten by the week, a few days later.
+REMEMBERED: Final = timedelta(days=35)
+FORGOTTEN: Final = timedelta(days=43)
 # Who asked, and when, may differ in a repeat.
 _NOT_SAID: Final = {"command_id", "result_id", "source", "tenant_id", "issued_at", "issued_by"}
 
@@ -127,6 +130,37 @@ class Event(Struct, gc=False):
         )
         texts = [str(self.body.get(name)) for name in names]
         return (self.tenant, *texts, self.body.get("phase") or "end", self.started, self.duration_s)
+
+
+class Met:
+    """The numbers of identities that were met, and on which day, in earlier audits too. They are
+    kept for as long as a product may remember their ids: 35 days, to the end of a week."""
+
+    def __init__(self, known: Mapping[str, Iterable[int]]) -> None:
+        self._days = {
+            number: date.fromisoformat(day) for day, numbers in known.items() for number in numbers
+        }
+
+    def __contains__(self, number: object) -> bool:
+        """Whether it was met."""
+        return number in self._days
+
+    def within(self, number: int, at: datetime) -> bool:
+        """Whether it was met so shortly before an instant that nobody can have forgotten it."""
+        day = self._days.get(number)
+        return day is not None and at.astimezone(UTC).date() - day < REMEMBERED
+
+    def add(self, number: int, at: datetime) -> None:
+        """It was met."""
+        self._days[number] = at.astimezone(UTC).date()
+
+    def checkpoint(self, now: datetime) -> dict[str, list[int]]:
+        """What a later run needs to go on from here, by day."""
+        kept: dict[str, list[int]] = {}
+        for number, day in self._days.items():
+            if now.astimezone(UTC).date() - day <= FORGOTTEN:
+                kept.setdefault(day.isoformat(), []).append(number)
+        return {day: sorted(numbers) for day, numbers in kept.items()}
 
 
 def number_of(identity: tuple[str, str]) -> int:

@@ -1,7 +1,7 @@
 """Dead letters: records byte for byte, refused for what is wrong with them."""
 
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Container, Mapping, Set
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -324,7 +324,7 @@ class Refusals:
         fresh = failed_at - utc(asked["requested_at"]) < timedelta(days=1)
         return None if fresh else True
 
-    def judge_conflicts(self, known: Set[int]) -> None:
+    def judge_conflicts(self, *known: Container[int]) -> None:
         """Who is refused for a conflict contradicts something that came under its identity;
         `known` are identities of before."""
         for identity, events in self._letters.disputed.items():
@@ -337,7 +337,7 @@ class Refusals:
             for one in refused:
                 if any(other.says() != one.says() for other in others):
                     continue
-                if not others and number_of(identity) in known:
+                if not others and any(number_of(identity) in one for one in known):
                     continue  # an earlier audit has read it
                 trimmed = any(self._view.log.gone(topic) for topic in topics.SOURCES)
                 if self._view.options.checkpoint_from is not None or trimmed:

@@ -4,9 +4,9 @@ from fractions import Fraction
 from typing import Any, Final
 
 from schemas import topics
-from streams.testbed.auditor.events import number_of
+from streams.testbed.auditor.events import Met, number_of
 from streams.testbed.auditor.ledger import CREDITS, OF_RESULT, Ledger
-from streams.testbed.auditor.records import nanos
+from streams.testbed.auditor.records import EVER, nanos
 from streams.testbed.auditor.requests import Requests
 from streams.testbed.auditor.sources import Sources
 from streams.testbed.auditor.tenants import Tenants
@@ -55,8 +55,8 @@ class Payments:
             for tenant, payment, amount in view.remembered("by_hand", unsaid)
         }
         self.gone: set[tuple[str, str]] = set()
-        # The numbers of results that were not refused, in earlier audits too.
-        self.identities: set[int] = set(view.remembered("result_ids"))
+        # Results that were not refused, in earlier audits too.
+        self.met = Met(view.remembered("result_ids", {}))
 
     def judge(self) -> None:
         """Read all results; what they say of payments is what is booked."""
@@ -74,7 +74,7 @@ class Payments:
             if self._view.strayed(record):
                 self._sources.moves.expect(topics.RESULT, record)
                 continue
-            self.identities.add(number_of((event.source, event.id)))
+            self.met.add(number_of((event.source, event.id)), self._view.now or EVER)
             body = event.body
             if body["status"] in _TERMINAL:
                 self._requests.answer(body["recharge_id"], body["status"])
@@ -166,7 +166,7 @@ class Payments:
             "by_hand": [[*key, amount] for key, amount in self.by_hand.items()],
             "paid": {"\0".join(key): said for key, said in self.paid.items()},
             "booked": [[*key, str(amount)] for key, amount in self.booked.items()],
-            "result_ids": sorted(self.identities),
+            "result_ids": self.met.checkpoint(self._view.now or EVER),
         }
 
 

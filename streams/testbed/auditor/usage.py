@@ -1,18 +1,18 @@
 """Usage: every event is booked once, at its price, or is a dead letter, or a repeat."""
 
-from datetime import UTC
+from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any
 
 from schemas import topics
 from streams.testbed.auditor.calls import OpenCalls
-from streams.testbed.auditor.events import Event, kind_by, number_of
+from streams.testbed.auditor.events import Event, Met, kind_by, number_of
 from streams.testbed.auditor.guards import Spent
 from streams.testbed.auditor.ledger import CHARGES, Entry, Ledger
 from streams.testbed.auditor.minutes import Call
 from streams.testbed.auditor.prices import Deck, Tariffs
 from streams.testbed.auditor.recharges import Recharges
-from streams.testbed.auditor.records import Place, Record, nanos
+from streams.testbed.auditor.records import EVER, Place, Record, nanos
 from streams.testbed.auditor.shapes import is_amount
 from streams.testbed.auditor.sources import Sources
 from streams.testbed.auditor.tenants import Tenants
@@ -20,7 +20,7 @@ from streams.testbed.auditor.view import View
 
 
 class Usage:
-    """The usage of a partition. `identities` are the numbers of what was booked, in earlier audits
+    """The usage of a partition. `met` are the identities of what was booked, in earlier audits
     too; `corrections`, by identity, those that were neither refused nor strayed; `calls` those that
     included minutes may have paid."""
 
@@ -42,7 +42,8 @@ class Usage:
         self._tariffs = tariffs
         self._recharges = recharges
         self._open_calls = calls
-        self.identities: set[int] = set(view.remembered("ids"))
+        self.met = Met(view.remembered("ids", {}))
+        self._charged_at: dict[tuple[str, str], datetime] = {}
         self.corrections: dict[tuple[str, str], list[Event]] = {}
         self.calls: dict[Place, Call] = {}
 
@@ -56,7 +57,7 @@ class Usage:
                 self._report.count("events")
                 self._one_usage(record, event, booked, unbooked, charged)
         for identity, event in unbooked.items():
-            if identity in booked or number_of(identity) in self.identities:
+            if identity in booked or number_of(identity) in self.met:
                 continue
             self._sources.letters.unrefused(
                 event.place,
@@ -65,7 +66,9 @@ class Usage:
         for identity, times in charged.items():
             if times > 1:
                 self._report.violate("at_most_once", f"{identity[1]} was charged {times} times")
-        self.identities |= {number_of(identity) for identity in booked}
+        for identity in booked:
+            at = self._charged_at.get(identity, self._view.now or EVER)
+            self.met.add(number_of(identity), at)
         self._report.count("distinct_ids", len(booked))
 
     def _one_usage(
@@ -92,7 +95,7 @@ class Usage:
             if entries:
                 self._report.violate("partition", f"{event.place} was booked where it strayed")
             return
-        before = number_of(identity) in self.identities
+        before = number_of(identity) in self.met
         self._open_calls.note(record, event, again=before or identity in booked)
         if event.body.get("phase") == "correction":
             self.corrections.setdefault(identity, []).append(event)
@@ -122,7 +125,8 @@ class Usage:
             return
         if charges:
             charged[identity] = charged.get(identity, 0) + 1
-            if before:
+            self._charged_at[identity] = charges[0].booked_at
+            if self.met.within(number_of(identity), charges[0].booked_at):
                 self._report.violate("at_most_once", f"{event.id} was charged before as well")
             if charges[0].amount != -cost:
                 self._report.violate(
@@ -179,4 +183,4 @@ class Usage:
 
     def checkpoint(self) -> dict[str, Any]:
         """What a later run needs to go on from here."""
-        return {"ids": sorted(self.identities)}
+        return {"ids": self.met.checkpoint(self._view.now or EVER)}
