@@ -14,8 +14,8 @@ from schemas.commands import Compare, Method
 from streams.billing import recharge
 from streams.billing.money import CURRENCIES, exponent_of
 from streams.billing.parts import Policy as Theirs
-from streams.testbed.auditor.policies import MOST_TIMES, Policy, decimals, least, shown
-from streams.testbed.auditor.records import EVER, nanos
+from streams.testbed.auditor.policies import MOST_TIMES, Policy, decimals, least
+from streams.testbed.auditor.records import EVER, nanos, shown
 from streams.testbed.auditor.verdict import HOLDS, UNKNOWN
 from tests.auditor.books import (
     AT,

@@ -12,8 +12,8 @@ from typing import Any, Final, TypeVar
 
 from msgspec import Struct
 
-from streams.testbed.auditor.policies import Policy, shown
-from streams.testbed.auditor.records import EPOCH, EVER, nanos, utc
+from streams.testbed.auditor.policies import Policy
+from streams.testbed.auditor.records import EPOCH, EVER, nanos, shown, utc
 
 _HOUR: Final = timedelta(hours=1)
 _DAY: Final = timedelta(days=1)

@@ -36,13 +36,6 @@ def to_coins(amount: int, currency: str) -> int:
     return -(-amount // coin) * coin
 
 
-def shown(amount: int) -> str:
-    """Nanos as decimal text."""
-    sign, amount = ("-" if amount < 0 else ""), abs(amount)
-    rest = f"{amount % _NANOS:09}".rstrip("0")
-    return f"{sign}{amount // _NANOS}{'.' + rest if rest else ''}"
-
-
 # Where a row keeps what a policy says; amounts are nanos there, and the first is its version.
 AMOUNTS: Final = {
     "trigger": 2,

@@ -17,8 +17,8 @@ from msgspec import Struct
 from schemas import topics
 from streams.testbed.auditor.guards import Came, Guards, Request, Spent
 from streams.testbed.auditor.pauses import Pauses
-from streams.testbed.auditor.policies import MOST_TIMES, Policy, decimals, least, shown, to_coins
-from streams.testbed.auditor.records import EVER, nanos, utc
+from streams.testbed.auditor.policies import MOST_TIMES, Policy, decimals, least, to_coins
+from streams.testbed.auditor.records import EVER, nanos, shown, utc
 from streams.testbed.auditor.standings import ATTEMPTS
 
 _CREDITS: Final = {"recharge", "purchase", "orphan"}

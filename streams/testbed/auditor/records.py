@@ -100,6 +100,13 @@ def nanos(text: str) -> int:
     return value.numerator
 
 
+def shown(amount: int) -> str:
+    """Nanos as decimal text."""
+    sign, amount = ("-" if amount < 0 else ""), abs(amount)
+    rest = f"{amount % 10**9:09}".rstrip("0")
+    return f"{sign}{amount // 10**9}{'.' + rest if rest else ''}"
+
+
 @lru_cache(REMEMBERED)
 def utc(text: str) -> datetime:
     """An instant in UTC; beyond the calendar's ends its first or last one."""

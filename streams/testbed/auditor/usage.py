@@ -43,7 +43,6 @@ class Usage:
         self._recharges = recharges
         self._open_calls = calls
         self.met = Met(view.remembered("ids", {}))
-        self._charged_at: dict[tuple[str, str], datetime] = {}
         self.corrections: dict[tuple[str, str], list[Event]] = {}
         self.calls: dict[Place, Call] = {}
 
@@ -51,7 +50,7 @@ class Usage:
         """Read all usage, and hold it against the entries."""
         booked: dict[tuple[str, str], tuple[Any, ...]] = {}
         unbooked: dict[tuple[str, str], Event] = {}
-        charged: dict[tuple[str, str], int] = {}
+        charged: dict[tuple[str, str], list[datetime]] = {}
         for topic in topics.USAGE:
             for record, event in self._sources.events(topic):
                 self._report.count("events")
@@ -64,11 +63,12 @@ class Usage:
                 f"{event.id} of {event.tenant} at {event.place} was neither booked nor refused",
             )
         for identity, times in charged.items():
-            if times > 1:
-                self._report.violate("at_most_once", f"{identity[1]} was charged {times} times")
+            if len(times) > 1:
+                text = f"{identity[1]} was charged {len(times)} times"
+                self._report.violate("at_most_once", text)
+        now = self._view.now or EVER
         for identity in booked:
-            at = self._charged_at.get(identity, self._view.now or EVER)
-            self.met.add(number_of(identity), at)
+            self.met.add(number_of(identity), charged.get(identity, [now])[-1])
         self._report.count("distinct_ids", len(booked))
 
     def _one_usage(
@@ -77,7 +77,7 @@ class Usage:
         event: Event,
         booked: dict[tuple[str, str], tuple[Any, ...]],
         unbooked: dict[tuple[str, str], Event],
-        charged: dict[tuple[str, str], int],
+        charged: dict[tuple[str, str], list[datetime]],
     ) -> None:
         identity = (event.source, event.id)
         entries = self._ledger.entries.get(event.place, [])
@@ -95,8 +95,8 @@ class Usage:
             if entries:
                 self._report.violate("partition", f"{event.place} was booked where it strayed")
             return
-        before = number_of(identity) in self.met
-        self._open_calls.note(record, event, again=before or identity in booked)
+        number = number_of(identity)
+        self._open_calls.note(record, event, again=number in self.met or identity in booked)
         if event.body.get("phase") == "correction":
             self.corrections.setdefault(identity, []).append(event)
         charges = [entry for entry in entries if entry.kind in CHARGES]
@@ -124,9 +124,8 @@ class Usage:
                 )
             return
         if charges:
-            charged[identity] = charged.get(identity, 0) + 1
-            self._charged_at[identity] = charges[0].booked_at
-            if self.met.within(number_of(identity), charges[0].booked_at):
+            charged.setdefault(identity, []).append(charges[0].booked_at)
+            if self.met.within(number, charges[0].booked_at):
                 self._report.violate("at_most_once", f"{event.id} was charged before as well")
             if charges[0].amount != -cost:
                 self._report.violate(

@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from msgspec import Struct
 
+from streams.testbed.auditor.records import shown
+
 HOLDS: Final = 0
 VIOLATED: Final = 1
 UNKNOWN: Final = 75
@@ -140,7 +142,7 @@ class Report:
             letters = ", ".join(f"{n:,} {why}" for why, n in sorted(self.dead_letters.items()))
             lines.append(f"dead letters: {letters}")
         for currency, sums in sorted(self.upstream.items()):
-            told, charged = (f"{_decimal(one):,.2f}" for one in (sums.told, sums.charged))
+            told, charged = (f"{Decimal(shown(one)):,.2f}" for one in (sums.told, sums.charged))
             lines.append(
                 f"upstream: {sums.calls:,} calls cost {told} {currency} there and {charged} here, "
                 f"{sums.dearer:,} of them more there"
@@ -166,14 +168,10 @@ class Report:
             "upstream": {
                 currency: {
                     "calls": sums.calls,
-                    "told": f"{_decimal(sums.told):f}",
-                    "charged": f"{_decimal(sums.charged):f}",
+                    "told": shown(sums.told),
+                    "charged": shown(sums.charged),
                     "dearer": sums.dearer,
                 }
                 for currency, sums in self.upstream.items()
             },
         }
-
-
-def _decimal(nanos: int) -> Decimal:
-    return Decimal(nanos).scaleb(-9).normalize()
